@@ -1,0 +1,40 @@
+"""Errors a user can act on: each message names what was found and what to do about it.
+
+The command line prints them on one line, without a traceback.
+"""
+
+
+class AttUNet3dError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InputNotFoundError(AttUNet3dError):
+    """A path that was given does not exist, or a folder holds nothing to read."""
+
+
+class UnreadableInputError(AttUNet3dError):
+    """A file exists but cannot be decoded: truncated, corrupt, or of an unknown format."""
+
+
+class UnsupportedImageError(AttUNet3dError):
+    """An image was decoded but is not a 3D CT volume: 4D, RGB, another modality, not in HU."""
+
+
+class GeometryError(AttUNet3dError):
+    """The image's place in the patient is missing, contradictory, or cannot be handled."""
+
+
+class AmbiguousSeriesError(AttUNet3dError):
+    """A folder holds more than one CT series and none was chosen."""
+
+
+class CheckpointError(AttUNet3dError):
+    """Network weights that cannot be read, or that belong to another network."""
+
+
+class ConfigError(AttUNet3dError):
+    """A preset, override or option that does not exist or does not fit."""
+
+
+class OutputError(AttUNet3dError):
+    """A result cannot be written where it was asked for."""
