@@ -1,0 +1,253 @@
+"""The 3D Attention U-Net for CT, and AttU_Net as one configuration of it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention_gate import (
+    CONV,
+    LINEAR_MODE,
+    NORM,
+    AdditiveAttentionGate,
+    GatedSkip,
+    GridAttentionGate,
+    conv_block,
+    resample,
+)
+
+GateName = Literal["grid", "additive"]
+UpsampleName = Literal["linear", "conv"]
+
+
+def double_conv(spatial_dims: int, in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
+    """Two 3x3x3 convolution blocks: (B, in, *spatial) -> (B, out, *spatial)."""
+    return nn.Sequential(
+        OrderedDict(
+            first=conv_block(spatial_dims, in_channels, out_channels),
+            second=conv_block(spatial_dims, out_channels, out_channels),
+            dropout=nn.Dropout(dropout),
+        )
+    )
+
+
+class DecoderLevel(nn.Module):
+    """One step up: upsample the coarser features, gate the skip, concatenate, convolve."""
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        skip_channels: int,
+        coarse_channels: int,
+        *,
+        gate: GateName | None,
+        gates_per_skip: int,
+        upsample: UpsampleName,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        up_channels = coarse_channels if upsample == "linear" else skip_channels
+        self.mode = LINEAR_MODE[spatial_dims]
+        self.gated_by_upsampled = gate == "additive"
+        self.up_conv = conv_block(spatial_dims, coarse_channels, skip_channels) if upsample == "conv" else None
+        self.gate: nn.Module | None = None
+        if gate is not None:
+            if gate == "grid":
+                gates = [
+                    GridAttentionGate(spatial_dims, skip_channels, coarse_channels, skip_channels, dropout)
+                    for _ in range(gates_per_skip)
+                ]
+            else:
+                gates = [
+                    AdditiveAttentionGate(spatial_dims, skip_channels, up_channels, max(skip_channels // 2, 1), dropout)
+                    for _ in range(gates_per_skip)
+                ]
+            combine = gate == "grid" or gates_per_skip > 1
+            self.gate = GatedSkip(
+                gates,
+                conv_block(spatial_dims, gates_per_skip * skip_channels, skip_channels, 1) if combine else None,
+            )
+        self.conv = double_conv(spatial_dims, skip_channels + up_channels, skip_channels, dropout)
+
+    def forward(self, skip: Tensor, coarse: Tensor, gating: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode one level.
+
+        Args:
+            skip: encoder features (B, F_l, *spatial).
+            coarse: features to upsample (B, F_g, *spatial // 2).
+            gating: the `grid` gate's signal on the coarse grid (B, F_g, *spatial // 2).
+
+        Returns:
+            features (B, F_l, *spatial) and alpha (B, gates, *spatial), which is empty where there is no gate.
+        """
+        if self.up_conv is not None:
+            # AttU_Net: nearest neighbour, then a learned convolution.
+            up = self.up_conv(F.interpolate(coarse, size=skip.shape[2:], mode="nearest"))
+        else:
+            up = resample(coarse, skip.shape[2:], self.mode)
+        alpha = torch.empty(0)
+        if self.gate is not None:
+            skip, alpha = self.gate(skip, up if self.gated_by_upsampled else gating)
+        return self.conv(torch.cat([skip, up], dim=1)), alpha
+
+
+class AttentionUNet(nn.Module):
+    """Attention U-Net (Oktay et al., arXiv 1804.03999) with the layers of the authors' published 3D network for CT.
+
+    The defaults are that network with one gate per skip: 6.2136 M parameters. Any spatial size of at least
+    ``2 ** (len(channels) - 1)`` voxels per axis works (16 for five levels), odd ones included. The module can be
+    scripted, traced and exported to ONNX.
+
+    The names in ``state_dict`` are a public format. ``dropout`` is the only run-time option here: it never changes them.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: image channels.
+        out_channels: classes, background included.
+        channels: features per level, finest first; each level halves the size.
+        gate: "grid" is the paper's gate (alpha on the coarse grid, resampled trilinearly); "additive" is AttU_Net's
+            (after upsampling); None leaves the skips alone.
+        gates_per_skip: gates per skip connection, 1 (single) or more (multi, the paper's multi-dimensional attention).
+        gate_first_skip: also gate the finest skip; the paper does not.
+        deep_supervision: fuse a class map from every decoder level into the output (one output tensor).
+        upsample: "linear" (tri- or bilinear) or "conv" (nearest neighbour and a 3x3x3 block, as in AttU_Net).
+        dropout: probability in [0, 1) of dropping a feature, in train mode, after each level and inside the gates.
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        channels: Sequence[int] = (16, 32, 64, 128, 256),
+        *,
+        gate: GateName | None = "grid",
+        gates_per_skip: int = 1,
+        gate_first_skip: bool = False,
+        deep_supervision: bool = True,
+        upsample: UpsampleName = "linear",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
+        if len(channels) < 2 or min(channels) < 1:
+            raise ValueError(f"channels must hold at least 2 positive numbers, got {tuple(channels)}")
+        if in_channels < 1 or out_channels < 1:
+            raise ValueError(f"in_channels and out_channels must be at least 1, got {in_channels} and {out_channels}")
+        if gate not in ("grid", "additive", None):
+            raise ValueError(f'gate must be "grid", "additive" or None, got {gate!r}')
+        if gates_per_skip < 1:
+            raise ValueError(f"gates_per_skip must be at least 1, got {gates_per_skip}")
+        if upsample not in ("linear", "conv"):
+            raise ValueError(f'upsample must be "linear" or "conv", got {upsample!r}')
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+
+        self.min_size = 2 ** (len(channels) - 1)
+        self.mode = LINEAR_MODE[spatial_dims]
+        self.pool = nn.MaxPool3d(2) if spatial_dims == 3 else nn.MaxPool2d(2)
+
+        # Finest to coarsest; the last one is the centre.
+        self.encoder = nn.ModuleList(
+            double_conv(spatial_dims, before, width, dropout)
+            for before, width in zip((in_channels, *channels[:-1]), channels, strict=True)
+        )
+        # The signal of the coarsest gate; finer gates take the decoder's own features.
+        self.gating = conv_block(spatial_dims, channels[-1], channels[-1], 1) if gate == "grid" else None
+        # Coarsest to finest, the order they run in; so are the heads.
+        levels = range(len(channels) - 2, -1, -1)
+        self.decoder = nn.ModuleList(
+            DecoderLevel(
+                spatial_dims,
+                channels[level],
+                channels[level + 1],
+                gate=gate if level > 0 or gate_first_skip else None,
+                gates_per_skip=gates_per_skip,
+                upsample=upsample,
+                dropout=dropout,
+            )
+            for level in levels
+        )
+        conv = CONV[spatial_dims]
+        supervised = list(levels) if deep_supervision else [0]
+        self.heads = nn.ModuleList(conv(channels[level], out_channels, 1) for level in supervised)
+        self.final = conv(len(supervised) * out_channels, out_channels, 1) if deep_supervision else None
+        self._initialize()
+
+    @classmethod
+    def att_u_net(cls, spatial_dims: int = 2, in_channels: int = 3, out_channels: int = 1) -> AttentionUNet:
+        """AttU_Net, the widely used PyTorch Attention U-Net: additive gates on all four skips, learned upsampling."""
+        return cls(
+            spatial_dims,
+            in_channels,
+            out_channels,
+            channels=(64, 128, 256, 512, 1024),
+            gate="additive",
+            gate_first_skip=True,
+            deep_supervision=False,
+            upsample="conv",
+        )
+
+    def _initialize(self) -> None:
+        """As in the published code: kaiming normal (fan in) for convolutions, BatchNorm weight N(1, 0.02), bias 0."""
+        for module in self.modules():
+            if isinstance(module, tuple(CONV.values())):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in")
+            elif isinstance(module, tuple(NORM.values())):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (B, in_channels, *spatial) -> logits (B, out_channels, *spatial).
+
+        Raises:
+            ValueError: an axis has fewer voxels than the network can halve.
+        """
+        return self._decode(x)[0]
+
+    def attention_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits as `forward`, and alpha (B, gates, *spatial of its level) of each gated level, finest first."""
+        logits, alphas = self._decode(x)
+        return logits, [alpha for alpha in reversed(alphas) if alpha.numel()]
+
+    def _decode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        if not torch.jit.is_tracing() and min(x.shape[2:]) < self.min_size:
+            raise ValueError(f"each spatial axis needs at least {self.min_size} voxels, got {list(x.shape[2:])}: pad it")
+        full_size = x.shape[2:]
+        skips: list[Tensor] = []  # finest first: (B, channels[l], *spatial // 2**l)
+        for level, block in enumerate(self.encoder):
+            if level > 0:
+                x = self.pool(x)
+            x = block(x)
+            skips.append(x)
+        gating = self.gating(x) if self.gating is not None else x  # (B, channels[-1], *spatial // 2**(L-1))
+
+        features: list[Tensor] = []  # coarsest first: (B, channels[l], *spatial // 2**l)
+        alphas: list[Tensor] = []
+        for step, level in enumerate(self.decoder):
+            x, alpha = level(skips[len(skips) - 2 - step], x, gating)
+            gating = x
+            features.append(x)
+            alphas.append(alpha)
+
+        if self.final is None:
+            for head in self.heads:
+                x = head(x)
+            return x, alphas
+        maps: list[Tensor] = []  # coarsest first, each (B, out_channels, *spatial)
+        for step, head in enumerate(self.heads):
+            y = head(features[step])
+            if step < len(features) - 1:
+                y = resample(y, full_size, self.mode)
+            maps.append(y)
+        # The published network concatenates finest first.
+        return self.final(torch.cat(maps[::-1], dim=1)), alphas
