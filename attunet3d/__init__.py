@@ -1,1 +1,48 @@
+"""3D Attention U-Net with trilinear gating for pancreas CT. Research software, not a medical device.
+
+The public names are loaded on first use, so that ``import attunet3d`` and ``attunet3d --help`` stay fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "AttUNet3dError": "errors",
+    "AttentionUNet": "networks",
+    "load_reference_weights": "networks",
+    "load_network": "runtime",
+    "Segmentation": "segmenter",
+    "Segmenter": "segmenter",
+    "segment": "segmenter",
+    "bundle_root": "workflow",
+    "evaluate": "workflow",
+    "train": "workflow",
+    "score": "metrics",
+    "read_ct": "io",
+}
+_SUBMODULES = ("datasets", "errors", "inferers", "io", "metrics", "networks", "report", "runtime", "transforms", "workflow")
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from .errors import AttUNet3dError
+    from .io import read_ct
+    from .metrics import score
+    from .networks import AttentionUNet, load_reference_weights
+    from .runtime import load_network
+    from .segmenter import Segmentation, Segmenter, segment
+    from .workflow import bundle_root, evaluate, train
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+    if name in _SUBMODULES:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

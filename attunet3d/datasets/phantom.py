@@ -1,31 +1,38 @@
 """Synthetic abdominal CTs with exact pancreas masks, for tests, benchmarks and first steps.
 
-A patient is a list of organs made of ellipsoids and tubes in a body frame (mm; x to the patient's right, y anterior, z superior;
-origin in front of the spine near L1). Any grid can sample the same patient: voxel centres go through the affine to world (RAS+ mm),
-then to the body frame, and the mask is the analytic inside-test there. The anatomy is schematic and its variation invented: a
-network that works on phantoms has shown nothing about patients, and no claim about patients rests on them.
+A patient is a list of organs made of ellipsoids and tubes in a body frame (mm; x to the patient's right, y anterior,
+z superior; origin in front of the spine near L1). Any grid can sample the same patient: voxel centres go through the
+affine to world (RAS+ mm), then to the body frame, and the mask is the analytic inside-test there. The anatomy is
+schematic and its variation invented: no claim about patients rests on phantoms.
 """
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from attunet3d.errors import ConfigError
+from attunet3d.errors import ConfigError, OutputError
 
 ORIENTATIONS = ("RAS", "LAS", "LPS", "oblique")
 SPACING_RANGE_MM = (0.3, 20.0)
 SHAPE_RANGE = (8, 2048)
-SLAB_VOXELS = 2**19  # working memory is about 60 bytes per slab voxel, whatever the size of the volume
-WARP_MM = ((2.0, 110.0), (0.8, 38.0))  # (amplitude, wavelength) of the waves that make organ surfaces irregular
+SLAB_VOXELS = 2**19  # working memory is about 100 bytes per slab voxel, whatever the size of the volume
+WAVES_MM = ((2.0, 110.0), (0.8, 38.0))  # (amplitude, wavelength) of the waves that make organ surfaces irregular
 FAR = 1.0e3  # mm: outside everything
+GAS_HU = -900.0
+# Portal-venous phase; each patient varies by a few percent.
+MEAN_HU = {"muscle": 60, "fat": -100, "liver": 105, "spleen": 120, "kidney": 160, "pancreas": 95, "gut wall": 85}
+MEAN_HU |= {"aorta": 150, "vein": 165, "cava": 140, "bone": 600, "marrow": 200, "lung": -850}
 
-Level = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # body mm -> about the signed distance in mm, < 0 inside
+# From body mm to roughly the signed distance in mm, negative inside.
+Level = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Phantom:
     """One synthetic CT.
 
     image: int16 HU (X, Y, Z); mask: uint8 (X, Y, Z), 1 = pancreas; affine: float64 (4, 4), voxel index to RAS+ mm;
-    record: what was drawn (seed, spacing in mm, orientation, noise in HU, pancreas volume in mL, ...), JSON-serialisable.
+    record: what was drawn (seed, spacing in mm, orientation, noise in HU, pancreas volume in mL, ...), fit for JSON.
     """
 
     image: np.ndarray
@@ -52,7 +59,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Organ:
-    """The union of its parts, painted in layers of (inset in mm, HU, clip): gas inside fluid inside a wall, say."""
+    """The union of its parts, painted in layers of (inset in mm, HU, clip): gas in fluid in a wall, say."""
 
     parts: list[_Part]
     layers: list[tuple[float, float, Level | None]]
@@ -62,7 +69,7 @@ class _Organ:
 class _Patient:
     body_to_world: np.ndarray  # (4, 4): scale, small rotation, shift
     fov_mm: np.ndarray  # (3,) field of view centred on the world's origin
-    waves: list[tuple[int, float, np.ndarray, float]]  # axis, amplitude, wave vector (3,), phase
+    waves: list[tuple[int, float, np.ndarray]]  # axis, amplitude, (3 wave numbers, phase)
     organs: list[_Organ]  # in the order of painting; the last one is the pancreas
     record: dict[str, Any]
 
@@ -77,25 +84,14 @@ def _ellipsoid(center: Any, radii: Any, tilt_deg: float = 0.0) -> _Part:
         u, v, w = (cos * x + sin * z) / rx, (y - cy) / ry, (cos * z - sin * x) / rz
         k0 = np.sqrt(u * u + v * v + w * w)
         u, v, w = u / rx, v / ry, w / rz
-        return k0 * (k0 - 1.0) / (np.sqrt(u * u + v * v + w * w) + 1e-6)  # first-order distance to the surface
+        return k0 * (k0 - 1) / (np.sqrt(u * u + v * v + w * w) + 1e-6)  # first-order distance to the surface
 
     half = np.array([np.hypot(cos * rx, sin * rz), ry, np.hypot(sin * rx, cos * rz)])
     return _Part(np.stack([center - half, center + half]), level)
 
 
-def _tube(control: Any, samples: int = 4) -> list[_Part]:
-    """Cones with round ends along the Catmull-Rom curve through `control`, rows of (x, y, z, radius) in mm."""
-    c = np.asarray(control, float)
-    c = np.concatenate([2 * c[:1] - c[1:2], c, 2 * c[-1:] - c[-2:-1]])
-    t = (np.arange(samples) / samples)[:, None]
-    p0, p1, p2, p3 = (c[k : len(c) - 3 + k, None] for k in range(4))
-    spans = p1 + 0.5 * t * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
-    points = np.concatenate([spans.reshape(-1, 4), c[-2:-1]])
-    points[:, 3] = np.maximum(points[:, 3], 0.5)
-    return [_cone(a, b) for a, b in zip(points[:-1], points[1:], strict=True)]
-
-
 def _cone(a: np.ndarray, b: np.ndarray) -> _Part:
+    """Cone with round ends between two rows of (x, y, z, radius) in mm."""
     ax, ay, az, ar = a.tolist()
     dx, dy, dz, dr = (b - a).tolist()
     length2 = dx * dx + dy * dy + dz * dz
@@ -106,8 +102,18 @@ def _cone(a: np.ndarray, b: np.ndarray) -> _Part:
         x, y, z = x - t * dx, y - t * dy, z - t * dz
         return np.sqrt(x * x + y * y + z * z) - (ar + t * dr)
 
-    ends = np.stack([a, b])
-    return _Part(np.stack([(ends[:, :3] - ends[:, 3:]).min(0), (ends[:, :3] + ends[:, 3:]).max(0)]), level)
+    return _Part(np.stack([np.minimum(a[:3] - ar, b[:3] - b[3]), np.maximum(a[:3] + ar, b[:3] + b[3])]), level)
+
+
+def _tube(control: Any, samples: int = 4) -> list[_Part]:
+    """Cones along the Catmull-Rom curve through `control`, rows of (x, y, z, radius) in mm."""
+    c = np.asarray(control, float)
+    c = np.concatenate([2 * c[:1] - c[1:2], c, 2 * c[-1:] - c[-2:-1]])
+    t = (np.arange(samples) / samples)[:, None]
+    p0, p1, p2, p3 = (c[k : len(c) - 3 + k, None] for k in range(4))
+    spans = p1 + 0.5 * t * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
+    points = np.concatenate([spans.reshape(-1, 4), c[-2:-1]])
+    return [_cone(a, b) for a, b in pairwise(points)]
 
 
 def _trunk(a: float, b: float, cy: float) -> _Part:
@@ -117,161 +123,9 @@ def _trunk(a: float, b: float, cy: float) -> _Part:
         y = y - cy
         u, v = np.square(x / a), np.square(y / b)
         k0 = np.sqrt(u + v - 0.6 * u * v / (u + v + 1e-6)) + 1e-3
-        return np.sqrt(x * x + y * y) * (1.0 - 1.0 / k0)
+        return np.sqrt(x * x + y * y) * (1 - 1 / k0)
 
     return _Part(np.array([[-1.1 * a, cy - 1.1 * b, -FAR], [1.1 * a, cy + 1.1 * b, FAR]]), level)
-
-
-def _patient(seed: np.random.SeedSequence) -> _Patient:
-    """Draw one patient."""
-    rng = np.random.default_rng(seed)
-
-    def vary(value: float, by: float) -> float:
-        return float(value * rng.uniform(1 - by, 1 + by))
-
-    def near(points: Any, by_mm: float) -> np.ndarray:
-        points = np.array(points, float)
-        points[..., :3] += rng.uniform(-by_mm, by_mm, points[..., :3].shape)
-        return points
-
-    scale = rng.uniform(0.9, 1.1)
-    means = {"muscle": 60, "fat": -100, "liver": 105, "spleen": 120, "kidney": 160, "pancreas": 95, "aorta": 150, "vein": 165}
-    means |= {"shell": 600, "marrow": 200, "wall": 85, "fluid": 20, "lung": -850}
-    hu = {name: vary(mean, 0.07) for name, mean in means.items()}
-    gas = -900.0
-
-    # Trunk: skin and fat, muscle wall, abdominal cavity filled with fat.
-    fat_mm, wall_mm = rng.uniform(8, 24), rng.uniform(8, 12)
-    a, b = vary(146, 0.04), vary(104, 0.04)
-    skin = _trunk(a, b, 0)
-    wall = _trunk(a - fat_mm, b - 0.7 * fat_mm, -0.2 * fat_mm)
-    cavity = _trunk(a - fat_mm - wall_mm, b - 0.8 * fat_mm - wall_mm, 4 - 0.2 * fat_mm)
-
-    def inside(margin: float) -> Level:
-        return lambda x, y, z: cavity.level(x, y, z) + margin
-
-    organs = [
-        _Organ([skin], [(0, 40.0, None), (2.0, hu["fat"], None)]),
-        _Organ([wall], [(0, hu["muscle"], None)]),
-        _Organ([cavity], [(0, hu["fat"], None)]),
-    ]
-
-    def add(parts: list[_Part], value: float, margin: float | None = None) -> None:
-        organs.append(_Organ(parts, [(0, value, None if margin is None else inside(margin))]))
-
-    def add_hollow(parts: list[_Part], wall_mm: float, gas_from_y: float, content: float) -> None:
-        """A gut segment: wall, content, and gas on top: the patient lies on the back, so above a plane of constant y."""
-        layers: list[tuple[float, float, Level | None]] = [
-            (0, vary(hu["wall"], 0.1), inside(2)),
-            (wall_mm, content, inside(2 + wall_mm)),
-            (wall_mm, gas, lambda x, y, z: np.maximum(gas_from_y - y, cavity.level(x, y, z) + 2 + wall_mm)),
-        ]
-        organs.append(_Organ(parts, layers))
-
-    # Lungs above a dome, heart, mediastinal fat.
-    top = rng.uniform(70, 84)
-
-    def above_diaphragm(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        dome = top - 45 * ((x / (a - fat_mm)) ** 2 + (y / b) ** 2)
-        return np.maximum(0.7 * (dome - z), cavity.level(x, y, z) + 2)
-
-    organs.append(_Organ([_Part(cavity.box.clip([-FAR, -FAR, 10], FAR), above_diaphragm)], [(0, hu["lung"], None)]))
-    add(_tube([(0, -28, 40, 26), (0, -28, 220, 26)]), hu["fat"])
-    add([_ellipsoid(near((-20, 38, top + 42), 4), (56, 40, 44), 15)], hu["aorta"], 6)
-
-    # Muscles of the back, spine.
-    for side in (-1, 1):
-        add([_ellipsoid((34 * side, -75, 0), (27, 17, FAR))], hu["muscle"], None)
-        add([_ellipsoid((36 * side, -47, -75), (17, 17, 72), 8 * side)], hu["muscle"], None)
-    period, phase = vary(36, 0.06), rng.uniform(0, 36)
-
-    def vertebra(margin: float) -> Level:
-        return lambda x, y, z: np.abs((z - phase) % period - period / 2) - (0.38 * period - margin)
-
-    bone, marrow = hu["shell"], hu["marrow"]
-    organs.append(_Organ([_ellipsoid((0, -84, 0), (4, 10, FAR))], [(0, bone, vertebra(2))]))
-    organs.append(_Organ([_ellipsoid((0, -72, 0), (17, 13, FAR))], [(0, bone, vertebra(-1)), (3, marrow, vertebra(3))]))
-    add([_ellipsoid((0, -72, 0), (10, 8, FAR))], 35.0)
-    spine = _ellipsoid((0, -48, 0), (vary(21, 0.08), vary(16, 0.08), FAR))
-    organs.append(_Organ([spine], [(0, 85.0, None), (0, bone, vertebra(0)), (2.5, marrow, vertebra(2.5))]))
-
-    # Ribs, running down and forward inside the muscle wall.
-    for side in (-1, 1):
-        for k in range(7):
-            angle = np.linspace(0.35, 1.4 if k < 2 else 2.3, 9)
-            x = side * (a - fat_mm - wall_mm / 2) * np.sin(angle)
-            y = 2 - 0.2 * fat_mm - (b - 0.75 * fat_mm - wall_mm / 2) * np.cos(angle)
-            rib = np.stack([x, y, 26 + 25 * k - 32 * angle, np.full(9, 5.0)], 1)
-            organs.append(_Organ(_tube(rib, 2), [(0, bone, None), (2.2, marrow, None)]))
-
-    # The pancreas' curve comes first, because its neighbours are placed along it.
-    rise, bow, thick = rng.uniform(-8, 14), rng.uniform(-5, 6), rng.uniform(1.0, 1.22)
-    course = near(
-        [
-            (36, 2, -42, 11.5), (42, 6, -24, 14.0), (25, 17 + bow, -8, 10.0), (0, 23 + bow, 2, 8.6),
-            (-28, 14 + bow, 8 + 0.4 * rise, 8.8), (-54, 0, 15 + 0.8 * rise, 8.4), (-76, -11, 20 + rise, 6.6),
-        ],
-        4.0,
-    )  # fmt: skip
-    course[:, 3] *= thick * rng.uniform(0.94, 1.06, 7)
-
-    # Solid organs.
-    for side, z in ((1, -36), (-1, -18)):
-        c = near((60 * side, -42, z), 5)
-        kidney = [_ellipsoid(c, (vary(28, 0.1), vary(25, 0.1), vary(52, 0.1)), 10 * side)]
-        organs.append(_Organ(kidney, [(0, hu["kidney"], inside(3)), (9, 0.85 * hu["kidney"], inside(9))]))
-        add([_ellipsoid(c - (13 * side, -4, 0), (11, 9, 24), 10 * side)], hu["fat"])
-    add([_ellipsoid(near((-93, -24, 36), 5), (vary(28, 0.12), vary(46, 0.1), vary(44, 0.12)), -15)], hu["spleen"], 2)
-    liver = [_ellipsoid(near((82, 6, 16), 4), (vary(60, 0.06), vary(76, 0.06), vary(66, 0.06)), -18)]
-    liver.append(_ellipsoid(near((8, 52, 38), 6), (vary(62, 0.1), vary(32, 0.1), vary(30, 0.1)), 12))
-    add(liver, hu["liver"], 2)
-    for end in near([(100, -25, 45), (95, 25, 40), (45, 50, 45)], 8):
-        add(_tube([(26, -8, 62, 5.5), (*(0.5 * (end + (26, -8, 62)) + (0, 0, 4)), 4.5), (*end, 2.0)]), hu["vein"])
-    add([_ellipsoid(near((64, 44, -28), 4), (14, 17, vary(26, 0.2)))], 12.0, 3)
-
-    # Stomach, small bowel, colon.
-    stomach = near([(-58, 2, 56, 33), (-66, 34, 32, 30), (-46, 58, 2, 24), (-8, 64, -16, 18), (30, 46, -14, 12)], 4)
-    stomach[:, 3] *= rng.uniform(0.75, 1.1)
-    add_hollow(_tube(stomach), 4.0, rng.uniform(45, 70), hu["fluid"])
-    for center in ((-66, 26, -30), (-40, 40, -48), (-62, 14, -70), (-20, 36, -85), (24, 44, -72), (52, 24, -92), (0, 14, -112)):
-        loop = near([(*center, 11)] * 5, 26) + np.linspace(-1, 1, 5)[:, None] * (22 * rng.choice((-1, 1)), 0, 0, 0)
-        add_hollow(_tube(loop * (1, 1, 0.8, vary(1, 0.2)) + (0, 0, 0.2 * center[2], 0)), 2.5, center[1] + rng.uniform(2, 40), 30.0)
-    colon = [(96, 0, -150, 20), (92, 8, -90, 21), (88, 30, -52, 19), (48, 66, -46, 18), (0, 74, -54, 17), (-50, 68, -34, 17)]
-    colon += [(-92, 22, 2, 16), (-98, -12, -40, 14), (-96, -10, -90, 14), (-94, 0, -150, 14)]
-    add_hollow(_tube(near(colon, 5)), 2.5, rng.uniform(15, 70), 35.0)
-
-    # A fat plane of varying width round the pancreas, then the structures that may touch it.
-    envelope = course + (0, 0, 0, rng.uniform(1.0, 5.0))
-    add(_tube(envelope), hu["fat"])
-    add(_tube(near([(-4, -18, -170, 9), (-6, -18, -70, 9.5), (-5, -18, 0, 10), (-2, -22, 170, 11)], 2)), hu["aorta"])
-    add(_tube(near([(20, -17, -170, 11), (20, -17, -40, 11), (22, -14, 20, 12), (26, -6, 70, 12), (22, 8, 130, 12)], 2)), hu["vein"] * 0.85)
-    for side, z in ((1, -36), (-1, -18)):
-        add(_tube([(8 + 10 * side, -20, z + 6, 4), (28 * side + 8, -28, z + 4, 4), (50 * side, -40, z, 4)]), hu["vein"])
-    behind = course - course[:, 3:] * (0, 0.95, 0, 0) - (0, 3, 0, 0)
-    confluence = behind[2, :3] + (-8, -1, 2)
-    splenic_vein = np.concatenate([behind[:2:-1, :3], [confluence]])
-    add(_tube(np.column_stack([splenic_vein, np.linspace(3.2, 4.5, 5)])), hu["vein"])
-    add(_tube([(*confluence, 6.5), (*(confluence + (16, 2, 20)), 6.5), (56, 8, 34, 6), (84, 10, 38, 4)]), hu["vein"])
-    add(_tube([(*confluence, 6), (*(confluence + (-4, 0, -22)), 5.5), (6, 14, -70, 5), (10, 26, -120, 4)]), hu["vein"])
-    add(_tube([(-5, -14, -2, 4), (-7, -3, -10, 4), (-8, 3, -40, 3.6), (-8, 14, -80, 3), (-4, 24, -120, 2.5)]), hu["aorta"])
-    r = vary(11.5, 0.12)
-    lateral = course[:2, :3] + (course[:2, 3:] + r - 1) * (0.9, -0.35, -0.1)
-    duodenum = [(*stomach[-1, :3], r), (*(course[1, :3] + (18, 18, 18)), r), (*lateral[1], r), (*(lateral[0] - (0, 0, 8)), r)]
-    duodenum += [(*(course[0, :3] + (-4, -4, -27)), r), (-8, 3, -68, 0.8 * r), (-34, 12, -52, r)]
-    add_hollow(_tube(duodenum), 3.0, rng.uniform(5, 60), 30.0)
-    add(_tube(course, 6), hu["pancreas"])
-
-    waves = []
-    for amplitude, length in WARP_MM:
-        for axis in range(3):
-            vector = rng.normal(size=3)
-            vector *= 2 * np.pi / (vary(length, 0.2) * np.linalg.norm(vector))
-            waves.append((axis, amplitude, vector, rng.uniform(0, 2 * np.pi)))
-    pose = np.eye(4)
-    pose[:3, :3] = scale * _rotation(rng.uniform((-3, -3, -6), (3, 3, 6)))
-    pose[:3, 3] = rng.uniform(-6, 6, 3)
-    fov = np.array([1, 1, 0]) * (2 * a * scale + rng.uniform(24, 44)) + (0, 0, rng.uniform(185, 235))
-    return _Patient(pose, fov, waves, organs, {"scale": float(scale), "hu": hu, "fat_mm": float(fat_mm)})
 
 
 def _rotation(degrees: Any) -> np.ndarray:
@@ -283,64 +137,366 @@ def _rotation(degrees: Any) -> np.ndarray:
     return about_z @ about_y @ about_x
 
 
+def _draw_patient(seed: np.random.SeedSequence) -> _Patient:
+    """Draw one patient. Later organs are painted over earlier ones."""
+    rng = np.random.default_rng(seed)
+
+    def vary(value: float, by: float) -> float:
+        return float(value * rng.uniform(1 - by, 1 + by))
+
+    def near(points: Any, by_mm: float) -> np.ndarray:
+        points = np.array(points, float)
+        points[..., :3] += rng.uniform(-by_mm, by_mm, points[..., :3].shape)
+        return points
+
+    hu = {name: vary(mean, 0.07) for name, mean in MEAN_HU.items()}
+    scale, fat_mm, wall_mm = rng.uniform(0.9, 1.1), rng.uniform(8, 24), rng.uniform(8, 12)
+    a, b = vary(146, 0.04), vary(104, 0.04)
+    cavity = _trunk(a - fat_mm - wall_mm, b - 0.8 * fat_mm - wall_mm, 4 - 0.2 * fat_mm)
+    organs: list[_Organ] = []
+
+    def inside(margin: float) -> Level:
+        return lambda x, y, z: cavity.level(x, y, z) + margin
+
+    def add(parts: list[_Part], *layers: tuple[float, float, Level | None]) -> None:
+        organs.append(_Organ(parts, list(layers)))
+
+    def fill(parts: list[_Part], value: float, margin: float | None = None) -> None:
+        add(parts, (0, value, None if margin is None else inside(margin)))
+
+    def add_gut(parts: list[_Part], wall: float, gas_from_y: float, content: float) -> None:
+        """Wall, content, and gas above a plane of constant y, for the patient lies on the back."""
+
+        def gas(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+            return np.maximum(gas_from_y - y, cavity.level(x, y, z) + 2 + wall)
+
+        add(parts, (0, vary(hu["gut wall"], 0.1), inside(2)), (wall, content, inside(2 + wall)), (wall, GAS_HU, gas))
+
+    # Trunk: skin and fat, muscle wall, a cavity filled with fat; lungs above a dome, mediastinum, heart.
+    add([_trunk(a, b, 0)], (0, 40.0, None), (2, hu["fat"], None))
+    fill([_trunk(a - fat_mm, b - 0.7 * fat_mm, -0.2 * fat_mm)], hu["muscle"])
+    fill([cavity], hu["fat"])
+    top = rng.uniform(70, 84)
+
+    def lungs(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        dome = top - 45 * (np.square(x / (a - fat_mm)) + np.square(y / b))
+        return np.maximum(0.7 * (dome - z), cavity.level(x, y, z) + 2)
+
+    fill([_Part(cavity.box.clip([-FAR, -FAR, 10], FAR), lungs)], hu["lung"])
+    fill(_tube([(0, -28, 40, 26), (0, -28, 220, 26)]), hu["fat"])
+    fill([_ellipsoid(near((-20, 38, top + 42), 4), (56, 40, 44), 15)], hu["aorta"], 6)
+
+    # Muscles of the back, spine with discs and canal, ribs running down and forward inside the muscle wall.
+    for side in (-1, 1):
+        fill([_ellipsoid((34 * side, -75, 0), (27, 17, FAR))], hu["muscle"])
+        fill([_ellipsoid((36 * side, -47, -75), (17, 17, 72), 8 * side)], hu["muscle"])
+    period, phase = vary(36, 0.06), rng.uniform(0, 36)
+
+    def vertebra(margin: float) -> Level:
+        return lambda x, y, z: np.abs((z - phase) % period - period / 2) - (0.38 * period - margin)
+
+    bone, marrow = hu["bone"], hu["marrow"]
+    add([_ellipsoid((0, -84, 0), (4, 10, FAR))], (0, bone, vertebra(2)))
+    add([_ellipsoid((0, -72, 0), (17, 13, FAR))], (0, bone, vertebra(-1)), (3, marrow, vertebra(3)))
+    fill([_ellipsoid((0, -72, 0), (10, 8, FAR))], 35.0)
+    body = _ellipsoid((0, -48, 0), (vary(21, 0.08), vary(16, 0.08), FAR))
+    add([body], (0, 85.0, None), (0, bone, vertebra(0)), (2.5, marrow, vertebra(2.5)))
+    for side in (-1, 1):
+        for k in range(7):
+            angle = np.linspace(0.35, 1.4 if k < 2 else 2.3, 9)
+            x = side * (a - fat_mm - wall_mm / 2) * np.sin(angle)
+            y = 2 - 0.2 * fat_mm - (b - 0.75 * fat_mm - wall_mm / 2) * np.cos(angle)
+            rib = np.stack([x, y, 26 + 25 * k - 32 * angle, np.full(9, 5.0)], axis=1)
+            add(_tube(rib, 2), (0, bone, None), (2.2, marrow, None))
+
+    # The course of the pancreas, head to tail; its neighbours are placed along it.
+    rise, bow = rng.uniform(-8, 14), rng.uniform(-5, 6)
+    course = near([
+        (36, 2, -42, 11), (42, 6, -24, 14), (25, 17 + bow, -8, 10), (0, 23 + bow, 2, 8.6),
+        (-28, 14 + bow, 8 + 0.4 * rise, 8.8), (-54, 0, 15 + 0.8 * rise, 8.4), (-73, -11, 20 + rise, 6.6),
+    ], 4)  # fmt: skip
+    course[:, 3] *= rng.uniform(1.06, 1.24) * rng.uniform(0.94, 1.06, 7)
+    head, neck = course[1, :3], course[2, :3]
+
+    # Solid organs, with the liver's veins, and a fat plane of varying width round the pancreas.
+    for side, z in ((1, -36), (-1, -18)):
+        c = near((60 * side, -42, z), 5)
+        kidney = _ellipsoid(c, (vary(28, 0.1), vary(25, 0.1), vary(52, 0.1)), 10 * side)
+        add([kidney], (0, hu["kidney"], inside(3)), (9, 0.85 * hu["kidney"], inside(9)))
+        fill([_ellipsoid(c - (13 * side, -4, 0), (11, 9, 24), 10 * side)], hu["fat"])
+    fill([_ellipsoid(near((-93, -24, 36), 5), (vary(28, 0.12), vary(46, 0.1), vary(44, 0.12)), -15)], hu["spleen"], 2)
+    right_lobe = _ellipsoid(near((90, 4, 20), 4), (vary(53, 0.06), vary(74, 0.06), vary(64, 0.06)), -20)
+    left_lobe = _ellipsoid(near((12, 50, 42), 6), (vary(62, 0.1), vary(32, 0.1), vary(28, 0.1)), 12)
+    fill([right_lobe, left_lobe], hu["liver"], 2)
+    for x, y, z in near([(100, -25, 45), (95, 25, 40), (45, 45, 45)], 8):
+        fill(_tube([(28, -8, 62, 5.5), (x / 2 + 14, y / 2 - 4, z / 2 + 35, 4.5), (x, y, z, 2)]), hu["vein"])
+    fill([_ellipsoid(near((64, 44, -28), 4), (14, 17, vary(26, 0.2)))], 12.0, 3)
+    fill(_tube(course + np.array([0, 0, 0, rng.uniform(1.5, 6)])), hu["fat"])
+
+    # Stomach, small bowel, colon: they may touch the pancreas, and collapsed loops have about its HU.
+    stomach = near([(-58, 2, 56, 33), (-66, 32, 34, 30), (-46, 54, 6, 24), (-8, 58, -12, 18), (28, 42, -12, 12)], 4)
+    stomach[:, 3] *= rng.uniform(0.75, 1.1)
+    add_gut(_tube(stomach), 4, rng.uniform(45, 70), vary(25, 0.5))
+    centers = "-66 22 -22  -36 34 -32  -62 14 -70  -20 36 -85  24 44 -72  52 24 -98  0 14 -122"
+    for x, y, z in np.array(centers.split(), float).reshape(-1, 3):
+        sweep = np.linspace(-22, 22, 5) * rng.choice((-1, 1))
+        loop = near(np.stack([x + sweep, *np.full((3, 5), [[y], [z], [vary(10.5, 0.2)]])], axis=1), 20)
+        add_gut(_tube(loop), 2.5, y + rng.uniform(2, 40), rng.uniform(20, 90))
+    colon = near([
+        (96, 0, -150, 20), (92, 8, -90, 21), (88, 30, -56, 19), (48, 66, -50, 18), (0, 74, -56, 17),
+        (-50, 68, -38, 17), (-92, 22, 0, 16), (-98, -12, -40, 14), (-96, -10, -90, 14), (-94, 0, -150, 14),
+    ], 5)  # fmt: skip
+    add_gut(_tube(colon), 2.5, rng.uniform(15, 70), vary(40, 0.4))
+
+    # Vessels: aorta, inferior vena cava, renal veins, splenic and portal vein, superior mesenteric vein and artery.
+    fill(_tube(near([(-4, -18, -170, 9), (-6, -18, -70, 9.5), (-5, -18, 0, 10), (-2, -22, 170, 11)], 2)), hu["aorta"])
+    cava = near([(20, -17, -170, 11), (20, -17, -40, 11), (22, -14, 20, 12), (26, -6, 70, 12), (22, 8, 130, 12)], 2)
+    fill(_tube(cava), hu["cava"])
+    for side, z in ((1, -36), (-1, -18)):
+        renal = [(8 + 10 * side, -20, z + 6, 4), (28 * side + 8, -28, z + 4, 4), (50 * side, -40, z, 4)]
+        fill(_tube(renal), hu["vein"])
+    confluence = neck - (8, 0.95 * course[2, 3] + 4, -2)
+    splenic = [(x, y - 0.95 * r - 3, z, 4) for x, y, z, r in course[3:]]
+    fill(_tube([(*confluence, 5), *splenic]), hu["vein"])
+    hilum = (*(confluence + np.array([16, 2, 20])), 6.5)
+    fill(_tube([(*confluence, 6.5), hilum, (56, 8, 34, 6), (84, 10, 38, 4)]), hu["vein"])
+    below = (*(confluence + np.array([-4, 0, -22])), 5.5)
+    fill(_tube([(*confluence, 6), below, (6, 14, -70, 5), (10, 26, -120, 4)]), hu["vein"])
+    mesenteric_artery = [(-5, -14, -2, 4), (-7, -3, -10, 4), (-8, 3, -40, 3.6), (-8, 14, -80, 3), (-4, 24, -120, 2.5)]
+    fill(_tube(mesenteric_artery), hu["aorta"])
+
+    # Duodenum: the C round the head, then the pancreas over everything, with lobules of lower HU.
+    r = vary(11.5, 0.12)
+    upper, lower = course[1::-1, :3] + (course[1::-1, 3:] + r - 1) * np.array([0.9, -0.35, -0.1])
+    arc = [stomach[-1, :3], head - (-18, -18, -18), upper, lower - (0, 0, 8), course[0, :3] - (4, 4, 27)]
+    duodenum = [*((*point, r) for point in arc), (-8, 3, -68, 0.8 * r), (-34, 12, -52, r)]
+    add_gut(_tube(duodenum), 3, rng.uniform(5, 60), rng.uniform(20, 70))
+    px, py, pz = 2 * np.pi / rng.uniform(9, 14, 3)
+
+    def lobules(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        return 4 * (0.3 - np.sin(px * x) * np.sin(py * y) * np.sin(pz * z))
+
+    fatty = hu["pancreas"] - rng.uniform(0, 25)
+    add(_tube(course, 6), (0, hu["pancreas"], None), (0, fatty, lobules))
+
+    waves = []
+    for amplitude, length in WAVES_MM:
+        for axis in range(3):
+            direction = rng.normal(size=3)
+            numbers = direction * (2 * np.pi / vary(length, 0.2) / np.linalg.norm(direction))
+            waves.append((axis, amplitude, np.append(numbers, rng.uniform(0, 2 * np.pi))))
+    pose = np.eye(4)
+    pose[:3, :3] = scale * _rotation(rng.uniform((-3, -3, -6), (3, 3, 6)))
+    pose[:3, 3] = rng.uniform(-6, 6, 3)
+    across = 2 * a * scale + rng.uniform(24, 44)
+    record = {"scale": float(scale), "fat_mm": float(fat_mm), "hu": hu}
+    return _Patient(pose, np.array([across, across, rng.uniform(185, 235)]), waves, organs, record)
+
+
 def _voxel_boxes(organ: _Organ, voxel_from_body: np.ndarray, shape: tuple[int, ...], pad_mm: float) -> np.ndarray:
-    """Index ranges (parts, 2, 3) of voxels that can lie within `pad_mm` of each part."""
-    boxes = np.stack([part.box for part in organ.parts]) + np.array([[-pad_mm], [pad_mm]])
-    center, half = boxes.mean(1), (boxes[:, 1] - boxes[:, 0]) / 2
+    """Index ranges (parts, 2, 3) of the voxels that can lie within `pad_mm` of each part."""
+    boxes = np.stack([part.box for part in organ.parts])
+    center, half = boxes.mean(1), (boxes[:, 1] - boxes[:, 0]) / 2 + pad_mm
     center = center @ voxel_from_body[:3, :3].T + voxel_from_body[:3, 3]
     half = half @ np.abs(voxel_from_body[:3, :3]).T
-    return np.stack([np.ceil(center - half), np.floor(center + half) + 1], 1).clip(0, shape).astype(int)
+    return np.stack([np.ceil(center - half), np.floor(center + half) + 1], axis=1).clip(0, shape).astype(int)
 
 
-def _render(patient: _Patient, affine: np.ndarray, shape: tuple[int, ...], noise_hu: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Sample the patient on a grid, slab by slab along the last axis: image int16 HU and mask uint8, both (X, Y, Z)."""
+def _render(
+    patient: _Patient, affine: np.ndarray, shape: tuple[int, ...], noise_hu: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sample the patient on a grid, slab by slab along the last axis: int16 HU and uint8 mask, both (X, Y, Z)."""
     image, mask = np.empty(shape, np.int16, order="F"), np.zeros(shape, np.uint8, order="F")
     body_from_voxel = np.linalg.inv(patient.body_to_world) @ affine
-    voxel_mm = np.linalg.norm(body_from_voxel[:3, :3], axis=0)
-    edge_mm = float(voxel_mm.mean()) + 0.4  # organ surfaces are ramps this wide: partial volume and the scanner's blur
-    pad = edge_mm + sum(amplitude for amplitude, _ in WARP_MM) * 1.8
-    boxes = [_voxel_boxes(organ, np.linalg.inv(body_from_voxel), shape, pad) for organ in patient.organs]
-    i, j = np.arange(shape[0])[:, None, None], np.arange(shape[1])[:, None]
+    # Organ surfaces are ramps as wide as a voxel and a little more: partial volume and the scanner's blur.
+    edge_mm = float(np.linalg.norm(body_from_voxel[:3, :3], axis=0).mean()) + 0.4
+    pad_mm = edge_mm + sum(amplitude for amplitude, _ in WAVES_MM)
+    boxes = [_voxel_boxes(organ, np.linalg.inv(body_from_voxel), shape, pad_mm) for organ in patient.organs]
     depth = max(1, SLAB_VOXELS // (shape[0] * shape[1]))
-    previous = rng.standard_normal((*shape[:2], 1), np.float32)
+    last_noise = rng.standard_normal((*shape[:2], 1), np.float32)
     for start in range(0, shape[2], depth):
-        k = np.arange(start, min(start + depth, shape[2]))
-        straight = [(m[0] * i + m[1] * j + (m[2] * k + m[3])).astype(np.float32) for m in body_from_voxel[:3]]
-        xyz, texture = [c.copy() for c in straight], np.float32(0)
-        for axis, amplitude, (wx, wy, wz), phase in patient.waves:
-            phases = (wx * body_from_voxel[0] + wy * body_from_voxel[1] + wz * body_from_voxel[2])
-            wave = np.sin((phases[0] * i + phases[1] * j + (phases[2] * k + phases[3] + phase)).astype(np.float32))
-            xyz[axis] += np.float32(amplitude) * wave
-            texture = texture + wave
-        hu = np.full(xyz[0].shape, -1000, np.float32)
-        inner = np.zeros(0)
+        stop = min(start + depth, shape[2])
+        i, j, k = np.ogrid[: shape[0], : shape[1], start:stop]
+
+        def linear(row: np.ndarray, i: Any = i, j: Any = j, k: Any = k) -> np.ndarray:
+            return (row[0] * i + row[1] * j).astype(np.float32) + (row[2] * k + row[3]).astype(np.float32)
+
+        xyz = [linear(row) for row in body_from_voxel[:3]]
+        texture = np.zeros_like(xyz[0])
+        for axis, amplitude, wave in patient.waves:
+            swing = np.sin(linear(wave @ body_from_voxel))
+            xyz[axis] += np.float32(amplitude) * swing
+            texture += swing
+        hu = np.full_like(texture, -1000)
         for organ, box in zip(patient.organs, boxes, strict=True):
-            box = box.clip([0, 0, start], [*shape[:2], start + len(k)]) - [0, 0, start]
-            hit = np.flatnonzero((box[:, 1] > box[:, 0]).all(1))
-            if not len(hit):
+            box = box.clip([0, 0, start], [*shape[:2], stop]) - [0, 0, start]
+            box = box[present := (box[:, 1] > box[:, 0]).all(axis=1)]
+            if not len(box):
                 continue
-            low, high = box[hit, 0].min(0), box[hit, 1].max(0)
+            low, high = box[:, 0].min(0), box[:, 1].max(0)
             level = np.full(high - low, FAR, np.float32)
-            for p in hit:
-                here = tuple(map(slice, box[p, 0], box[p, 1]))
-                view = level[tuple(map(slice, box[p, 0] - low, box[p, 1] - low))]
-                np.minimum(view, organ.parts[p].level(*(c[here] for c in xyz)), out=view)
+            for part, (first, end) in zip(np.array(organ.parts, object)[present], box, strict=True):
+                here = tuple(map(slice, first, end))
+                view = level[tuple(map(slice, first - low, end - low))]
+                np.minimum(view, part.level(*(c[here] for c in xyz)), out=view)
             here = tuple(map(slice, low, high))
             for inset, value, clip in organ.layers:
-                inner = level + inset if clip is None else np.maximum(level + inset, clip(*(c[here] for c in xyz)))
-                hu[here] += np.clip(0.5 - inner / edge_mm, 0, 1) * (value - hu[here])
+                depth_mm = level + inset
+                if clip is not None:
+                    np.maximum(depth_mm, clip(*(c[here] for c in xyz)), out=depth_mm)
+                hu[here] += np.clip(0.5 - depth_mm / edge_mm, 0, 1) * (value - hu[here])
             if organ is patient.organs[-1]:
-                mask[..., start : start + len(k)][here] = inner < 0
-        noise = np.concatenate([previous, rng.standard_normal(hu.shape, np.float32)], axis=2)
-        previous = noise[..., -1:].copy()
-        hu += 1.5 * texture + noise_hu * _correlate(noise)
-        image[..., start : start + len(k)] = np.rint(hu).clip(-1024, 3071)
+                mask[..., start:stop][here] = level < 0
+        noise = np.concatenate([last_noise, rng.standard_normal(hu.shape, np.float32)], axis=2)
+        last_noise = noise[..., -1:].copy()
+        hu += 1.5 * texture + np.float32(noise_hu) * _correlate(noise)
+        image[..., start:stop] = np.rint(hu).clip(-1024, 3071)
     return image, mask
 
 
 def _correlate(white: np.ndarray) -> np.ndarray:
     """White noise (X, Y, Z + 1) to noise (X, Y, Z) of the same variance, correlated between neighbours."""
-    noise = white[..., 1:] + 0.4 * white[..., :-1]
+    noise = white[..., 1:] + np.float32(0.4) * white[..., :-1]
     for axis in (0, 1):
         noise = 2 * noise + np.roll(noise, 1, axis) + np.roll(noise, -1, axis)
     return noise / np.float32(6 * np.sqrt(1.16))
+
+
+def _affine(shape: tuple[int, ...], spacing: tuple[float, ...], orientation: str, tilt_deg: np.ndarray) -> np.ndarray:
+    """Voxel index to RAS+ mm (4, 4) of a grid centred on the world's origin; exact in float32, as NIfTI stores it."""
+    signs = {"RAS": (1, 1, 1), "LAS": (-1, 1, 1)}.get(orientation, (-1, -1, 1))
+    affine = np.eye(4)
+    affine[:3, :3] = (_rotation(tilt_deg) if orientation == "oblique" else np.eye(3)) * signs * spacing
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine.astype(np.float32).astype(np.float64)
+
+
+def make_phantom(
+    seed: int,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    spacing: tuple[float, float, float] | None = None,
+    orientation: str | None = None,
+    noise_hu: float | None = None,
+) -> Phantom:
+    """Make one synthetic portal-venous abdominal CT with its exact pancreas mask.
+
+    `seed` fixes the patient in world mm, whatever the grid. What is left out is drawn from the seed too: `spacing` in
+    mm per voxel axis (0.7 to 1.1 in-plane, 1.5 to 5 between slices), `orientation` ("RAS", "LAS", "LPS", or "oblique":
+    LPS tilted by a few degrees), `noise_hu` (standard deviation). Without `shape` the grid covers the patient's field
+    of view (about 280 to 380 mm in-plane, 185 to 235 mm along z); with `shape` alone, the spacing is field of view /
+    shape; with both, the grid has the same centre and may cut the patient. Raises ConfigError for a bad argument.
+    """
+    _check(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "an integer >= 0")
+    if shape is not None:
+        whole = all(isinstance(n, int | np.integer) and SHAPE_RANGE[0] <= n <= SHAPE_RANGE[1] for n in shape)
+        _check(len(shape) == 3 and whole, "shape", shape, f"three integers in {list(SHAPE_RANGE)}")
+    if spacing is not None:
+        ranged = all(SPACING_RANGE_MM[0] <= mm <= SPACING_RANGE_MM[1] for mm in spacing)
+        _check(len(spacing) == 3 and ranged, "spacing", spacing, f"three numbers in {list(SPACING_RANGE_MM)} mm")
+    _check(orientation in (None, *ORIENTATIONS), "orientation", orientation, f"one of {list(ORIENTATIONS)}")
+    _check(noise_hu is None or 0 <= noise_hu <= 500, "noise_hu", noise_hu, "in [0, 500] HU")
+
+    for_patient, for_grid, for_noise = np.random.SeedSequence(seed).spawn(3)
+    patient = _draw_patient(for_patient)
+    rng = np.random.default_rng(for_grid)
+    in_plane, between = round(rng.uniform(0.7, 1.1), 3), float(rng.choice((1.5, 2.0, 2.5, 3.0, 5.0)))
+    drawn_orientation = str(rng.choice(ORIENTATIONS, p=(0.25, 0.25, 0.3, 0.2)))
+    tilt_deg, drawn_noise_hu = rng.uniform((-10, -4, -6), (10, 4, 6)), float(rng.uniform(9, 15))
+    orientation = drawn_orientation if orientation is None else orientation
+    noise_hu = drawn_noise_hu if noise_hu is None else float(noise_hu)
+    if spacing is None:
+        spacing = (in_plane, in_plane, between) if shape is None else tuple((patient.fov_mm / shape).tolist())
+    if shape is None:
+        shape = tuple(np.ceil(patient.fov_mm / spacing).astype(int).tolist())
+
+    affine = _affine(shape, spacing, orientation, tilt_deg)
+    image, mask = _render(patient, affine, shape, noise_hu, np.random.default_rng(for_noise))
+    volume_ml = float(np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000)
+    record = {"seed": int(seed), "spacing_mm": [float(mm) for mm in spacing], "orientation": orientation}
+    return Phantom(image, mask, affine, record | {"noise_hu": noise_hu, "pancreas_ml": volume_ml} | patient.record)
+
+
+def write_phantoms(
+    output_dir: Path,
+    cases: int,
+    *,
+    seed: int = 0,
+    spacing: tuple[float, float, float] | None = None,
+    shape: tuple[int, int, int] | None = None,
+    validation_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write `cases` phantoms as NIfTI and a datalist in MONAI's (MSD) format; return the datalist's path.
+
+    Files: imagesTr/phantom_0000.nii.gz (int16 HU), labelsTr/phantom_0000.nii.gz (uint8, 1 = pancreas), datalist.json
+    with the keys "training", "validation" and "test", in the order of the cases. A case depends on `seed` and its
+    number alone, so more cases leave the earlier files as they are. There is always a training case, and from two
+    cases on a validation case. `progress` is called with (cases done, cases). `spacing` (mm) and `shape` are those of
+    `make_phantom`. Raises ConfigError for a bad argument, OutputError where nothing can be written.
+    """
+    _check(isinstance(cases, int | np.integer) and 1 <= cases <= 9999, "cases", cases, "an integer in [1, 9999]")
+    _check(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "an integer >= 0")
+    _check(0 <= validation_fraction < 1, "validation_fraction", validation_fraction, "in [0, 1)")
+    limit = 1 - validation_fraction
+    _check(0 <= test_fraction < limit, "test_fraction", test_fraction, "in [0, 1 - validation_fraction)")
+    output_dir = Path(output_dir)
+    entries = []
+    for case in range(cases):
+        case_seed = int(np.random.SeedSequence(seed, spawn_key=(case,)).generate_state(1, np.uint64)[0])
+        phantom = make_phantom(case_seed, shape=shape, spacing=spacing)
+        entry = {key: f"{key}sTr/phantom_{case:04d}.nii.gz" for key in ("image", "label")}
+        _save_nifti(phantom.image, phantom.affine, output_dir / entry["image"])
+        _save_nifti(phantom.mask, phantom.affine, output_dir / entry["label"])
+        entries.append(entry)
+        if progress is not None:
+            progress(case + 1, cases)
+
+    validation = min(max(1, round(validation_fraction * cases)), cases - 1)
+    test = min(round(test_fraction * cases), cases - 1 - validation)
+    training = cases - validation - test
+    datalist = {
+        "name": "attunet3d phantoms",
+        "description": "Synthetic abdominal CTs with exact pancreas masks; not data from patients.",
+        "labels": {"0": "background", "1": "pancreas"},
+        "modality": {"0": "CT"},
+        "numTraining": training,
+        "numValidation": validation,
+        "numTest": test,
+        "training": entries[:training],
+        "validation": entries[training : training + validation],
+        "test": entries[training + validation :],
+    }
+    with _written_whole(output_dir / "datalist.json") as path:
+        path.write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")
+    return output_dir / "datalist.json"
+
+
+def _save_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    image = nib.Nifti1Image(array, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    with _written_whole(path) as partial:
+        nib.save(image, partial)
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which then takes its place, so that a reader never meets half a file."""
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+    finally:
+        if partial.exists():
+            partial.unlink()
+
+
+def _check(valid: bool, name: str, value: object, wanted: str) -> None:
+    if not valid:
+        raise ConfigError(f"{name} must be {wanted}, got {value!r}")

@@ -1,0 +1,265 @@
+"""The command line: products on stdout, one path per line; log and progress on stderr.
+
+Exit codes: 0 done, 1 some cases failed, 2 the command cannot be carried out as given.
+Heavy imports happen inside the verbs, so that ``attunet3d --help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__
+from .errors import AttUNet3dError, ConfigError, OutputError
+
+app = typer.Typer(
+    name="attunet3d",
+    help="Pancreas segmentation in CT with a 3D Attention U-Net. Research software, not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Presets = Annotated[
+    list[str] | None, typer.Option("--preset", "-c", metavar="PRESET", help="Preset name or YAML file; repeatable.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="ID=VALUE", help="Override one id of the bundle's config; repeatable.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log and the libraries' warnings.")]
+DatasetDir = Annotated[Path, typer.Option(help="Folder that the datalist's paths are relative to.")]
+Datalist = Annotated[Path, typer.Option(help='MONAI datalist JSON with "training" and "validation".')]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if show_version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def segment(
+    cts: Annotated[
+        list[Path], typer.Argument(metavar="CT...", help="NIfTI, NRRD or MetaImage files, and DICOM folders.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and records; made if missing.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights; the bundle's own by default.")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    series: Annotated[str | None, typer.Option(metavar="UID", help="Which series of a DICOM folder.")] = None,
+    qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
+    preset: Presets = None,
+    set_: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Segment the pancreas in CTs: a mask on each CT's own grid, and a record of the run.
+
+    Example: attunet3d segment ct.nii.gz dicom_folder/ -o masks --qc
+    """
+    _set_up_logging(verbose)
+    _refuse_bad_outputs(cts, output)
+    failed = 0
+    with _progress() as (bar, console):
+        task = bar.add_task("load the network", total=None)
+        from .segmenter import Segmenter
+
+        session = Segmenter(checkpoint, device, precision, preset or (), **_overrides(set_))
+        for number, ct in enumerate(cts, start=1):
+            label = f"[{number}/{len(cts)}] {ct.name or ct}"
+
+            def show(stage: str, done: int, total: int, label: str = label) -> None:
+                bar.update(task, description=f"{label}: {stage}", completed=done, total=total)
+
+            try:
+                result = session.segment(ct, output, series_uid=series, qc=qc, progress=show)
+            except AttUNet3dError as error:
+                failed += 1
+                console.print(f"error: {_one_line(error)}", markup=False, highlight=False, soft_wrap=True)
+            except Exception as error:
+                # A case that breaks in an unforeseen way must not take the others with it.
+                failed += 1
+                text = f"error: {ct}: unexpected {type(error).__name__}: {_one_line(error)} (--verbose shows the traceback)"
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
+                logging.getLogger(__name__).info("traceback", exc_info=True)
+            else:
+                for warning in result.record["warnings"]:
+                    console.print(f"warning: {ct}: {warning}", markup=False, highlight=False, soft_wrap=True)
+                print(result.path, flush=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    dataset_dir: DatasetDir,
+    datalist: Datalist,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for weights and TensorBoard logs.")],
+    preset: Presets = None,
+    set_: Overrides = None,
+) -> None:
+    """Train the network on a datalist; prints the path of the best weights.
+
+    Example: attunet3d train --dataset-dir phantoms --datalist phantoms/datalist.json -o runs/phantom -c phantom
+    """
+    _set_up_logging(verbose=True)
+    from . import workflow
+
+    print(workflow.train(dataset_dir, datalist, output, preset or (), **_overrides(set_)))
+
+
+@app.command()
+def evaluate(
+    dataset_dir: DatasetDir,
+    datalist: Datalist,
+    checkpoint: Annotated[Path, typer.Option(help="Weights to evaluate.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and tables.")],
+    preset: Presets = None,
+    set_: Overrides = None,
+) -> None:
+    """Dice of weights on the datalist's validation cases, each on its CT's own grid.
+
+    Example: attunet3d evaluate --dataset-dir D --datalist D/datalist.json --checkpoint runs/phantom/model.pt -o eval
+    """
+    _set_up_logging(verbose=True)
+    from . import workflow
+
+    values = workflow.evaluate(dataset_dir, datalist, checkpoint, output, preset or (), **_overrides(set_))
+    print(json.dumps(values))
+
+
+@app.command()
+def score(
+    prediction: Annotated[Path, typer.Argument(help="Mask to judge.")],
+    reference: Annotated[Path, typer.Argument(help="Mask to judge it by, on the same voxels of the patient.")],
+    prediction_label: Annotated[int | None, typer.Option(help="Value that counts; by default all but 0.")] = None,
+    reference_label: Annotated[int | None, typer.Option(help="Value that counts; by default all but 0.")] = None,
+) -> None:
+    """Dice, precision, recall and volumes of a mask against a reference, as JSON.
+
+    Example: attunet3d score masks/case_seg.nii.gz organs.nii.gz --reference-label 7
+    """
+    from .metrics import score as compute
+
+    values = compute(prediction, reference, prediction_label=prediction_label, reference_label=reference_label)
+    # NaN is no JSON: an undefined quotient is null.
+    print(json.dumps({name: None if value != value else round(value, 4) for name, value in values.items()}))
+
+
+@app.command()
+def phantom(
+    output: Annotated[Path, typer.Argument(help="Folder for images, labels and datalist.json.")],
+    cases: Annotated[int, typer.Option("--cases", "-n", min=1, help="How many phantoms.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same phantoms.")] = 0,
+    spacing: Annotated[
+        tuple[float, float, float] | None, typer.Option(metavar="X Y Z", help="mm; varies by default.")
+    ] = None,
+    validation_fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of cases kept for validation.")] = 0.2,
+) -> None:
+    """Write synthetic abdominal CTs with exact pancreas masks, and a datalist for training.
+
+    Example: attunet3d phantom phantoms --cases 30 --seed 1 --spacing 2.5 2.5 3
+    """
+    _refuse_bad_folder(output)
+    from .datasets.phantom import write_phantoms
+
+    with _progress() as (bar, _):
+        task = bar.add_task("phantoms", total=cases)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        path = write_phantoms(
+            output, cases, seed=seed, spacing=spacing, validation_fraction=validation_fraction, progress=show
+        )
+    print(path)
+
+
+def main() -> None:
+    """Entry point: an error of ours becomes one line on stderr and exit code 2."""
+    try:
+        app()
+    except AttUNet3dError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of stdout went away, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _set_up_logging(verbose: bool) -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO if verbose else logging.ERROR, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    if not verbose:
+        warnings.simplefilter("ignore")
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Any, Any]]:
+    """A progress bar on stderr that vanishes when done, and the console to write beside it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    # Where stderr is no terminal (a log file), a bar would only leave noise.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield bar, console
+
+
+def _overrides(pairs: list[str] | None) -> dict[str, Any]:
+    """``["overlap=0.5"]`` -> ``{"overlap": 0.5}``; values are YAML."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {pair!r}: expected ID=VALUE, e.g. --set overlap=0.5")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair!r}: the value is not YAML") from error
+    return values
+
+
+def _refuse_bad_outputs(cts: list[Path], output: Path) -> None:
+    from .io.cases import case_name
+
+    _refuse_bad_folder(output)
+    twice = [name for name, count in Counter(case_name(ct) for ct in cts).items() if count > 1]
+    if twice:
+        same = ", ".join(str(ct) for ct in cts if case_name(ct) == twice[0])
+        raise ConfigError(f'{same}: their masks would all be "{twice[0]}_seg"; segment them into different folders')
+
+
+def _refuse_bad_folder(path: Path) -> None:
+    """Before hours of work: the output folder must be one that can be written to. It is only made when needed."""
+    folder = path.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is not a folder; choose another output folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: no permission to write in {folder}; choose another output folder")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,155 @@
+"""From stored voxels to one array, slab by slab: int16 HU for CT, uint8 for label maps.
+
+Every format hands its voxels over as a `StoredImage`; the rules for what counts as a CT or a label map are here, once.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
+
+# A body CT holds air or fat (-120 to -60 HU, and noise takes it lower) and soft tissue (20 to 60 HU); scans cropped to
+# soft tissue keep both. Masks, 8-bit pictures, [0, 1] and z-scored images, MR, and HU stored as HU + 1024 have nothing
+# as low as fat.
+FAT_OR_AIR_HU = -50
+SOFT_TISSUE_HU = 0
+
+# Outside these limits the numbers are not millimetres: inner-ear CT has 0.1 mm voxels, the thickest slices are 10 mm.
+MIN_SPACING_MM = 0.05
+MAX_SPACING_MM = 20.0
+
+INT16 = np.iinfo(np.int16)
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A 3D image as a file holds it, before its voxels are read.
+
+    `shape` is (X, Y, Z); `affine` maps voxel indices to RAS+ mm; `slabs` yields Z arrays of shape (X, Y) in order, with
+    any scale and offset applied; `facts` goes into the record of a run and has a list under "warnings".
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    facts: dict[str, Any]
+    slabs: Iterator[np.ndarray]
+
+
+def to_hu(image: StoredImage) -> np.ndarray:
+    """Voxels in HU, int16 (X, Y, Z), in Fortran order.
+
+    Fractions are rounded to nearest; values beyond int16 are clipped with a warning in `image.facts`.
+    Raises GeometryError for an unusable affine, and UnsupportedImageError for single slices, for non-finite voxels and
+    for values that cannot be HU.
+    """
+    if min(image.shape) < 2:
+        raise UnsupportedImageError(
+            f"{image.path}: single slice (shape {image.shape}); a CT volume needs at least 2 slices: "
+            "give the whole scan"
+        )
+    check_affine(image.path, image.affine)
+    hu = np.empty(image.shape, np.int16, order="F")
+    low, high = math.inf, -math.inf
+    for k, slab in enumerate(image.slabs):
+        slab_low, slab_high = _finite_range(image.path, k, slab)
+        low, high = min(low, slab_low), max(high, slab_high)
+        if slab.dtype != np.int16:
+            if slab.dtype.kind == "f":
+                slab = np.rint(slab)
+            if slab_low < INT16.min or slab_high > INT16.max:
+                slab = np.clip(slab.astype(np.float64), INT16.min, INT16.max)
+        hu[:, :, k] = slab
+    if low < INT16.min or high > INT16.max:
+        image.facts["warnings"].append(
+            f"values {low:g} to {high:g} reach beyond int16 and were clipped to {INT16.min}..{INT16.max}"
+        )
+    _check_hu_range(image.path, low, high)
+    return hu
+
+
+def to_labels(image: StoredImage) -> np.ndarray:
+    """Label map, uint8 (X, Y, Z), in Fortran order.
+
+    Raises GeometryError for an unusable affine, and UnsupportedImageError for values that are not integers in 0..255.
+    """
+    check_affine(image.path, image.affine)
+    labels = np.empty(image.shape, np.uint8, order="F")
+    for k, slab in enumerate(image.slabs):
+        low, high = _finite_range(image.path, k, slab)
+        if low < 0 or high > 255:
+            raise UnsupportedImageError(
+                f"{image.path}: values {low:g} to {high:g} in slice {k}; a label map holds integers from 0 to 255: "
+                "give a segmentation, not an image"
+            )
+        if slab.dtype.kind == "f" and np.any(slab != np.rint(slab)):
+            found = slab[slab != np.rint(slab)].flat[0]
+            raise UnsupportedImageError(
+                f"{image.path}: value {found:g} in slice {k}; a label map holds integers from 0 to 255: "
+                "threshold probabilities, and resample labels with nearest neighbour"
+            )
+        labels[:, :, k] = slab
+    return labels
+
+
+def check_affine(path: Path, affine: np.ndarray) -> None:
+    """Raise GeometryError unless `affine` (4x4, voxel to mm) is finite, invertible, and has believable voxel sizes."""
+    if not np.all(np.isfinite(affine)):
+        raise GeometryError(f"{path}: the affine holds non-finite values; save the image again with a valid header")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    shown = " x ".join(f"{s:.4g}" for s in spacing)
+    if spacing.min() < MIN_SPACING_MM or spacing.max() > MAX_SPACING_MM:
+        raise GeometryError(
+            f"{path}: voxel size {shown} mm; expected {MIN_SPACING_MM} to {MAX_SPACING_MM:g} mm: "
+            "correct the spacing in the header"
+        )
+    # Volume relative to an orthogonal voxel of the same edges: 1 without shear, 0 when two axes are parallel.
+    if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
+        raise GeometryError(
+            f"{path}: the affine is singular (axes {shown} mm long but parallel); correct the orientation"
+        )
+
+
+def read_failed(
+    path: Path, error: BaseException | None = None, cure: str = "copy or export the file again"
+) -> UnreadableInputError:
+    """The error for a file that its decoder gave up on; what `error` says is quoted on one line."""
+    detail = " ".join(str(error or "").split())[:160]
+    return UnreadableInputError(
+        f"{path}: cannot be read, truncated or damaged{f' ({detail})' if detail else ''}; {cure}"
+    )
+
+
+def _finite_range(path: Path, k: int, slab: np.ndarray) -> tuple[float, float]:
+    low, high = float(slab.min()), float(slab.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        count = int(slab.size - np.isfinite(slab).sum())
+        raise UnsupportedImageError(
+            f"{path}: {count} NaN or infinite voxels in slice {k}; "
+            "replace them: outside the scanned field with -1024 HU"
+        )
+    return low, high
+
+
+def _check_hu_range(path: Path, low: float, high: float) -> None:
+    if low <= FAT_OR_AIR_HU and high >= SOFT_TISSUE_HU:
+        return
+    if low < 0:
+        cure = "give the CT in HU, without normalisation"
+    elif high <= 1:
+        cure = "this looks like a mask or a normalised image: give the CT itself"
+    elif high <= 255:
+        cure = "this looks like a label map or an 8-bit picture: give the CT itself"
+    else:
+        cure = "if this is HU + 1024, subtract 1024; MR and PET are not supported"
+    raise UnsupportedImageError(
+        f"{path}: values {low:g} to {high:g} are not a CT in HU, "
+        f"which reaches from fat or air ({FAT_OR_AIR_HU} or less) to soft tissue ({SOFT_TISSUE_HU} or more); {cure}"
+    )

@@ -1,0 +1,124 @@
+"""Results out: whole or not at all. Each file is written beside its place and then renamed into it."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.data import ImageWriter, NibabelWriter
+from nibabel.spatialimages import HeaderDataError
+
+from attunet3d.errors import OutputError
+
+# Largest difference in mm (or mm per voxel) at which a quaternion, stored as float32, still stands for the affine.
+QFORM_TOLERANCE = 1e-4
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path in the same folder and with the same suffix; renamed to `path` if the block succeeds.
+
+    When the block fails, or is interrupted, the temporary file is removed and a former `path` stays as it was.
+    Raises OutputError for an OSError in the block: the block should only write.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist; create it or choose another")
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        reason = e.strerror or " ".join(str(e).split())
+        raise OutputError(f"{path}: cannot be written ({reason}); free some space or choose another folder") from e
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
+    """Write UTF-8 text, whole or not at all. Raises OutputError."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)
+
+
+def write_mask(
+    path: str | os.PathLike[str],
+    mask: np.ndarray,
+    affine: np.ndarray,
+    *,
+    like: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a mask, uint8 (X, Y, Z), as NIfTI (.nii.gz or .nii), whole or not at all.
+
+    `affine` maps voxels to RAS+ mm. `like` is the `source` of the CT: if that was NIfTI, the mask's header places it
+    exactly as the CT's does, in every viewer. Otherwise the sform is the affine with code 1 (scanner), and the qform
+    too unless the affine is sheared. Raises OutputError.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith((".nii.gz", ".nii")):
+        raise OutputError(f"{path}: masks are written as NIfTI; give a name that ends in .nii.gz")
+    if mask.dtype not in (np.uint8, np.bool_) or mask.ndim != 3:
+        raise OutputError(f"{path}: the mask is {mask.dtype} of shape {mask.shape}; expected uint8 (X, Y, Z)")
+    image = nib.Nifti1Image(mask.astype(np.uint8, copy=False), affine)
+    _place(image, np.asarray(affine, np.float64), like)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+    return path
+
+
+class AtomicNibabelWriter(NibabelWriter):
+    """MONAI's NIfTI writer, whole or not at all, with a header that places the image as the CT's does.
+
+    Use: `SaveImaged(keys="pred", writer="attunet3d.io.AtomicNibabelWriter", ...)`.
+    """
+
+    source: Mapping[str, Any] | None = None
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
+        """As MONAI's; remembers the facts that CTReader left in `meta_dict`."""
+        super().set_metadata(meta_dict, resample=resample, **options)
+        source = (meta_dict or {}).get("source")
+        self.source = json.loads(source) if isinstance(source, str) else None
+
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
+        """As MONAI's. Raises OutputError, which `SaveImage` turns into a RuntimeError that quotes it."""
+        ImageWriter.write(self, filename, verbose=verbose)
+        image = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **obj_kwargs)
+        _place(image, np.asarray(image.affine, np.float64), self.source)
+        with atomic_path(filename) as temporary:
+            nib.save(image, temporary)
+
+
+def _place(image: nib.Nifti1Image, affine: np.ndarray, like: Mapping[str, Any] | None) -> None:
+    """Put `affine` (voxel to RAS+ mm) into the header, with the source's own fields if they say the same."""
+    image.header.set_xyzt_units("mm")
+    geometry = (like or {}).get("nifti_geometry")
+    if geometry:
+        copied = image.header.copy()
+        for field, value in geometry.items():
+            if field == "pixdim":
+                copied["pixdim"][:4] = value[:4]
+            else:
+                copied[field] = value
+        if np.array_equal(copied.get_best_affine(), affine):
+            for field in geometry:
+                image.header[field] = copied[field]
+            return
+    image.header.set_sform(affine, code=1)
+    try:
+        image.header.set_qform(affine, code=1)
+    except HeaderDataError:
+        image.header["qform_code"] = 0
+    if not np.allclose(image.header.get_qform(), affine, rtol=0, atol=QFORM_TOLERANCE):
+        image.header["qform_code"] = 0

@@ -1,0 +1,269 @@
+"""Segment CTs with the bundle's inference config: one session, many cases."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImaged, SaveImaged
+
+from . import __version__
+from .errors import AttUNet3dError, CheckpointError, OutputError
+from .io import write_mask, write_text_atomic
+from .io.cases import case_name
+from .runtime import file_sha256, load_weights
+from .transforms.model_grid import source_grid
+from .workflow import make_workflow
+
+logger = logging.getLogger(__name__)
+
+# Values of the config that can change a voxel of the mask, and so belong in every record.
+_RECORDED_IDS = ("spacing", "hu_window", "roi_size", "overlap", "skip_below", "network_def")
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A pancreas mask on the CT's own grid.
+
+    Attributes:
+        mask: uint8 (X, Y, Z), 1 is pancreas.
+        affine: voxel -> RAS+ mm, the CT's own.
+        path: the mask's file, if one was written.
+        record: how the mask came about (see `Segmenter.segment`).
+    """
+
+    mask: np.ndarray
+    affine: np.ndarray
+    path: Path | None
+    record: dict[str, Any]
+
+
+class Segmenter:
+    """The network loaded once, for many CTs.
+
+    Args:
+        checkpoint: weights; the bundle's own by default.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        precision: "auto", "fp32", "bf16" or "fp16".
+        presets: preset names or files, merged in order over the bundle's inference config.
+        overrides: ids of that config and their values, e.g. ``overlap=0.5``.
+
+    Raises:
+        CheckpointError: the weights cannot be read or do not fit the network.
+        ConfigError: a preset, an id, the device or the precision does not exist.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        presets: Sequence[str | Path] = (),
+        **overrides: Any,
+    ) -> None:
+        from .runtime import choose_device, choose_precision
+
+        self.device = choose_device(device)
+        choose_precision(precision, self.device)
+        changes = {"device": str(self.device), "precision": precision, **overrides}
+        if checkpoint is not None:
+            changes["checkpoint"] = str(checkpoint)
+        workflow = make_workflow("inference", presets, changes)
+        get = workflow.parser.get_parsed_content
+        self.checkpoint = Path(get("checkpoint"))
+        if not self.checkpoint.is_file():
+            raise CheckpointError(f"{self.checkpoint}: no such checkpoint; give a model.pt that training wrote")
+        load_weights(get("network_def"), self.checkpoint)
+        self._network = get("network").eval()
+        self._inferer = get("inferer")
+        self._before = list(get("preprocessing").transforms)
+        # What SaveImaged would write, `segment` returns, and writes with its record.
+        self._after = [t for t in get("postprocessing").transforms if not isinstance(t, SaveImaged)]
+        self._session = {
+            "attunet3d": __version__,
+            "bundle": workflow.parser["_meta_::version"],
+            "checkpoint": {"file": self.checkpoint.name, "sha256": file_sha256(self.checkpoint)},
+            "device": _device_name(self.device),
+            "precision": str(self._network.dtype).removeprefix("torch."),
+            "presets": [Path(preset).stem for preset in presets],
+            "config": {name: workflow.parser[name] for name in _RECORDED_IDS},
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")},
+            },
+        }
+
+    def segment(
+        self,
+        ct: str | Path,
+        output_dir: str | Path | None = None,
+        *,
+        series_uid: str | None = None,
+        qc: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Segmentation:
+        """Segment the pancreas in one CT.
+
+        Args:
+            ct: a NIfTI, NRRD or MetaImage file, or a folder with a DICOM series.
+            output_dir: with it, ``<name>_seg.nii.gz`` (the CT's shape and affine) and ``<name>_seg.json`` (the record:
+                versions, checkpoint hash, configuration, geometry, stage seconds, peak memory in MB, volume in mL,
+                warnings) are written; it is made if it does not exist.
+            series_uid: which series of a DICOM folder.
+            qc: also write ``<name>_seg.png``.
+            progress: called as ``progress(stage, done, total)``.
+
+        Raises:
+            AttUNet3dError: the CT cannot be read, is no CT volume, or the output cannot be written; nothing is left
+                half written.
+        """
+        seconds: dict[str, float] = {}
+        notify = progress or (lambda stage, done, total: None)
+
+        notify("read", 0, 1)
+        with _timed(seconds, "read"), _unwrapped():
+            load, *rest = self._before
+            if series_uid is not None:
+                load = LoadImaged(
+                    keys="image", reader=_reader_for(series_uid), dtype=None, ensure_channel_first=True
+                )
+            data = load({"image": str(ct)})
+        hu = data["image"][0]
+        with _timed(seconds, "preprocess"):
+            for transform in rest:
+                data = transform(data)
+            model_shape = tuple(data["image"].shape[1:])
+        self._inferer.progress = lambda done, total: notify("network", done, total)
+        with _timed(seconds, "network"), torch.inference_mode():
+            image = data["image"].as_tensor()[None].to(self.device)
+            logits = self._inferer(image, self._network)[0].cpu()
+        data["pred"] = MetaTensor(logits, affine=data["image"].affine)
+        notify("postprocess", 0, 1)
+        with _timed(seconds, "postprocess"):
+            for transform in self._after:
+                data = transform(data)
+            mask = data["pred"].as_tensor()[0].numpy()
+        grid = source_grid(data["image"])
+        source = _source_facts(data["image"])
+        record = self._record(ct, mask, grid.affine, source, model_shape, seconds)
+        if output_dir is None:
+            return Segmentation(mask, grid.affine, None, record)
+
+        notify("write", 0, 1)
+        base = _output_folder(output_dir) / f"{case_name(ct)}_seg"
+        with _timed(seconds, "write"):
+            if qc:
+                from .report.qc import qc_picture
+
+                title = f"{case_name(ct)}: {record['volume_ml']:.1f} mL (research use only)"
+                qc_picture(f"{base}.png", hu.numpy(), mask, grid.affine, title)
+            path = write_mask(f"{base}.nii.gz", mask, grid.affine, like=source)
+        record["output"] = path.name
+        write_text_atomic(f"{base}.json", json.dumps(record, indent=2) + "\n")
+        return Segmentation(mask, grid.affine, path, record)
+
+    def _record(
+        self,
+        ct: str | Path,
+        mask: np.ndarray,
+        affine: np.ndarray,
+        source: dict[str, Any],
+        model_shape: tuple[int, ...],
+        seconds: dict[str, float],
+    ) -> dict[str, Any]:
+        voxels = int(np.count_nonzero(mask))
+        warnings = list(source.get("warnings", []))
+        if voxels == 0:
+            warnings.append("the mask is empty: no pancreas was found")
+        return {
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "input": Path(ct).resolve().name,
+            "source": {key: value for key, value in source.items() if key in ("format", "series_uid")},
+            **self._session,
+            "geometry": {
+                "shape": list(mask.shape),
+                "spacing_mm": [float(s) for s in nib.affines.voxel_sizes(affine)],
+                "orientation": "".join(nib.aff2axcodes(affine)),
+                "affine_ras_mm": affine.tolist(),
+                "model_grid_shape": list(model_shape),
+            },
+            "seconds": seconds,
+            "peak_memory_mb": _peak_memory_mb(),
+            "voxels": voxels,
+            "volume_ml": voxels * abs(float(np.linalg.det(affine[:3, :3]))) / 1000,
+            "warnings": warnings,
+            "intended_use": "research only, not a medical device",
+        }
+
+
+def segment(ct: str | Path, output: str | Path | None = None, **kwargs: Any) -> Segmentation:
+    """Segment one CT; keyword arguments are those of `Segmenter`. For more than one CT keep a `Segmenter`."""
+    return Segmenter(**kwargs).segment(ct, output)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 3)
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Let our own errors through where MONAI wraps them."""
+    try:
+        yield
+    except AttUNet3dError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, AttUNet3dError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def _reader_for(series_uid: str) -> Any:
+    from .io import CTReader
+
+    return CTReader(series_uid=series_uid)
+
+
+def _source_facts(image: MetaTensor) -> dict[str, Any]:
+    facts = image.meta.get("source", "{}")
+    return json.loads(facts) if isinstance(facts, str) else dict(facts)
+
+
+def _output_folder(path: str | Path) -> Path:
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot make the output folder ({error.strerror}); choose another") from error
+    return folder
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+    return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10, 1)

@@ -1,0 +1,161 @@
+"""MONAI transforms between a CT's own grid and the network's: everything that may move a voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import cc3d
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import ensure_tuple_rep
+
+from ..errors import ConfigError, GeometryError
+from .resample import Grid, mask_from_logits, model_grid, resample_image, resample_label
+
+AIR_HU = -1024.0
+_SOURCE_SHAPE, _SOURCE_AFFINE = "source_shape", "source_affine"
+
+
+def grid_of(image: MetaTensor) -> Grid:
+    """The grid of a channel-first image (C, X, Y, Z)."""
+    if image.ndim != 4:
+        raise GeometryError(f"expected a channel-first volume (C, X, Y, Z), got shape {tuple(image.shape)}")
+    return Grid(tuple(image.shape[1:]), np.asarray(image.affine.cpu(), dtype=np.float64))
+
+
+def source_grid(image: MetaTensor) -> Grid:
+    """The grid an image had before `ToModelGridd`.
+
+    Raises:
+        GeometryError: the image never went through `ToModelGridd`.
+    """
+    if _SOURCE_SHAPE not in image.meta:
+        raise GeometryError("the image has no source grid: ToModelGridd must come before FromModelGridd")
+    shape = torch.as_tensor(image.meta[_SOURCE_SHAPE]).reshape(-1).tolist()
+    affine = np.asarray(torch.as_tensor(image.meta[_SOURCE_AFFINE]).cpu(), dtype=np.float64).reshape(4, 4)
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+
+
+class ToModelGridd(MapTransform):
+    """Resample images and labels onto one RAS+ grid along the patient's axes.
+
+    The grid is that of the first key; other keys are placed on it by their own affine, so a label whose axes run
+    another way than its image's still lands where it belongs.
+
+    Args:
+        keys: items of shape (1, X, Y, Z) with an affine.
+        spacing: mm, one number or three.
+        mode: "linear" for images (float32, air outside), "label" for label maps (uint8, background outside), per key.
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        ConfigError: an unknown mode.
+        GeometryError: an item is not a channel-first volume.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing: float | Sequence[float],
+        mode: str | Sequence[str] = "linear",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.spacing = tuple(float(s) for s in ensure_tuple_rep(spacing, 3))
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        for name in self.mode:
+            if name not in ("linear", "label"):
+                raise ConfigError(f'mode must be "linear" or "label", got {name!r}')
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        target: Grid | None = None
+        for key, mode in self.key_iterator(d, self.mode):
+            image = d[key]
+            source = grid_of(image)
+            if target is None:
+                target = model_grid(source, self.spacing)
+            volume = image.as_tensor()
+            if mode == "linear":
+                values = resample_image(volume, source, target, fill=AIR_HU)
+            else:
+                values = resample_label(volume[0], source, target)[None]
+            meta = dict(image.meta)
+            meta[_SOURCE_SHAPE] = torch.tensor(source.shape)
+            meta[_SOURCE_AFFINE] = torch.as_tensor(source.affine)
+            d[key] = MetaTensor(values, affine=torch.as_tensor(target.affine), meta=meta)
+        return d
+
+
+class FromModelGridd(MapTransform):
+    """Bring logits on the model grid back to the CT's own grid as a class map, slab by slab.
+
+    Args:
+        keys: logits (C, X, Y, Z) on the model grid; they become uint8 (1, X, Y, Z) with the CT's shape and affine.
+        source: key of the image that went through `ToModelGridd`.
+        allow_missing_keys: as in MONAI.
+    """
+
+    def __init__(self, keys: KeysCollection, source: str = "image", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.source = source
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        image = d[self.source]
+        target = source_grid(image)
+        for key in self.key_iterator(d):
+            logits = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
+            mask = mask_from_logits(logits, grid_of(image), target)
+            d[key] = MetaTensor(mask[None], affine=torch.as_tensor(target.affine), meta=dict(image.meta))
+        return d
+
+
+class SelectLabelsd(MapTransform):
+    """Make label maps binary: 1 where the value is one of ``values``, 0 elsewhere (uint8, same grid)."""
+
+    def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.values = torch.tensor(list(values))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            label = d[key]
+            chosen = torch.isin(label.as_tensor(), self.values.to(label.device)).to(torch.uint8)
+            d[key] = MetaTensor(chosen, affine=label.affine, meta=dict(label.meta))
+        return d
+
+
+class LargestComponentd(MapTransform):
+    """Keep the largest connected component (26 neighbours) of each class map (1, X, Y, Z); an empty one stays empty."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            mask = d[key][0]
+            found = mask.as_tensor() if isinstance(mask, MetaTensor) else mask
+            box = bounding_box(found)
+            if box is None:
+                continue
+            # Only the box that holds foreground: component labels take 4 bytes a voxel.
+            part = np.ascontiguousarray(found[box].cpu().numpy())
+            largest = cc3d.largest_k((part > 0).astype(np.uint8), k=1, connectivity=26)
+            found[box] = torch.from_numpy(part * (largest > 0)).to(found)
+        return d
+
+
+def bounding_box(mask: torch.Tensor) -> tuple[slice, slice, slice] | None:
+    """The smallest box of a mask (X, Y, Z) that holds every voxel that is not 0, or None if there is none."""
+    sides: list[slice] = []
+    for axis in range(3):
+        other = [a for a in range(3) if a != axis]
+        hit = torch.nonzero((mask != 0).any(dim=other[1]).any(dim=other[0])).flatten()
+        if hit.numel() == 0:
+            return None
+        sides.append(slice(int(hit[0]), int(hit[-1]) + 1))
+    return sides[0], sides[1], sides[2]

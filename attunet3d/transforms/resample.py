@@ -1,0 +1,205 @@
+"""Linear resampling between voxel grids in patient space, slab by slab.
+
+Conventions: arrays are (..., X, Y, Z); an affine maps voxel indices (voxel centres) to RAS+ millimetres. A voxel covers
+half a voxel on each side of its centre: inside that extent values are held constant beyond the outermost centres,
+outside it the fill value is taken. Only one slab is ever held in floating point, whatever the volume's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+# Two grids count as aligned when treating them so moves no sample by more than this (voxels of the source).
+_ALIGNED_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A voxel grid in the patient: its shape (X, Y, Z) and its affine, voxel index -> RAS+ mm (4x4, float64)."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+
+def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Grid:
+    """The RAS+ grid with axes along the patient's and the given spacing (mm) that covers ``source`` to its voxel edges.
+
+    It is centred on ``source``, so that no side is favoured. Oblique and sheared sources get their bounding box.
+
+    Raises:
+        ConfigError: the spacing is not positive.
+    """
+    step = np.broadcast_to(np.asarray(spacing, dtype=np.float64), (3,))
+    if not (step > 0).all():
+        raise ConfigError(f"spacing must be positive millimetres, got {spacing}")
+    sides = [(-0.5, n - 0.5) for n in source.shape]
+    corners = np.array([(x, y, z, 1.0) for x in sides[0] for y in sides[1] for z in sides[2]])
+    edges = (corners @ np.asarray(source.affine, dtype=np.float64).T)[:, :3]
+    low, high = edges.min(axis=0), edges.max(axis=0)
+    # The small slack keeps rounding in the affine from adding a voxel to an exact fit.
+    shape = np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1)
+    affine = np.diag([*step, 1.0])
+    affine[:3, 3] = (low + high) / 2 - (shape - 1) / 2 * step
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+
+
+def resample_slabs(
+    volume: Tensor, source: Grid, target: Grid, *, fill: float, slab: int = 16
+) -> Iterator[tuple[slice, Tensor]]:
+    """Resample ``volume`` linearly onto ``target``, a slab at a time.
+
+    Args:
+        volume: (..., X, Y, Z) of any real dtype on the grid ``source``.
+        source: the grid of ``volume``.
+        target: the grid to sample on.
+        fill: value outside the source volume.
+        slab: planes of the target's last axis per step.
+
+    Yields:
+        The slice of the target's last axis, and its values (..., X, Y, n) in float32.
+    """
+    to_source = np.linalg.inv(np.asarray(source.affine, np.float64)) @ np.asarray(target.affine, np.float64)
+    axes = _aligned_axes(to_source, target.shape)
+    for start in range(0, target.shape[2], slab):
+        planes = slice(start, min(start + slab, target.shape[2]))
+        if axes is None:
+            yield planes, _sample_general(volume, to_source, target.shape, planes, fill)
+        else:
+            yield planes, _sample_separable(volume, to_source, axes, target.shape, planes, fill)
+
+
+def resample_image(volume: Tensor, source: Grid, target: Grid, *, fill: float) -> Tensor:
+    """``volume`` (..., X, Y, Z) resampled linearly onto ``target``, float32."""
+    out = torch.empty((*volume.shape[:-3], *target.shape), dtype=torch.float32, device=volume.device)
+    for planes, values in resample_slabs(volume, source, target, fill=fill):
+        out[..., planes] = values
+    return out
+
+
+def resample_label(label: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Integer label map (X, Y, Z) on ``target``: each voxel takes the class with the largest linear share, uint8.
+
+    Two classes give the half-way surface of linear interpolation, which keeps volumes that nearest neighbour does not.
+    """
+    classes = [int(value) for value in torch.unique(label) if value != 0]
+    out = torch.zeros(target.shape, dtype=torch.uint8, device=label.device)
+    share = torch.full(target.shape, 0.5 if len(classes) == 1 else 0.0, device=label.device)
+    if len(classes) > 1:
+        share = resample_image((label == 0).to(torch.uint8), source, target, fill=1.0)
+    for value in classes:
+        for planes, values in resample_slabs((label == value).to(torch.uint8), source, target, fill=0.0):
+            wins = values > share[..., planes]
+            out[..., planes][wins] = value
+            share[..., planes][wins] = values[wins]
+    return out
+
+
+def mask_from_logits(logits: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Logits (C, X, Y, Z) on the model grid -> class map on ``target``, uint8.
+
+    C = 1 is the logit of the foreground against the background; C >= 2 takes the largest. With two classes only their
+    difference is resampled: linear interpolation and subtraction commute.
+    """
+    out = torch.empty(target.shape, dtype=torch.uint8, device=logits.device)
+    if logits.shape[0] == 2:
+        logits = logits[1:2] - logits[0:1]
+    binary = logits.shape[0] == 1
+    # Zero logits outside the grid: never foreground, since ties go to the background.
+    for planes, values in resample_slabs(logits, source, target, fill=0.0):
+        out[..., planes] = (values[0] > 0) if binary else values.argmax(dim=0)
+    return out
+
+
+def _aligned_axes(to_source: np.ndarray, shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
+    """For each target axis the source axis it runs along, or None if the grids are rotated or sheared."""
+    linear = to_source[:3, :3]
+    axes = np.abs(linear).argmax(axis=0)
+    if len(set(axes.tolist())) < 3:
+        return None
+    rest = linear.copy()
+    rest[axes, [0, 1, 2]] = 0.0
+    moved = np.abs(rest) @ np.maximum(np.asarray(shape) - 1, 1)
+    return (int(axes[0]), int(axes[1]), int(axes[2])) if moved.max() < _ALIGNED_TOLERANCE else None
+
+
+def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lower and upper neighbour (int64), the upper one's weight (float32), and whether the position is inside."""
+    inside = (position >= -0.5 - 1e-6) & (position <= size - 0.5 + 1e-6)
+    position = position.clamp(0, size - 1)
+    lower = position.floor().clamp(max=max(size - 2, 0))
+    weight = (position - lower).to(torch.float32)
+    lower = lower.to(torch.int64)
+    return lower, (lower + 1).clamp(max=size - 1), weight, inside
+
+
+def _sample_separable(
+    volume: Tensor,
+    to_source: np.ndarray,
+    axes: tuple[int, int, int],
+    shape: tuple[int, int, int],
+    planes: slice,
+    fill: float,
+) -> Tensor:
+    values = volume.permute(*range(volume.ndim - 3), *(volume.ndim - 3 + axis for axis in axes))
+    centre = (np.asarray(shape) - 1) / 2  # the small off-axis terms count at the middle, where they err least
+    outside: list[Tensor] = []
+    # The last axis first: it cuts the work of the other two down to the slab.
+    for axis in (2, 0, 1):
+        dim = values.ndim - 3 + axis
+        start, stop = (planes.start, planes.stop) if axis == 2 else (0, shape[axis])
+        index = np.arange(start, stop, dtype=np.float64)
+        row = to_source[axes[axis]]
+        offset = row[3] + sum(row[other] * centre[other] for other in range(3) if other != axis)
+        position = torch.from_numpy(row[axis] * index + offset).to(volume.device)
+        lower, upper, weight, inside = _neighbours(position, values.shape[dim])
+        view = [1] * values.ndim
+        view[dim] = -1
+        below = values.index_select(dim, lower).to(torch.float32)
+        above = values.index_select(dim, upper).to(torch.float32)
+        values = below.lerp_(above, weight.view(view))
+        if not bool(inside.all()):
+            outside.append(~inside.view(view))
+    for mask in outside:
+        values.masked_fill_(mask, fill)
+    return values
+
+
+def _sample_general(
+    volume: Tensor, to_source: np.ndarray, shape: tuple[int, int, int], planes: slice, fill: float
+) -> Tensor:
+    device = volume.device
+    index = [
+        torch.arange(shape[0], dtype=torch.float64, device=device).view(-1, 1, 1),
+        torch.arange(shape[1], dtype=torch.float64, device=device).view(1, -1, 1),
+        torch.arange(planes.start, planes.stop, dtype=torch.float64, device=device).view(1, 1, -1),
+    ]
+    size = volume.shape[-3:]
+    strides = (size[1] * size[2], size[2], 1)
+    inside: Tensor | None = None
+    corners: list[tuple[Tensor, Tensor, Tensor]] = []  # per source axis: offset of both neighbours, upper weight
+    for axis in range(3):
+        row = to_source[axis]
+        position = index[0] * row[0] + index[1] * row[1] + index[2] * row[2] + row[3]  # (X, Y, n)
+        lower, upper, weight, within = _neighbours(position, size[axis])
+        inside = within if inside is None else inside & within
+        corners.append((lower * strides[axis], upper * strides[axis], weight))
+    flat = volume.reshape(*volume.shape[:-3], -1)
+    values = torch.zeros((*volume.shape[:-3], *corners[0][2].shape), dtype=torch.float32, device=device)
+    for x in (0, 1):
+        for y in (0, 1):
+            for z in (0, 1):
+                offset = corners[0][x] + corners[1][y] + corners[2][z]
+                weight = torch.ones((), device=device)
+                for (_, _, upper_weight), upper_one in zip(corners, (x, y, z), strict=True):
+                    weight = weight * (upper_weight if upper_one else 1 - upper_weight)
+                values += flat[..., offset].to(torch.float32) * weight
+    if inside is not None:
+        values.masked_fill_(~inside, fill)
+    return values

@@ -1,0 +1,208 @@
+"""The bundle's configs, presets and overrides: the only place that builds MONAI's ConfigWorkflow."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import ConfigError, InputNotFoundError
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigWorkflow
+
+    from .networks import AttentionUNet
+
+BUNDLE = "pancreas_ct_attunet3d_segmentation"
+Mode = Literal["train", "evaluate", "inference"]
+# evaluate is an overlay on train, as in MONAI's model zoo.
+_CONFIGS: dict[Mode, tuple[str, ...]] = {
+    "train": ("train.yaml",),
+    "evaluate": ("train.yaml", "evaluate.yaml"),
+    "inference": ("inference.yaml",),
+}
+
+
+def _shipped(folder: str) -> Path:
+    """A data folder: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def bundle_root() -> Path:
+    """The bundle's folder: the working directory if it is a copy of this bundle, else the one that is installed."""
+    here = Path.cwd()
+    if (here / "configs" / "inference.yaml").is_file() and _bundle_name(here) == _bundle_name(_installed_bundle()):
+        return here
+    return _installed_bundle()
+
+
+def _installed_bundle() -> Path:
+    return _shipped("bundles") / BUNDLE
+
+
+def _bundle_name(root: Path) -> str | None:
+    try:
+        content = json.loads((root / "configs" / "metadata.json").read_text())
+    except (OSError, ValueError):
+        return None
+    name = content.get("name") if isinstance(content, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def preset_path(preset: str | Path) -> Path:
+    """A preset's file: a path to a YAML file, or the name of one that is shipped.
+
+    Raises:
+        ConfigError: there is no such preset; the message lists those that are.
+    """
+    path = Path(preset)
+    if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+        return path
+    shipped = _shipped("configs")
+    named = shipped / f"{path.name}.yaml"
+    if path.name == str(preset) and named.is_file():
+        return named
+    names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
+    raise ConfigError(f"no preset {str(preset)!r}: give a YAML file, or one of {names}")
+
+
+def make_workflow(
+    mode: Mode, presets: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None
+) -> ConfigWorkflow:
+    """The bundle's workflow for ``mode``, with presets merged in order and then single ids overridden.
+
+    Presets and overrides only change what a config of the bundle defines. One preset serves training and inference:
+    ids that another of the bundle's configs defines are left out here.
+
+    Raises:
+        ConfigError: a preset does not exist or is no mapping, or an id is unknown to the bundle.
+    """
+    from monai.bundle import ConfigParser, ConfigWorkflow
+
+    # MONAI warns that a file-less logging setup is skipped; the program has set logging up already.
+    logging.getLogger("monai.bundle").setLevel(logging.ERROR)
+    configs = _installed_bundle() / "configs"
+    files = [str(configs / name) for name in _CONFIGS[mode]]
+    parser = ConfigParser()
+    parser.read_config(files)
+    other = ConfigParser()
+    other.read_config([str(configs / name) for names in _CONFIGS.values() for name in names])
+
+    changes: dict[str, Any] = {}
+    for preset in presets:
+        path = preset_path(preset)
+        content = ConfigParser.load_config_file(path)
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path}: a preset is a mapping of ids to values, got {type(content).__name__}")
+        changes.update({key.removeprefix("+"): value for key, value in content.items()})
+    changes.update(overrides or {})
+    for key in list(changes):
+        if not _defines(parser, key):
+            if not _defines(other, key):
+                raise ConfigError(f"id {key!r} is not in the bundle's configs: see {configs}")
+            del changes[key]
+    return ConfigWorkflow(
+        config_file=files,
+        meta_file=str(configs / "metadata.json"),
+        logging_file=False,
+        workflow_type="infer" if mode == "inference" else "train",
+        **changes,
+    )
+
+
+def _defines(parser: Any, key: str) -> bool:
+    try:
+        return key in parser
+    except (KeyError, ValueError, TypeError):  # a path through something that is no mapping
+        return False
+
+
+def bundle_network() -> AttentionUNet:
+    """The network that the bundle's inference config defines, with fresh weights."""
+    network: AttentionUNet = make_workflow("inference").parser.get_parsed_content("network_def")
+    return network
+
+
+def train(
+    dataset_dir: str | Path,
+    datalist: str | Path,
+    output_dir: str | Path,
+    presets: Sequence[str | Path] = (),
+    **overrides: Any,
+) -> Path:
+    """Train the bundle's network; the weights with the best validation Dice are in ``output_dir/model.pt``.
+
+    Args:
+        dataset_dir: folder that the datalist's paths are relative to.
+        datalist: MONAI datalist JSON with "training" and "validation".
+        output_dir: weights and TensorBoard logs go here.
+        presets: names or files, merged in order.
+        overrides: config ids and their values.
+
+    Raises:
+        InputNotFoundError: the datalist or a file it names is missing.
+        ConfigError: a preset or an id does not exist.
+    """
+    changes = _dataset_ids(dataset_dir, datalist, ("training", "validation")) | {"ckpt_dir": str(output_dir)}
+    _run(make_workflow("train", presets, changes | overrides))
+    return Path(output_dir) / "model.pt"
+
+
+def evaluate(
+    dataset_dir: str | Path,
+    datalist: str | Path,
+    checkpoint: str | Path,
+    output_dir: str | Path,
+    presets: Sequence[str | Path] = (),
+    **overrides: Any,
+) -> dict[str, float]:
+    """Dice of a checkpoint on the datalist's "validation" cases, on each CT's own grid.
+
+    Writes the masks and ``metrics.csv`` files of MONAI's MetricsSaver to ``output_dir``; returns the mean values.
+
+    Raises:
+        InputNotFoundError: the datalist or a file it names is missing.
+        ConfigError: a preset or an id does not exist.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    from .runtime import read_weights
+
+    read_weights(checkpoint)
+    changes = _dataset_ids(dataset_dir, datalist, ("validation",))
+    changes |= {"checkpoint": str(checkpoint), "output_dir": str(output_dir)}
+    workflow = make_workflow("evaluate", presets, changes | overrides)
+    _run(workflow)
+    metrics = workflow.parser.get_parsed_content("validate::evaluator").state.metrics
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _run(workflow: ConfigWorkflow) -> None:
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def _dataset_ids(dataset_dir: str | Path, datalist: str | Path, sections: Sequence[str]) -> dict[str, Any]:
+    """Check a datalist before anything runs: every file it names must be there."""
+    if not Path(datalist).is_file():
+        raise InputNotFoundError(f"{datalist}: no such datalist; `attunet3d phantom` writes an example")
+    try:
+        content = json.loads(Path(datalist).read_text())
+    except ValueError as error:
+        raise ConfigError(f"{datalist}: not JSON ({error})") from error
+    for section in sections:
+        cases = content.get(section) if isinstance(content, dict) else None
+        if not cases:
+            raise ConfigError(f'{datalist}: no cases under "{section}"')
+        for case in cases:
+            for key in ("image", "label"):
+                if not isinstance(case, dict) or key not in case:
+                    raise ConfigError(f'{datalist}: a case under "{section}" lacks {key!r}')
+                if not os.path.exists(os.path.join(dataset_dir, case[key])):
+                    raise InputNotFoundError(f"{os.path.join(dataset_dir, case[key])}: named in {datalist}, not there")
+    return {"dataset_dir": str(dataset_dir), "datalist": str(datalist)}
