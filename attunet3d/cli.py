@@ -12,8 +12,8 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,7 +75,7 @@ def segment(
     _set_up_logging(verbose)
     _refuse_bad_outputs(cts, output)
     failed = 0
-    with _progress() as (bar, console):
+    with _products() as product, _progress() as (bar, console):
         task = bar.add_task("load the network", total=None)
         from .segmenter import Segmenter
 
@@ -100,7 +100,7 @@ def segment(
             else:
                 for warning in result.record["warnings"]:
                     console.print(f"warning: {ct}: {warning}", markup=False, highlight=False, soft_wrap=True)
-                print(result.path, flush=True)
+                product(result.path)
     if failed:
         raise typer.Exit(1)
 
@@ -120,7 +120,8 @@ def train(
     _set_up_logging(verbose=True)
     from . import workflow
 
-    print(workflow.train(dataset_dir, datalist, output, preset or (), **_overrides(set_)))
+    with _products() as product:
+        product(workflow.train(dataset_dir, datalist, output, preset or (), **_overrides(set_)))
 
 
 @app.command()
@@ -139,8 +140,9 @@ def evaluate(
     _set_up_logging(verbose=True)
     from . import workflow
 
-    values = workflow.evaluate(dataset_dir, datalist, checkpoint, output, preset or (), **_overrides(set_))
-    print(json.dumps(values))
+    with _products() as product:
+        values = workflow.evaluate(dataset_dir, datalist, checkpoint, output, preset or (), **_overrides(set_))
+        product(json.dumps(values))
 
 
 @app.command()
@@ -203,11 +205,22 @@ def main() -> None:
         sys.exit(1)
 
 
+@contextmanager
+def _products() -> Iterator[Callable[[object], None]]:
+    """Keep stdout for products: what libraries print there (MONAI's loggers do) goes to stderr meanwhile."""
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield lambda product: print(product, file=stdout, flush=True)
+
+
 def _set_up_logging(verbose: bool) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO if verbose else logging.ERROR, format="%(asctime)s %(levelname)s %(message)s"
     )
-    if not verbose:
+    if verbose:
+        # Of a decoder that is not used here.
+        warnings.filterwarnings("ignore", message="NvImgCodec")
+    else:
         warnings.simplefilter("ignore")
 
 

@@ -38,3 +38,11 @@ class ConfigError(AttUNet3dError):
 
 class OutputError(AttUNet3dError):
     """A result cannot be written where it was asked for."""
+
+
+def own_error(error: BaseException) -> AttUNet3dError | None:
+    """The error of this package at the root of another one: MONAI wraps what transforms and components raise."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, AttUNet3dError):
+        cause = cause.__cause__ or cause.__context__
+    return cause

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -23,17 +23,17 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImaged, SaveImaged
 
 from . import __version__
-from .errors import AttUNet3dError, CheckpointError, OutputError
-from .io import write_mask, write_text_atomic
+from .errors import CheckpointError, OutputError
+from .io import CTReader, atomic_path, write_mask
 from .io.cases import case_name
-from .runtime import file_sha256, load_weights
+from .runtime import choose_device, choose_precision, file_sha256, load_weights
 from .transforms.model_grid import source_grid
-from .workflow import make_workflow
+from .workflow import make_workflow, parsed
 
 logger = logging.getLogger(__name__)
 
 # Values of the config that can change a voxel of the mask, and so belong in every record.
-_RECORDED_IDS = ("spacing", "hu_window", "roi_size", "overlap", "skip_below", "network_def")
+_RECORDED_IDS = ("spacing", "hu_window", "roi_size", "overlap", "skip_below", "num_classes", "channels", "network_def")
 
 
 @dataclass(frozen=True)
@@ -76,24 +76,21 @@ class Segmenter:
         presets: Sequence[str | Path] = (),
         **overrides: Any,
     ) -> None:
-        from .runtime import choose_device, choose_precision
-
         self.device = choose_device(device)
         choose_precision(precision, self.device)
         changes = {"device": str(self.device), "precision": precision, **overrides}
         if checkpoint is not None:
             changes["checkpoint"] = str(checkpoint)
         workflow = make_workflow("inference", presets, changes)
-        get = workflow.parser.get_parsed_content
-        self.checkpoint = Path(get("checkpoint"))
+        self.checkpoint = Path(parsed(workflow, "checkpoint"))
         if not self.checkpoint.is_file():
             raise CheckpointError(f"{self.checkpoint}: no such checkpoint; give a model.pt that training wrote")
-        load_weights(get("network_def"), self.checkpoint)
-        self._network = get("network").eval()
-        self._inferer = get("inferer")
-        self._before = list(get("preprocessing").transforms)
+        load_weights(parsed(workflow, "network_def"), self.checkpoint)
+        self._network = parsed(workflow, "network").eval()
+        self._inferer = parsed(workflow, "inferer")
+        self._before = list(parsed(workflow, "preprocessing").transforms)
         # What SaveImaged would write, `segment` returns, and writes with its record.
-        self._after = [t for t in get("postprocessing").transforms if not isinstance(t, SaveImaged)]
+        self._after = [t for t in parsed(workflow, "postprocessing").transforms if not isinstance(t, SaveImaged)]
         self._session = {
             "attunet3d": __version__,
             "bundle": workflow.parser["_meta_::version"],
@@ -136,12 +133,10 @@ class Segmenter:
         notify = progress or (lambda stage, done, total: None)
 
         notify("read", 0, 1)
-        with _timed(seconds, "read"), _unwrapped():
+        with _timed(seconds, "read"):
             load, *rest = self._before
             if series_uid is not None:
-                load = LoadImaged(
-                    keys="image", reader=_reader_for(series_uid), dtype=None, ensure_channel_first=True
-                )
+                load = LoadImaged(keys="image", reader=CTReader(series_uid), dtype=None, ensure_channel_first=True)
             data = load({"image": str(ct)})
         hu = data["image"][0]
         with _timed(seconds, "preprocess"):
@@ -165,16 +160,21 @@ class Segmenter:
             return Segmentation(mask, grid.affine, None, record)
 
         notify("write", 0, 1)
-        base = _output_folder(output_dir) / f"{case_name(ct)}_seg"
-        with _timed(seconds, "write"):
-            if qc:
-                from .report.qc import qc_picture
+        name = case_name(ct)
+        folder = _output_folder(output_dir)
+        path = folder / f"{name}_seg.nii.gz"
+        # All or nothing: each file is complete before the first one takes its place.
+        with ExitStack() as files:
+            new = {s: files.enter_context(atomic_path(folder / f"{name}_seg{s}")) for s in _suffixes(qc)}
+            with _timed(seconds, "write"):
+                write_mask(new[".nii.gz"], mask, grid.affine, like=source)
+                if qc:
+                    from .report.qc import qc_picture
 
-                title = f"{case_name(ct)}: {record['volume_ml']:.1f} mL (research use only)"
-                qc_picture(f"{base}.png", hu.numpy(), mask, grid.affine, title)
-            path = write_mask(f"{base}.nii.gz", mask, grid.affine, like=source)
-        record["output"] = path.name
-        write_text_atomic(f"{base}.json", json.dumps(record, indent=2) + "\n")
+                    title = f"{name}: {record['volume_ml']:.1f} mL (research use only)"
+                    qc_picture(new[".png"], hu.numpy(), mask, grid.affine, title)
+            record["output"] = path.name
+            new[".json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return Segmentation(mask, grid.affine, path, record)
 
     def _record(
@@ -223,26 +223,9 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.perf_counter() - start, 3)
 
 
-@contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Let our own errors through where MONAI wraps them."""
-    try:
-        yield
-    except AttUNet3dError:
-        raise
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, AttUNet3dError):
-                raise cause from None
-            cause = cause.__cause__ or cause.__context__
-        raise
-
-
-def _reader_for(series_uid: str) -> Any:
-    from .io import CTReader
-
-    return CTReader(series_uid=series_uid)
+def _suffixes(qc: bool) -> tuple[str, ...]:
+    """Of the files of one case, the mask last: where it is, the others are."""
+    return (".nii.gz", ".json", ".png") if qc else (".nii.gz", ".json")
 
 
 def _source_facts(image: MetaTensor) -> dict[str, Any]:

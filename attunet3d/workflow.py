@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import ConfigError, InputNotFoundError
+from .errors import ConfigError, InputNotFoundError, own_error
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
@@ -84,8 +84,8 @@ def make_workflow(
     """
     from monai.bundle import ConfigParser, ConfigWorkflow
 
-    # MONAI warns that a file-less logging setup is skipped; the program has set logging up already.
-    logging.getLogger("monai.bundle").setLevel(logging.ERROR)
+    # MONAI warns that no logging file is applied; whoever calls this has set logging up already.
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     configs = _installed_bundle() / "configs"
     files = [str(configs / name) for name in _CONFIGS[mode]]
     parser = ConfigParser()
@@ -93,7 +93,7 @@ def make_workflow(
     other = ConfigParser()
     other.read_config([str(configs / name) for names in _CONFIGS.values() for name in names])
 
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"bundle_root": str(_installed_bundle())}
     for preset in presets:
         path = preset_path(preset)
         content = ConfigParser.load_config_file(path)
@@ -122,9 +122,27 @@ def _defines(parser: Any, key: str) -> bool:
         return False
 
 
+def parsed(workflow: ConfigWorkflow, name: str) -> Any:
+    """The value or object that a config id stands for.
+
+    Raises:
+        ConfigError: it cannot be built; the message is that of the component which refused.
+    """
+    try:
+        return workflow.parser.get_parsed_content(name)
+    except Exception as error:
+        own = own_error(error)
+        if own is not None:
+            raise own from None
+        root: BaseException = error
+        while (deeper := root.__cause__ or root.__context__) is not None:
+            root = deeper
+        raise ConfigError(f"config id {name!r} cannot be built: {root}") from error
+
+
 def bundle_network() -> AttentionUNet:
     """The network that the bundle's inference config defines, with fresh weights."""
-    network: AttentionUNet = make_workflow("inference").parser.get_parsed_content("network_def")
+    network: AttentionUNet = parsed(make_workflow("inference"), "network_def")
     return network
 
 
@@ -177,14 +195,20 @@ def evaluate(
     changes |= {"checkpoint": str(checkpoint), "output_dir": str(output_dir)}
     workflow = make_workflow("evaluate", presets, changes | overrides)
     _run(workflow)
-    metrics = workflow.parser.get_parsed_content("validate::evaluator").state.metrics
+    metrics = parsed(workflow, "validate::evaluator").state.metrics
     return {name: float(value) for name, value in metrics.items()}
 
 
 def _run(workflow: ConfigWorkflow) -> None:
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    try:
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    except Exception as error:
+        own = own_error(error)
+        if own is None:
+            raise
+        raise own from None
 
 
 def _dataset_ids(dataset_dir: str | Path, datalist: str | Path, sections: Sequence[str]) -> dict[str, Any]:

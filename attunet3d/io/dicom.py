@@ -263,7 +263,9 @@ def _kind(series: Series) -> str:
     if series.is_localizer:
         return f"{modality} localizer"
     if modality == "CT":
-        return f"CT objects of class {pydicom.uid.UID(series.slices[0].sop_class).name or 'unknown'}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as above: the UID may be malformed
+            return f"CT objects of class {pydicom.uid.UID(series.slices[0].sop_class).name or 'unknown'}"
     return modality
 
 

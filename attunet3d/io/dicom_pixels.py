@@ -12,7 +12,7 @@ import pydicom
 
 from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io.dicom import ENHANCED_CT, Series, SliceHeader, numbers
-from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed, to_hu
+from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, check_affine, read_failed, to_hu
 
 # A slice may lie this far (mm) from where the affine puts it. Headers that round positions to 0.1 mm stay within it,
 # and it is far below what a mask can show. A missing slice moves some slice by half a spacing or more, so the second
@@ -31,6 +31,7 @@ EXPORT_AGAIN = "export the complete series again"
 
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 _RLE = "1.2.840.10008.1.2.5"
+_Numbers = tuple[float, ...] | None
 _DECODERS = ("pylibjpeg", "libjpeg", "openjpeg")
 
 
@@ -129,7 +130,9 @@ def _on_one_grid(slices: list[SliceHeader], folder: Path) -> tuple[list[SliceHea
     lps[:3, 1] = column_step * first.spacing[0]  # type: ignore[index]
     lps[:3, 2] = step
     lps[:3, 3] = positions[0]
-    return slices, LPS_TO_RAS @ lps
+    affine = LPS_TO_RAS @ lps
+    check_affine(folder, affine)
+    return slices, affine
 
 
 def _check_uniform(slices: Sequence[SliceHeader]) -> None:
@@ -200,9 +203,7 @@ def _slabs(slices: Sequence[SliceHeader], notes: list[str]) -> Iterator[np.ndarr
     for s in slices:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ds, pixels = _decode(s)
-            slope, intercept = numbers(ds, "RescaleSlope", 1), numbers(ds, "RescaleIntercept", 1)
-            padding = _padding(ds)
+            pixels, slope, intercept, padding = _decode(s)
         unscaled += slope is None or intercept is None
         a, b = (slope or (1.0,))[0], (intercept or (0.0,))[0]
         small = pixels.dtype.itemsize <= 2 and abs(a) * 65536 + abs(b) < 2**31  # else int32 might overflow
@@ -222,8 +223,8 @@ def _slabs(slices: Sequence[SliceHeader], notes: list[str]) -> Iterator[np.ndarr
         notes.append(f"{padded} padding voxels were set to {AIR_HU} HU")
 
 
-def _decode(s: SliceHeader) -> tuple[pydicom.Dataset, np.ndarray]:
-    """The data set and its pixels, (rows, columns)."""
+def _decode(s: SliceHeader) -> tuple[np.ndarray, _Numbers, _Numbers, range | None]:
+    """Stored values (rows, columns), rescale slope and intercept, and the stored values that mean padding."""
     syntax = ""
     try:
         ds = pydicom.dcmread(s.path, force=True)
@@ -231,6 +232,8 @@ def _decode(s: SliceHeader) -> tuple[pydicom.Dataset, np.ndarray]:
         if "PixelData" not in ds:
             raise UnreadableInputError(f"{s.path}: holds no pixel data; {EXPORT_AGAIN}")
         pixels = ds.pixel_array
+        slope, intercept = numbers(ds, "RescaleSlope", 1), numbers(ds, "RescaleIntercept", 1)
+        padding = _padding(ds)
     except UnreadableInputError:
         raise
     except Exception as e:  # decoders raise whatever they like
@@ -247,7 +250,7 @@ def _decode(s: SliceHeader) -> tuple[pydicom.Dataset, np.ndarray]:
         raise UnreadableInputError(
             f"{s.path}: pixels of shape {pixels.shape} where the header promises {(s.rows, s.columns)}; {EXPORT_AGAIN}"
         )
-    return ds, pixels
+    return pixels, slope, intercept, padding
 
 
 def _padding(ds: pydicom.Dataset) -> range | None:

@@ -19,6 +19,8 @@ def open_itk(path: Path) -> StoredImage:
     if path.suffix.lower() in (".mhd", ".nhdr"):
         cure = f"copy or export it again, with the data file that {path.name} names beside it"
     reader = sitk.ImageFileReader()
+    nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
+    reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")
     reader.SetFileName(str(path))
     quiet = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -43,7 +45,6 @@ def open_itk(path: Path) -> StoredImage:
     lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     lps[:3, 3] = image.GetOrigin()
     warnings = []
-    nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
     if nrrd and not image.HasMetaDataKey("NRRD_space"):
         warnings.append("the NRRD header gives no space; left-posterior-superior is assumed")
     facts = {"format": "nrrd" if nrrd else "metaimage", "warnings": warnings}

@@ -8,7 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
@@ -32,6 +32,7 @@ GEOMETRY_FIELDS = (
 )
 DEFLATE_MAX_RATIO = 1032  # Deflate cannot expand by more: a header that asks for more is damaged.
 DISAGREEMENT_MM = 0.1
+LENGTH_UNITS = {0: "unknown", 1: "metres", 2: "mm", 3: "microns"}  # the low bits of xyzt_units
 
 _DECODE_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
@@ -42,12 +43,15 @@ def open_nifti(path: Path) -> StoredImage:
     Trailing dimensions of size 1 are dropped. Raises UnreadableInputError, UnsupportedImageError (not one 3D scalar
     image) and GeometryError (units other than mm).
     """
+    disabled = nibabel_logger.disabled
+    nibabel_logger.disabled = True  # it prints about every header detail that it repairs
     try:
-        with LoggingOutputSuppressor():
-            image = nib.load(path)
-            affine = np.asarray(image.affine, np.float64)
+        image = nib.load(path)
+        affine = np.asarray(image.affine, np.float64)
     except _DECODE_ERRORS as e:
         raise read_failed(path, e) from e
+    finally:
+        nibabel_logger.disabled = disabled
     header, stored, dtype = image.header, tuple(image.shape), image.dataobj.dtype
     if dtype.kind not in "iuf":
         kind = "complex" if dtype.kind == "c" else "colour"
@@ -58,7 +62,7 @@ def open_nifti(path: Path) -> StoredImage:
     shape = (stored[0], stored[1], stored[2])
     if min(shape) < 1:
         raise UnreadableInputError(f"{path}: the header says shape {shape}, without voxels; export the file again")
-    unit = header.get_xyzt_units()[0]
+    unit = LENGTH_UNITS.get(int(header["xyzt_units"]) & 7, "an unknown unit")
     if unit not in ("mm", "unknown"):
         raise GeometryError(f"{path}: the header gives lengths in {unit}; save the image again with lengths in mm")
     _check_size(path, image.dataobj.offset + dtype.itemsize * shape[0] * shape[1] * shape[2])
@@ -88,7 +92,7 @@ def _disagreement_mm(image: Any) -> float:
     """Largest distance between the corners of the image as its sform and as its qform place it."""
     try:
         shift = (image.header.get_sform() - image.header.get_qform())[:3]
-    except HeaderDataError:  # the quaternion is no rotation
+    except (HeaderDataError, ValueError):  # the quaternion is no rotation
         return float("inf")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]])).reshape(3, -1)
     return float(np.linalg.norm(shift[:, :3] @ corners + shift[:, 3:], axis=0).max())

@@ -129,7 +129,7 @@ class LabelReader(_Reader):
 
 def _existing(path: PathLike) -> Path:
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # not Path.exists, which raises for names that are too long
         raise InputNotFoundError(f"{path}: does not exist; check the path")
     return path
 

@@ -84,7 +84,7 @@ class ToModelGridd(MapTransform):
                 values = resample_image(volume, source, target, fill=AIR_HU)
             else:
                 values = resample_label(volume[0], source, target)[None]
-            meta = dict(image.meta)
+            meta = _meta_without_affine(image)
             meta[_SOURCE_SHAPE] = torch.tensor(source.shape)
             meta[_SOURCE_AFFINE] = torch.as_tensor(source.affine)
             d[key] = MetaTensor(values, affine=torch.as_tensor(target.affine), meta=meta)
@@ -111,7 +111,7 @@ class FromModelGridd(MapTransform):
         for key in self.key_iterator(d):
             logits = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
             mask = mask_from_logits(logits, grid_of(image), target)
-            d[key] = MetaTensor(mask[None], affine=torch.as_tensor(target.affine), meta=dict(image.meta))
+            d[key] = MetaTensor(mask[None], affine=torch.as_tensor(target.affine), meta=_meta_without_affine(image))
         return d
 
 
@@ -127,7 +127,7 @@ class SelectLabelsd(MapTransform):
         for key in self.key_iterator(d):
             label = d[key]
             chosen = torch.isin(label.as_tensor(), self.values.to(label.device)).to(torch.uint8)
-            d[key] = MetaTensor(chosen, affine=label.affine, meta=dict(label.meta))
+            d[key] = MetaTensor(chosen, affine=label.affine, meta=_meta_without_affine(label))
         return d
 
 
@@ -147,6 +147,11 @@ class LargestComponentd(MapTransform):
             largest = cc3d.largest_k((part > 0).astype(np.uint8), k=1, connectivity=26)
             found[box] = torch.from_numpy(part * (largest > 0)).to(found)
         return d
+
+
+def _meta_without_affine(image: MetaTensor) -> dict[str, Any]:
+    """A copy of the metadata for an image on another grid, which brings its own affine."""
+    return {key: value for key, value in image.meta.items() if key != "affine"}
 
 
 def bounding_box(mask: torch.Tensor) -> tuple[slice, slice, slice] | None:

@@ -1,0 +1,58 @@
+"""Shared fixtures: phantoms on several grids, and a small network with random weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "io"))
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Small enough for seconds on one core; every level and gate of the real network is there.
+TINY = {
+    "channels": [4, 4, 8, 8, 8],
+    "spacing": [6.0, 6.0, 6.0],
+    "roi_size": [32, 32, 32],
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the TINY network; it marks some tissue as pancreas, which is all that tests of geometry need."""
+    from attunet3d import AttentionUNet
+
+    torch.manual_seed(3)
+    net = AttentionUNet(channels=TINY["channels"])
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save(net.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_phantom(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """write_phantom(orientation="LPS", seed=0) -> path of a small phantom CT as NIfTI; its mask lies beside it."""
+    from attunet3d.datasets.phantom import make_phantom
+
+    folder = tmp_path_factory.mktemp("phantoms")
+
+    def write(orientation: str = "RAS", seed: int = 0) -> Path:
+        path = folder / f"phantom_{orientation}_{seed}.nii.gz"
+        if not path.exists():
+            phantom = make_phantom(seed, shape=(60, 56, 44), orientation=orientation)
+            _save(phantom.mask, phantom.affine, folder / f"phantom_{orientation}_{seed}_label.nii.gz")
+            _save(phantom.image, phantom.affine, path)
+        return path
+
+    return write
+
+
+def _save(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    nib.save(nib.Nifti1Image(array, affine), path)

@@ -1,0 +1,203 @@
+"""Masks that lie where the CT lies, and files that appear whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from dicom_files import phantom
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
+
+from attunet3d.errors import OutputError
+from attunet3d.io import atomic_path, read_label, read_volume, write_mask, write_text_atomic
+
+AFFINE = np.array([[-0.75, 0, 0, 100], [0, 0.5, 0, -50], [0, 0, 2.5, 20], [0, 0, 0, 1]])
+MASK = (np.arange(8 * 6 * 4).reshape(8, 6, 4) % 3).astype(np.uint8)
+
+
+def test_mask_header(tmp_path):
+    path = write_mask(tmp_path / "m.nii.gz", MASK, AFFINE)
+    assert path == tmp_path / "m.nii.gz"
+    assert os.listdir(tmp_path) == ["m.nii.gz"]
+    image = nib.load(path)
+    assert image.get_data_dtype() == np.uint8
+    assert (image.header["sform_code"], image.header["qform_code"]) == (1, 1)
+    assert image.header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_array_equal(image.affine, AFFINE)
+    np.testing.assert_allclose(image.get_qform(), AFFINE, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), MASK)
+
+
+def test_sheared_affine_has_no_qform(tmp_path):
+    sheared = AFFINE.copy()
+    sheared[1, 2] = 0.75
+    header = nib.load(write_mask(tmp_path / "m.nii", MASK, sheared)).header
+    assert (header["sform_code"], header["qform_code"]) == (1, 0)
+    np.testing.assert_array_equal(header.get_best_affine(), sheared)
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(1, 1), (2, 0), (0, 1), (4, 2), (0, 0)])
+def test_mask_has_the_geometry_header_of_its_ct(tmp_path, sform, qform):
+    """Whichever of sform, qform and pixdim a viewer goes by, the mask lies on the CT."""
+    turned = AFFINE.copy()
+    c, s = np.cos(0.3), np.sin(0.3)
+    turned[:3, :3] = [[c, -s, 0], [s, c, 0], [0, 0, 1]] @ AFFINE[:3, :3]
+    ct = nib.Nifti1Image(phantom((8, 6, 4)), turned)
+    ct.set_qform(turned, code=qform)
+    ct.set_sform(turned, code=sform)
+    nib.save(ct, tmp_path / "ct.nii.gz")
+    volume = read_volume(tmp_path / "ct.nii.gz")
+    path = write_mask(tmp_path / "m.nii.gz", MASK, volume.affine, like=volume.source)
+    source, written = nib.load(tmp_path / "ct.nii.gz").header, nib.load(path).header
+    for field in volume.source["nifti_geometry"]:
+        count = 4 if field == "pixdim" else None
+        np.testing.assert_array_equal(np.atleast_1d(source[field])[:count], np.atleast_1d(written[field])[:count])
+    np.testing.assert_array_equal(read_label(path)[1], volume.affine)
+    np.testing.assert_array_equal(read_label(path)[0], MASK)
+
+
+def test_geometry_of_another_grid_is_not_copied(tmp_path):
+    nib.save(nib.Nifti1Image(phantom((8, 6, 4)), AFFINE), tmp_path / "ct.nii")
+    like = read_volume(tmp_path / "ct.nii").source
+    coarse = AFFINE @ np.diag([2, 2, 2, 1])
+    np.testing.assert_array_equal(nib.load(write_mask(tmp_path / "m.nii", MASK, coarse, like=like)).affine, coarse)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    order=st.permutations([0, 1, 2]),
+    signs=st.tuples(*[st.sampled_from([-1, 1])] * 3),
+    spacing=st.tuples(*[st.floats(0.3, 8)] * 3),
+    angle=st.floats(-0.5, 0.5),
+    origin=st.tuples(*[st.floats(-500, 500)] * 3),
+    seed=st.integers(0, 10),
+)
+def test_round_trip_of_any_orientation(tmp_path_factory, order, signs, spacing, angle, origin, seed):
+    """Array exactly; affine to float32."""
+    affine = np.eye(4)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine[:3, :3] = turn @ (np.eye(3)[:, order] * signs * spacing)
+    affine[:3, 3] = origin
+    mask = np.random.default_rng(seed).integers(0, 3, (5, 4, 3)).astype(np.uint8)
+    path = write_mask(tmp_path_factory.mktemp("rt") / "m.nii", mask, affine)
+    array, read = read_label(path)
+    np.testing.assert_array_equal(array, mask)
+    np.testing.assert_array_equal(read, affine.astype(np.float32))
+
+
+def test_text(tmp_path):
+    path = write_text_atomic(tmp_path / "record.json", '{"µ": 1}\n')
+    assert path.read_bytes() == '{"µ": 1}\n'.encode()
+    assert os.listdir(tmp_path) == ["record.json"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_failure_midway_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    target = tmp_path / "report.png"
+    target.write_text("old")
+
+    def write():
+        with atomic_path(target) as temporary:
+            assert temporary.parent == tmp_path
+            assert temporary.suffix == ".png"
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert os.listdir(tmp_path) == ["report.png"]
+    assert target.read_text() == "old"
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    """nibabel fails after its first bytes: neither the mask nor the temporary file stays."""
+
+    def save(image, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nibabel.save", save)
+    with pytest.raises(
+        OutputError, match=r"m\.nii\.gz: cannot be written \(No space left on device\); free some space"
+    ):
+        write_mask(tmp_path / "m.nii.gz", MASK, AFFINE)
+    assert os.listdir(tmp_path) == []
+
+
+def _folder_in_the_way(tmp_path):
+    (tmp_path / "m.nii.gz").mkdir()
+    return tmp_path / "m.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (_folder_in_the_way, "is a folder; give a file name"),
+        (lambda p: p / "none" / "m.nii.gz", "does not exist; create it"),
+        (lambda p: p / "m.mha", "ends in .nii.gz"),
+        (lambda p: p / f"{'m' * 300}.nii.gz", "cannot be written (File name too long)"),
+    ],
+)
+def test_refused(tmp_path, build, words):
+    path = build(tmp_path)
+    with pytest.raises(OutputError) as caught:
+        write_mask(path, MASK, AFFINE)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mask", [MASK.astype(np.float32), MASK[0]])
+def test_only_3d_uint8_masks(tmp_path, mask):
+    with pytest.raises(OutputError, match="expected uint8"):
+        write_mask(tmp_path / "m.nii.gz", mask, AFFINE)
+
+
+def _save_with_monai(folder, **meta):
+    image = MetaTensor(torch.from_numpy(MASK)[None], affine=torch.from_numpy(AFFINE), meta={**meta})
+    image.meta["filename_or_obj"] = "case7.nii.gz"
+    saver = SaveImage(
+        output_dir=folder,
+        output_postfix="seg",
+        output_dtype=np.uint8,
+        separate_folder=False,
+        print_log=False,
+        writer="attunet3d.io.AtomicNibabelWriter",
+    )
+    saver(image)
+    return folder / "case7_seg.nii.gz"
+
+
+def test_monai_writer(tmp_path):
+    image = nib.load(_save_with_monai(tmp_path))
+    assert os.listdir(tmp_path) == ["case7_seg.nii.gz"]
+    assert image.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(image.affine, AFFINE)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), MASK)
+
+
+def test_monai_writer_copies_the_geometry_header(tmp_path):
+    ct = nib.Nifti1Image(phantom((8, 6, 4)), AFFINE)
+    ct.set_sform(AFFINE, code=4)
+    nib.save(ct, tmp_path / "ct.nii")
+    source = read_volume(tmp_path / "ct.nii").source
+    header = nib.load(_save_with_monai(tmp_path, source=json.dumps(source))).header
+    assert (header["sform_code"], header["qform_code"]) == (4, 0)
+
+
+def test_monai_writer_is_atomic(tmp_path, monkeypatch):
+    """SaveImage turns every error into a RuntimeError that quotes it; nothing is left behind."""
+
+    def replace(a, b):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", replace)
+    with pytest.raises(RuntimeError, match=r"OutputError: .*No space left on device"):
+        _save_with_monai(tmp_path)
+    assert os.listdir(tmp_path) == []
