@@ -276,3 +276,6 @@ def _refuse_bad_folder(path: Path) -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+if __name__ == "__main__":
+    main()

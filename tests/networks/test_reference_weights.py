@@ -317,7 +317,7 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_key(change: Callable[[Stat
 @pytest.mark.parametrize(
     ("net", "shapes", "message"),
     [
-        (ct_network(1), ct_shapes(2), "gate_block_2"),
+        (ct_network(1), ct_shapes(2), "attentionblock4"),
         (ct_network(2), ct_shapes(1), "gate_block_2"),
         (ct_network(0), ct_shapes(1), "(gating|attentionblock)"),
         (ct_network(1), ct_shapes(1, classes=3), "dsv"),

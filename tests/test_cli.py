@@ -1,0 +1,231 @@
+"""The command line as a user meets it: products, one-line errors, exit codes, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import TINY
+from dicom_files import phantom, write_series
+
+from attunet3d import __version__, cli
+
+TINY_ARGUMENTS = [argument for name, value in TINY.items() for argument in ("--set", f"{name}={value}")]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """run("segment", ...) -> exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["attunet3d", *map(str, arguments)])
+        # Rich would fold long lines at the width of a terminal that is not there.
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+            sys.exit(0)
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def segment(run: Run, tiny_checkpoint: Path) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        return run("segment", *arguments, "--checkpoint", tiny_checkpoint, "--precision", "fp32", *TINY_ARGUMENTS)
+
+    return call
+
+
+def test_several_inputs_one_bad(segment: Run, write_phantom: Callable[..., Path], tmp_path: Path) -> None:
+    good, other = write_phantom("RAS"), write_phantom("LPS")
+    out = tmp_path / "out"
+    code, stdout, stderr = segment(good, tmp_path / "none.nii.gz", other, "-o", out, "--qc")
+    assert code == 1
+    assert stdout.splitlines() == [str(out / "phantom_RAS_0_seg.nii.gz"), str(out / "phantom_LPS_0_seg.nii.gz")]
+    assert stderr.splitlines() == [f"error: {tmp_path}/none.nii.gz: does not exist; check the path"]
+    names = sorted(p.name for p in out.iterdir())
+    assert names == [f"phantom_{o}_0_seg.{s}" for o in ("LPS", "RAS") for s in ("json", "nii.gz", "png")]
+
+
+def _truncated(folder: Path) -> Path:
+    path = folder / "ct.nii.gz"
+    nib.save(nib.Nifti1Image(phantom((40, 40, 20)), np.eye(4)), path)
+    path.write_bytes(path.read_bytes()[:-3000])
+    return path
+
+
+def _nifti(name: str, array: np.ndarray) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), folder / name)
+        return folder / name
+
+    return make
+
+
+def _rgb(folder: Path) -> Path:
+    array = np.zeros((8, 8, 8), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(array, np.eye(4)), folder / "rgb.nii.gz")
+    return folder / "rgb.nii.gz"
+
+
+def _vector_mha(folder: Path) -> Path:
+    image = sitk.GetImageFromArray(np.zeros((8, 8, 8, 3), np.uint8), isVector=True)
+    sitk.WriteImage(image, str(folder / "rgb.mha"))
+    return folder / "rgb.mha"
+
+
+def _two_series(folder: Path) -> Path:
+    write_series(folder / "study" / "a", phantom(), uid="1.2.3.1")
+    write_series(folder / "study" / "b", phantom(seed=1), uid="1.2.3.2")
+    return folder / "study"
+
+
+def _mr(folder: Path) -> Path:
+    write_series(folder / "mr", phantom(), Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
+    return folder / "mr"
+
+
+def _cut_dicom(folder: Path) -> Path:
+    path = write_series(folder / "cut", phantom())[2]
+    path.write_bytes(path.read_bytes()[:-40])
+    return folder / "cut"
+
+
+def _missing_slice(folder: Path) -> Path:
+    write_series(folder / "gap", phantom())[3].unlink()
+    return folder / "gap"
+
+
+def _one_dicom_file(folder: Path) -> Path:
+    return write_series(folder / "series", phantom())[0]
+
+
+def _empty_folder(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def _noise(folder: Path) -> Path:
+    (folder / "noise.nii.gz").write_bytes(np.random.default_rng(0).bytes(4000))
+    return folder / "noise.nii.gz"
+
+
+def _text(folder: Path) -> Path:
+    (folder / "notes.txt").write_text("no image")
+    return folder / "notes.txt"
+
+
+BAD_INPUTS = {
+    "missing": (lambda folder: folder / "none.nii.gz", "does not exist"),
+    "empty folder": (_empty_folder, "empty"),
+    "truncated": (_truncated, "truncated"),
+    "random bytes": (_noise, "gzip"),
+    "text": (_text, "nii.gz"),
+    "4D": (_nifti("4d.nii.gz", np.zeros((8, 8, 8, 3), np.int16)), "4D"),
+    "2D": (_nifti("2d.nii.gz", np.zeros((8, 8), np.int16)), "2D"),
+    "RGB": (_rgb, "colour"),
+    "vector": (_vector_mha, "3"),
+    "mask": (_nifti("mask.nii.gz", np.eye(8, dtype=np.uint8)[None].repeat(8, 0)), "HU"),
+    "scaled": (_nifti("unit.nii.gz", np.linspace(0, 1, 512, dtype=np.float32).reshape(8, 8, 8)), "HU"),
+    "not finite": (_nifti("nan.nii.gz", np.full((8, 8, 8), np.nan, np.float32)), "finite"),
+    "two series": (_two_series, "--series"),
+    "MR": (_mr, "MR"),
+    "cut DICOM": (_cut_dicom, "image"),
+    "missing slice": (_missing_slice, "mm"),
+    "one DICOM file": (_one_dicom_file, "folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_input_is_one_line_and_leaves_nothing(segment: Run, tmp_path: Path, name: str) -> None:
+    make, found = BAD_INPUTS[name]
+    path = make(tmp_path)
+    code, stdout, stderr = segment(path, "-o", tmp_path / "out")
+    assert code == 1
+    assert stdout == ""
+    lines = stderr.splitlines()
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith(f"error: {path}")
+    assert found in lines[0]
+    assert "Error" not in lines[0], "the message names a Python class"
+    assert not (tmp_path / "out").exists()
+
+
+def test_series_chooses_among_several(segment: Run, tmp_path: Path) -> None:
+    study = _two_series(tmp_path)
+    code, stdout, _ = segment(study, "-o", tmp_path / "out", "--series", "1.2.3.2")
+    assert code == 0
+    record = json.loads((tmp_path / "out" / "study_seg.json").read_text())
+    assert record["source"]["series_uid"] == "1.2.3.2"
+    assert stdout.strip().endswith("study_seg.nii.gz")
+    assert "DOE" not in json.dumps(record)
+
+
+def test_usage_errors_exit_with_2(
+    run: Run, segment: Run, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    ct = write_phantom()
+    (tmp_path / "file").write_text("")
+    twin = tmp_path / "twin" / ct.name
+    cases = [
+        (segment(ct, "-o", tmp_path / "file"), "not a folder"),
+        (segment(ct, twin, "-o", tmp_path / "out"), "different folders"),
+        (run("segment", ct, "-o", tmp_path / "out", "--checkpoint", tmp_path / "no.pt"), "no such checkpoint"),
+        (run("segment", ct, "-o", tmp_path / "out", "-c", "nope"), "no preset"),
+        (run("segment", ct, "-o", tmp_path / "out", "--set", "overlap"), "ID=VALUE"),
+        (run("segment", ct, "-o", tmp_path / "out", "--set", "nope=1"), "'nope'"),
+        (run("segment", ct, "-o", tmp_path / "out", "--device", "gpu"), "device"),
+        (run("segment", ct, "-o", tmp_path / "out", "--precision", "int8"), "precision"),
+        (run("segment", "-o", tmp_path / "out"), "CT"),
+        (run("segment", ct), "--output"),
+        (run("train", "--dataset-dir", tmp_path, "--datalist", tmp_path / "d.json", "-o", tmp_path / "r"), "no such"),
+    ]
+    for (code, stdout, stderr), found in cases:
+        assert code == 2, stderr
+        assert stdout == ""
+        assert found in stderr
+        assert "Traceback" not in stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_score_and_phantom(run: Run, tmp_path: Path) -> None:
+    code, stdout, _ = run("phantom", tmp_path / "p", "--cases", 2, "--spacing", 6, 6, 6, "--seed", 5)
+    assert code == 0
+    assert stdout.strip() == str(tmp_path / "p" / "datalist.json")
+    label = tmp_path / "p" / "labelsTr" / "phantom_0000.nii.gz"
+    code, stdout, _ = run("score", label, label)
+    assert code == 0
+    values = json.loads(stdout)
+    assert values["dice"] == 1.0
+    assert values["difference_ml"] == 0.0
+    other = tmp_path / "p" / "labelsTr" / "phantom_0001.nii.gz"
+    code, _, stderr = run("score", label, other)
+    assert code == 2
+    assert stderr.count("\n") == 1
+
+
+def test_help_has_examples_and_is_immediate(run: Run) -> None:
+    start = time.perf_counter()
+    shown = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "attunet3d.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    assert time.perf_counter() - start < 30
+    assert "torch" not in shown.stderr, "--help must not wait for torch"
+    for verb in ("segment", "train", "evaluate", "score", "phantom"):
+        assert verb in shown.stdout
+        code, stdout, _ = run(verb, "--help")
+        assert code == 0
+        assert f"Example: attunet3d {verb}" in stdout
+    assert run("--version")[1].strip() == __version__
