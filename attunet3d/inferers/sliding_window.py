@@ -29,7 +29,7 @@ class SlidingWindowInferer(Inferer):
         overlap: share of a window that overlaps the next one, in [0, 1).
         sigma_scale: standard deviation of the Gaussian weights as a share of the window size.
         skip_below: windows in which no voxel is above this value are not run, and their voxels are background. With
-            the HU window scaled to [0, 1], 0 is its lower end: such a window holds no soft tissue at all. None runs all.
+            the HU window scaled to [0, 1], 0 is its lower end: such a window holds no soft tissue. None runs all.
 
     Raises:
         ConfigError: the overlap is out of range.
@@ -54,7 +54,7 @@ class SlidingWindowInferer(Inferer):
         self.progress: Progress | None = None
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Image (B, C, X, Y, Z) -> logits (B, classes, X, Y, Z); ``progress(done, total)`` is called per forward pass."""
+        """Image (B, C, X, Y, Z) -> logits (B, classes, X, Y, Z); ``progress(done, total)`` is called per batch."""
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         size = tuple(image.shape[2:])
         roi = fall_back_tuple(self.roi_size, size)
@@ -89,7 +89,8 @@ class SlidingWindowInferer(Inferer):
         untouched = total == 0
         logits /= total.masked_fill(untouched, 1.0)
         if bool(untouched.any()):
-            logits[:, :1].masked_fill_(untouched, 1.0)
+            # Of one channel, the foreground's logit, background is what is negative.
+            logits[:, :1].masked_fill_(untouched, 1.0 if logits.shape[1] > 1 else -1.0)
         crop = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
         return logits[(slice(None), slice(None), *crop)]
 

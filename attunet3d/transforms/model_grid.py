@@ -21,7 +21,13 @@ _SOURCE_SHAPE, _SOURCE_AFFINE = "source_shape", "source_affine"
 
 
 def grid_of(image: MetaTensor) -> Grid:
-    """The grid of a channel-first image (C, X, Y, Z)."""
+    """The grid of a channel-first image (C, X, Y, Z).
+
+    Raises:
+        GeometryError: it is not a channel-first volume, or has no affine.
+    """
+    if not isinstance(image, MetaTensor):
+        raise GeometryError(f"expected a MetaTensor with an affine, got {type(image).__name__}: use LoadImaged")
     if image.ndim != 4:
         raise GeometryError(f"expected a channel-first volume (C, X, Y, Z), got shape {tuple(image.shape)}")
     return Grid(tuple(image.shape[1:]), np.asarray(image.affine.cpu(), dtype=np.float64))
@@ -33,7 +39,7 @@ def source_grid(image: MetaTensor) -> Grid:
     Raises:
         GeometryError: the image never went through `ToModelGridd`.
     """
-    if _SOURCE_SHAPE not in image.meta:
+    if not isinstance(image, MetaTensor) or _SOURCE_SHAPE not in image.meta:
         raise GeometryError("the image has no source grid: ToModelGridd must come before FromModelGridd")
     shape = torch.as_tensor(image.meta[_SOURCE_SHAPE]).reshape(-1).tolist()
     affine = np.asarray(torch.as_tensor(image.meta[_SOURCE_AFFINE]).cpu(), dtype=np.float64).reshape(4, 4)
@@ -98,6 +104,9 @@ class FromModelGridd(MapTransform):
         keys: logits (C, X, Y, Z) on the model grid; they become uint8 (1, X, Y, Z) with the CT's shape and affine.
         source: key of the image that went through `ToModelGridd`.
         allow_missing_keys: as in MONAI.
+
+    Raises:
+        GeometryError: the image never went through `ToModelGridd`, or the logits are not of its size.
     """
 
     def __init__(self, keys: KeysCollection, source: str = "image", allow_missing_keys: bool = False) -> None:
@@ -108,9 +117,14 @@ class FromModelGridd(MapTransform):
         d = dict(data)
         image = d[self.source]
         target = source_grid(image)
+        model = grid_of(image)
         for key in self.key_iterator(d):
             logits = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
-            mask = mask_from_logits(logits, grid_of(image), target)
+            if tuple(logits.shape[1:]) != model.shape:
+                raise GeometryError(
+                    f"{key} has {tuple(logits.shape[1:])} voxels, {self.source} {model.shape}: they must share a grid"
+                )
+            mask = mask_from_logits(logits, model, target)
             d[key] = MetaTensor(mask[None], affine=torch.as_tensor(target.affine), meta=_meta_without_affine(image))
         return d
 

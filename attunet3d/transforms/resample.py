@@ -18,6 +18,8 @@ from ..errors import ConfigError
 
 # Two grids count as aligned when treating them so moves no sample by more than this (voxels of the source).
 _ALIGNED_TOLERANCE = 1e-3
+# Shares of two classes that differ by less are equal but for rounding.
+_TIE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Gri
     corners = np.array([(x, y, z, 1.0) for x in sides[0] for y in sides[1] for z in sides[2]])
     edges = (corners @ np.asarray(source.affine, dtype=np.float64).T)[:, :3]
     low, high = edges.min(axis=0), edges.max(axis=0)
-    # The small slack keeps rounding in the affine from adding a voxel to an exact fit.
-    shape = np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1)
+    # The slack (voxels) keeps rounding in the affine, float32 in NIfTI, from adding a voxel to an exact fit.
+    shape = np.maximum(np.ceil((high - low) / step - _ALIGNED_TOLERANCE).astype(int), 1)
     affine = np.diag([*step, 1.0])
     affine[:3, 3] = (low + high) / 2 - (shape - 1) / 2 * step
     return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
@@ -86,13 +88,17 @@ def resample_image(volume: Tensor, source: Grid, target: Grid, *, fill: float) -
 def resample_label(label: Tensor, source: Grid, target: Grid) -> Tensor:
     """Integer label map (X, Y, Z) on ``target``: each voxel takes the class with the largest linear share, uint8.
 
-    Two classes give the half-way surface of linear interpolation, which keeps volumes that nearest neighbour does not.
+    Two classes give the half-way surface of linear interpolation. Grids whose spacings are multiples of each other put
+    whole planes of voxels exactly on it (1 mm slices on a 2 mm grid do): every other one of those goes to the
+    background, so that neither the volume nor the centroid moves.
     """
     classes = [int(value) for value in torch.unique(label) if value != 0]
     out = torch.zeros(target.shape, dtype=torch.uint8, device=label.device)
     share = torch.full(target.shape, 0.5 if len(classes) == 1 else 0.0, device=label.device)
     if len(classes) > 1:
         share = resample_image((label == 0).to(torch.uint8), source, target, fill=1.0)
+    odd = [torch.arange(n, device=label.device) % 2 == 1 for n in target.shape]
+    share += torch.where(odd[0][:, None, None] ^ odd[1][:, None] ^ odd[2], -_TIE, _TIE)
     for value in classes:
         for planes, values in resample_slabs((label == value).to(torch.uint8), source, target, fill=0.0):
             wins = values > share[..., planes]

@@ -1,5 +1,6 @@
 """The network: shapes, arguments, attention maps, gradients, dropout, keys and parameter counts."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -238,7 +239,9 @@ def expected_keys(gate: str | None, gated: int, supervised: bool, conv_up: bool)
         if step < gated:
             name = f"decoder.{step}.gate.gates.0"
             if gate == "grid":
-                keys |= {f"{name}.{leaf}" for leaf in ("w_x.weight", "w_g.weight", "w_g.bias", "psi.weight", "psi.bias")}
+                keys |= {
+                    f"{name}.{leaf}" for leaf in ("w_x.weight", "w_g.weight", "w_g.bias", "psi.weight", "psi.bias")
+                }
                 keys |= block(f"{name}.w_out") | block(f"decoder.{step}.gate.combine")
             else:
                 keys |= block(f"{name}.w_x") | block(f"{name}.w_g") | block(f"{name}.psi")
@@ -294,12 +297,12 @@ def double(before: int, after: int, voxels: int) -> int:
 def count_ct(gates: int, classes: int = 2) -> int:
     widths = (16, 32, 64, 128, 256)
     total = sum(double(before, after, 27) for before, after in zip((1, *widths), widths, strict=False))
-    for skip, coarse in zip(widths, widths[1:], strict=False):
+    for skip, coarse in pairwise(widths):
         total += double(skip + coarse, skip, 27) + conv(skip, classes, 1)
     total += conv(4 * classes, classes, 1)
     if gates:
         total += conv(256, 256, 1) + 2 * 256
-        for skip, coarse in zip(widths[1:], widths[2:], strict=False):
+        for skip, coarse in pairwise(widths[1:]):
             gate = conv(skip, skip, 8, bias=False) + conv(coarse, skip, 1) + conv(skip, 1, 1)
             gate += conv(skip, skip, 1) + 2 * skip
             total += gates * gate + conv(gates * skip, skip, 1) + 2 * skip
@@ -309,7 +312,7 @@ def count_ct(gates: int, classes: int = 2) -> int:
 def count_att_u_net(image_channels: int, classes: int) -> int:
     widths = (64, 128, 256, 512, 1024)
     total = sum(double(before, after, 9) for before, after in zip((image_channels, *widths), widths, strict=False))
-    for skip, coarse in zip(widths, widths[1:], strict=False):
+    for skip, coarse in pairwise(widths):
         total += conv(coarse, skip, 9) + 2 * skip
         total += 2 * (conv(skip, skip // 2, 1) + 2 * (skip // 2)) + conv(skip // 2, 1, 1) + 2
         total += double(2 * skip, skip, 9)

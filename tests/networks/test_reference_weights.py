@@ -334,6 +334,6 @@ def test_weights_of_another_architecture_are_refused(net: AttentionUNet, shapes:
 
 @pytest.mark.parametrize("state", [{}, {"encoder.0.weight": torch.zeros(1)}])
 def test_an_unknown_format_is_refused(state: State) -> None:
-    with pytest.raises(CheckpointError, match="neither the published 3D CT network's .* nor AttU_Net's") as caught:
+    with pytest.raises(CheckpointError, match=r"neither the published 3D CT network's .* nor AttU_Net's") as caught:
         load_reference_weights(ct_network(1), state)
     assert all(key in str(caught.value) for key in state)

@@ -148,7 +148,9 @@ def random_ct(shape: tuple[int, ...], seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(-1024, 2000, shape).astype(np.int16)
 
 
-@pytest.mark.parametrize(("order", "signs"), [((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1)), ((1, 0, 2), (1, -1, 1))])
+@pytest.mark.parametrize(
+    ("order", "signs"), [((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1)), ((1, 0, 2), (1, -1, 1))]
+)
 @pytest.mark.parametrize("channels", [(), (2,)])
 def test_both_paths_agree(order: tuple[int, ...], signs: tuple[int, ...], channels: tuple[int, ...]) -> None:
     source = Grid((9, 6, 11), axes_affine(order, signs, (0.9, 1.7, 1.2)))
@@ -298,9 +300,11 @@ def test_model_grid_by_hand(
     np.testing.assert_allclose(grid.affine, expected_affine, atol=1e-9)
 
 
-def test_rounding_in_the_affine_adds_no_voxel() -> None:
-    source = Grid((512, 512, 200), affine(np.diag([0.1 * 3, 0.7, 1 / 3]), (0.1, 0.2, -1000.3)).astype(np.float32))
-    assert model_grid(source, (0.3, 0.7, 1 / 3)).shape == (512, 512, 200)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_rounding_in_the_affine_adds_no_voxel(dtype: type) -> None:
+    """NIfTI holds affines in float32: 500 voxels of 0.8 mm are 200 of 2 mm there as well."""
+    source = Grid((500, 512, 201), affine(np.diag([0.8, 0.7, 1 / 3]), (0.1, 0.2, -1000.3)).astype(dtype))
+    assert model_grid(source, (2.0, 0.7, 1 / 3)).shape == (200, 512, 201)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -324,8 +328,9 @@ def test_model_grid_covers_the_volume_and_is_centred_on_it(
     corners = np.array(list(product(*((-0.5, n - 0.5) for n in shape)))) @ source.affine[:3, :3].T + offset
     low = grid.affine[:3, 3] - np.array(step) / 2
     high = low + np.array(grid.shape) * step
-    assert (low <= corners.min(axis=0) + 1e-5).all()
-    assert (high >= corners.max(axis=0) - 1e-5).all()
+    slack = 1e-3 * np.array(step)
+    assert (low <= corners.min(axis=0) + slack).all()
+    assert (high >= corners.max(axis=0) - slack).all()
     assert (high - low < np.ptp(corners, axis=0) + step).all()  # not a voxel more than it takes
     np.testing.assert_allclose(low + high, corners.min(axis=0) + corners.max(axis=0), atol=1e-6)
 
@@ -357,12 +362,23 @@ def test_label_of_one_class_has_the_half_way_surface() -> None:
     assert torch.equal(found, expected)
 
 
-def test_label_tie_goes_to_the_background() -> None:
+def test_label_ties_are_shared_so_that_the_volume_stays() -> None:
+    """Half a voxel off, both outer planes of a slab lie on its surface: half of their voxels belong to it."""
+    source, target = Grid((8, 8, 8), np.eye(4)), Grid((8, 8, 7), affine(np.eye(3), (0.0, 0.0, 0.5)))
+    for other in (0, 2):  # a slab beside the background, then beside the background and another class
+        label = torch.zeros(8, 8, 8, dtype=torch.uint8)
+        label[:, :, 2:6] = 1
+        label[:, :, 7] = other
+        found = resample_label(label, source, target) == 1
+        assert found.sum(dim=(0, 1)).tolist() == [0, 32, 64, 64, 64, 32, 0]
+        assert found[:, :, 1].sum(dim=0).tolist() == [4] * 8
+
+
+def test_label_just_short_of_half_is_background() -> None:
     source = Grid((2, 1, 1), np.eye(4))
-    between = Grid((1, 1, 1), affine(np.eye(3), (0.5, 0.0, 0.0)))
-    label = torch.tensor([1, 0], dtype=torch.uint8).view(2, 1, 1)
-    assert resample_label(label, source, between).item() == 0
-    assert resample_label(2 * label, source, Grid((1, 1, 1), affine(np.eye(3), (0.49, 0.0, 0.0)))).item() == 2
+    label = torch.tensor([7, 0], dtype=torch.uint8).view(2, 1, 1)
+    for x, value in ((0.499, 7), (0.501, 0)):
+        assert resample_label(label, source, Grid((1, 1, 1), affine(np.eye(3), (x, 0.0, 0.0)))).item() == value
 
 
 def test_label_of_many_classes_takes_the_largest_share() -> None:
@@ -381,6 +397,13 @@ def test_label_of_many_classes_takes_the_largest_share() -> None:
     assert resample_label(with_background, source, point).item() == 0  # background counts as a class
 
 
+@pytest.mark.parametrize("values", [[0, 1], [0, 5], [0, 1, 2, 9]])
+def test_label_on_its_own_grid_stays_as_it_is(values: list[int]) -> None:
+    grid = Grid((6, 7, 8), axes_affine((2, 0, 1), (-1, 1, 1), (0.7, 0.7, 5.0)))
+    label = torch.from_numpy(np.random.default_rng(0).choice(values, grid.shape).astype(np.uint8))
+    assert torch.equal(resample_label(label, grid, grid), label)
+
+
 def ellipsoid(world: Array, centre: Array, radii: Array, turn: Array) -> Array:
     """Positive inside; near the surface about the distance to it in units of the mean radius."""
     return 1 - np.linalg.norm((world - centre) @ turn / radii, axis=-1)
@@ -391,6 +414,7 @@ CT_GRIDS = {
     "axial 3 mm": axes_affine((0, 1, 2), (-1, -1, 1), (0.8, 0.8, 3.0)),
     "oblique 3 mm": affine(rotation(8, -5, 12) @ np.diag([0.8, 0.8, 3.0])),
     "sheared 2.5 mm": affine(np.array([[-1.0, 0, 0], [0, 1.0, 0.7], [0, 0, 2.5]])),
+    "axial 1 mm": axes_affine((0, 1, 2), (1, 1, 1), (1.0, 1.0, 1.0)),
     "coronal 1 mm": axes_affine((0, 2, 1), (1, -1, 1), (0.9, 0.9, 1.0)),
 }
 ct_grids = pytest.mark.parametrize("source_affine", CT_GRIDS.values(), ids=CT_GRIDS.keys())
@@ -434,20 +458,22 @@ def test_mask_survives_the_way_to_the_model_grid_and_back(source_affine: Array) 
     mask = mask_from_logits(soft[None] - 0.5, model, ct).numpy()
     centroid, volume = measure(mask, ct)
     true_centroid, true_volume = measure(truth.numpy(), ct)
-    assert np.linalg.norm(centroid - true_centroid) < 0.05
+    # A mask has steps where a field of logits has none: it returns a little smoother.
+    assert np.linalg.norm(centroid - true_centroid) < 0.1
     assert volume == pytest.approx(true_volume, rel=0.02)
 
 
+@pytest.mark.parametrize("shift", [(0.0, 0.0, 0.0), (0.31, -0.87, 0.53), (-1.2, 0.44, -0.71)])
 @ct_grids
-def test_label_keeps_its_volume_and_place_on_the_model_grid(source_affine: Array) -> None:
+def test_label_keeps_its_volume_and_place_on_the_model_grid(source_affine: Array, shift: tuple[float, ...]) -> None:
     ct = ct_grid(source_affine)
     model = model_grid(ct, 2.0)
-    truth = ellipsoid(positions(ct), CENTRE, RADII, TURN) > 0
+    truth = ellipsoid(positions(ct), CENTRE + shift, RADII, TURN) > 0
     found = resample_label(torch.from_numpy(truth.astype(np.uint8)), ct, model).numpy()
     centroid, volume = measure(found, model)
     true_centroid, true_volume = measure(truth, ct)
-    assert np.linalg.norm(centroid - true_centroid) < 0.1
-    assert volume == pytest.approx(true_volume, rel=0.02)
+    assert np.linalg.norm(centroid - true_centroid) < 0.2  # a tenth of a voxel
+    assert volume == pytest.approx(true_volume, rel=0.01)
 
 
 # --- logits to masks

@@ -1,0 +1,206 @@
+"""The bundle as MONAI uses it: properties, metadata, exports, and `python -m monai.bundle run` for each config."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from attunet3d import Segmenter, bundle_root, workflow
+from attunet3d.datasets.phantom import write_phantoms
+
+SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
+CONFIGS = bundle_root() / "configs"
+SMALL = {**TINY, "patch_size": [32, 32, 32], "patch_margin": 4, "max_epochs": 2, "val_interval": 1, "batch_size": 1}
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle_phantoms")
+    write_phantoms(folder, 5, seed=7, spacing=(5.0, 5.0, 6.0), validation_fraction=0.4)
+    return folder
+
+
+def monai_bundle(*arguments: object, cwd: Path, launcher: tuple[str, ...] = (sys.executable,)) -> str:
+    """Run ``python -m monai.bundle`` in a folder that is not the bundle's; returns what it printed."""
+    done = subprocess.run(
+        [*launcher, "-m", "monai.bundle", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=400,  # a deadlock must fail, not hang
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def ids(values: dict[str, Any]) -> list[str]:
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"), [(["train.yaml"], "train"), (["train.yaml", "evaluate.yaml"], "train"), (["inference.yaml"], "infer")]
+)
+def test_properties_are_where_monai_looks_for_them(phantoms: Path, files: list[str], kind: str) -> None:
+    bundle = ConfigWorkflow(
+        config_file=[str(CONFIGS / name) for name in files],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        dataset_dir=str(phantoms / "imagesTr" if kind == "infer" else phantoms),
+        datalist=str(phantoms / "datalist.json"),
+    )
+    bundle.initialize()
+    assert bundle.check_properties() == []
+    assert bundle.version == json.loads((CONFIGS / "metadata.json").read_text())["version"]
+    # Optional in MONAI, expected of a good bundle.
+    optional = ["network_def"]
+    optional += ["preprocessing", "postprocessing", "handlers", "dataset_data"] if kind == "infer" else [
+        f"{part}_{name}"
+        for part in ("train", "val")
+        for name in ("dataset", "dataset_data", "handlers", "inferer", "key_metric", "postprocessing", "preprocessing")
+    ]
+    for name in optional:
+        assert getattr(bundle, name) is not None, name
+
+
+def test_inference_and_training_agree_on_what_the_network_sees() -> None:
+    """A model is only as good as the equality of its grid, intensities and layers in both configs."""
+    train, inference = (ConfigParser.load_config_file(CONFIGS / f"{name}.yaml") for name in ("train", "inference"))
+    for name in ("spacing", "hu_window", "channels", "num_classes", "network_def", "roi_size", "overlap", "skip_below"):
+        assert train[name] == inference[name], name
+
+
+def test_no_list_is_addressed_by_position() -> None:
+    for path in [*CONFIGS.glob("*.yaml"), *(ROOT / "configs").glob("*.yaml")]:
+        for key in ConfigParser.load_config_file(path):
+            assert not any(part.isdigit() for part in key.replace("#", "::").split("::")), (path.name, key)
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_override_existing_ids_and_build(preset: Path, phantoms: Path) -> None:
+    assert preset.read_text().startswith("# attunet3d "), "the first comment is the command that uses it"
+    overrides = {"dataset_dir": str(phantoms), "datalist": str(phantoms / "datalist.json"), "cache_rate": 0.0}
+    train = workflow.make_workflow("train", [preset.stem], overrides)
+    train.initialize()
+    assert train.check_properties() == []
+    for key, value in ConfigParser.load_config_file(preset).items():
+        assert train.parser[key] == value
+    inference = workflow.make_workflow("inference", [preset.stem])
+    assert inference.parser["spacing"] == train.parser["spacing"]
+
+
+@pytest.mark.skipif(not SCHEMA.is_file(), reason="MONAI's metadata schema is not beside this checkout")
+def test_verify_metadata(tmp_path: Path) -> None:
+    monai_bundle(
+        "verify_metadata", "--meta_file", CONFIGS / "metadata.json", "--filepath", SCHEMA, cwd=tmp_path
+    )
+
+
+def test_metadata_is_complete() -> None:
+    meta = json.loads((CONFIGS / "metadata.json").read_text())
+    assert meta["version"] in meta["changelog"]
+    assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "pancreas"}
+    assert meta["network_data_format"]["inputs"]["image"]["format"] == "hounsfield"
+    assert meta["name"] == bundle_root().name
+    for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf", "models/model.pt"):
+        assert (bundle_root() / name).is_file(), name
+    assert (bundle_root() / "models" / "model.pt").stat().st_size <= 25e6
+
+
+def test_verify_net_in_out_and_exports(tmp_path: Path) -> None:
+    common = ["--config_file", CONFIGS / "inference.yaml", "--meta_file", CONFIGS / "metadata.json"]
+    monai_bundle("verify_net_in_out", "network_def", *common, "--device", "cpu", cwd=tmp_path)
+
+    model = bundle_root() / "models" / "model.pt"
+    export = [*common, "--ckpt_file", model]
+    monai_bundle("ckpt_export", "network_def", *export, "--filepath", tmp_path / "model.ts", cwd=tmp_path)
+    monai_bundle(
+        "onnx_export", "network_def", *export, "--filepath", tmp_path / "model.onnx", "--input_shape", "[1, 1, 48, 48, 48]",
+        "--use_trace", "True", cwd=tmp_path,
+    )  # fmt: skip
+
+    import onnxruntime
+
+    from attunet3d import load_network
+
+    x = torch.randn(1, 1, 48, 48, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = load_network(device="cpu", precision="fp32")(x)
+        scripted = torch.jit.load(tmp_path / "model.ts")(x)
+    torch.testing.assert_close(scripted, expected, rtol=1e-4, atol=1e-4)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (onnx,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(onnx, expected.numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_run_trains_evaluates_and_segments(phantoms: Path, tmp_path: Path) -> None:
+    """The three runs of a study, from a folder that is neither the bundle nor the checkout."""
+    data = {"dataset_dir": phantoms, "datalist": phantoms / "datalist.json"}
+    runs = tmp_path / "runs"
+    monai_bundle("run", "--config_file", CONFIGS / "train.yaml", *ids({**SMALL, **data, "ckpt_dir": runs}), cwd=tmp_path)
+    assert {"model.pt", "model_final.pt", "tensorboard"} <= {p.name for p in runs.iterdir()}
+
+    files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / 'evaluate.yaml'}']"
+    result = {**TINY, **data, "checkpoint": runs / "model.pt", "output_dir": tmp_path / "eval", "precision": "fp32"}
+    monai_bundle("run", "--config_file", files, *ids(result), cwd=tmp_path)
+    table = (tmp_path / "eval" / "val_dice_raw.csv").read_text()
+    validation = json.loads((phantoms / "datalist.json").read_text())["validation"]
+    for case in validation:
+        assert Path(case["image"]).name in table
+
+    images = tmp_path / "cts"
+    images.mkdir()
+    source = phantoms / validation[0]["image"]
+    (images / source.name).symlink_to(source)
+    options = {**TINY, "dataset_dir": images, "output_dir": tmp_path / "masks", "checkpoint": runs / "model.pt"}
+    monai_bundle(
+        "run", "--config_file", CONFIGS / "inference.yaml", *ids({**options, "precision": "fp32"}), cwd=tmp_path
+    )  # fmt: skip
+    name = source.name.replace(".nii.gz", "_seg.nii.gz")
+    mask, ct = nib.load(tmp_path / "masks" / name), nib.load(source)
+    assert mask.shape == ct.shape
+    np.testing.assert_array_equal(mask.affine, ct.affine)
+    assert mask.get_data_dtype() == np.uint8
+    # One engine: `segment` and evaluation give the same voxels.
+    ours = Segmenter(runs / "model.pt", device="cpu", precision="fp32", **TINY).segment(source)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), ours.mask)
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "eval" / name).dataobj), ours.mask)
+
+
+def test_two_processes_train_and_evaluate(phantoms: Path, tmp_path: Path) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    data = {"dataset_dir": phantoms, "datalist": phantoms / "datalist.json"}
+    runs = tmp_path / "runs"
+
+    def files(*names: str) -> str:
+        return "[" + ",".join(f"'{CONFIGS / name}'" for name in names) + "]"
+
+    config = files("train.yaml", "multi_gpu_train.yaml")
+    monai_bundle(
+        "run", "--config_file", config, *ids({**SMALL, **data, "ckpt_dir": runs, "precision": "fp32"}),
+        cwd=tmp_path, launcher=torchrun,
+    )  # fmt: skip
+    assert (runs / "model_final.pt").is_file()
+    config = files("train.yaml", "evaluate.yaml", "multi_gpu_evaluate.yaml")
+    result = {**TINY, **data, "checkpoint": runs / "model_final.pt", "output_dir": tmp_path / "eval"}
+    monai_bundle("run", "--config_file", config, *ids(result), cwd=tmp_path, launcher=torchrun)
+    assert len((tmp_path / "eval" / "val_dice_raw.csv").read_text().strip().splitlines()) == 1 + 2
+
+
+def test_train_and_evaluate_from_python(phantoms: Path, tmp_path: Path) -> None:
+    best = workflow.train(phantoms, phantoms / "datalist.json", tmp_path / "run", **{**SMALL, "max_epochs": 1})
+    assert best == tmp_path / "run" / "model.pt"
+    values = workflow.evaluate(phantoms, phantoms / "datalist.json", best, tmp_path / "eval", **TINY)
+    assert 0.0 <= values["val_dice"] <= 1.0
