@@ -22,9 +22,34 @@ _PUBLIC = {
     "score": "metrics",
     "read_ct": "io",
 }
-_SUBMODULES = ("datasets", "errors", "inferers", "io", "metrics", "networks", "report", "runtime", "transforms", "workflow")
+_SUBMODULES = (
+    "datasets",
+    "errors",
+    "inferers",
+    "io",
+    "metrics",
+    "networks",
+    "report",
+    "runtime",
+    "transforms",
+    "workflow",
+)
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "AttUNet3dError",
+    "AttentionUNet",
+    "Segmentation",
+    "Segmenter",
+    "__version__",
+    "bundle_root",
+    "evaluate",
+    "load_network",
+    "load_reference_weights",
+    "read_ct",
+    "score",
+    "segment",
+    "train",
+]
 
 if TYPE_CHECKING:
     from .errors import AttUNet3dError

@@ -35,7 +35,8 @@ Presets = Annotated[
     list[str] | None, typer.Option("--preset", "-c", metavar="PRESET", help="Preset name or YAML file; repeatable.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="ID=VALUE", help="Override one id of the bundle's config; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="ID=VALUE", help="Override one id of the bundle's config; repeatable."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
@@ -94,7 +95,8 @@ def segment(
             except Exception as error:
                 # A case that breaks in an unforeseen way must not take the others with it.
                 failed += 1
-                text = f"error: {ct}: unexpected {type(error).__name__}: {_one_line(error)} (--verbose shows the traceback)"
+                found = f"unexpected {type(error).__name__}: {_one_line(error)}"
+                text = f"error: {ct}: {found} (--verbose shows the traceback)"
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
                 logging.getLogger(__name__).info("traceback", exc_info=True)
             else:
@@ -171,7 +173,9 @@ def phantom(
     spacing: Annotated[
         tuple[float, float, float] | None, typer.Option(metavar="X Y Z", help="mm; varies by default.")
     ] = None,
-    validation_fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of cases kept for validation.")] = 0.2,
+    validation_fraction: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of cases kept for validation.")
+    ] = 0.2,
 ) -> None:
     """Write synthetic abdominal CTs with exact pancreas masks, and a datalist for training.
 
@@ -215,7 +219,9 @@ def _products() -> Iterator[Callable[[object], None]]:
 
 def _set_up_logging(verbose: bool) -> None:
     logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO if verbose else logging.ERROR, format="%(asctime)s %(levelname)s %(message)s"
+        stream=sys.stderr,
+        level=logging.INFO if verbose else logging.ERROR,
+        format="%(asctime)s %(levelname)s %(message)s",
     )
     if verbose:
         # Of a decoder that is not used here.
@@ -276,6 +282,7 @@ def _refuse_bad_folder(path: Path) -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
 
 if __name__ == "__main__":
     main()

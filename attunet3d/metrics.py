@@ -16,7 +16,11 @@ _SAME_PLACE_MM = 0.01
 
 
 def score(
-    prediction: str | Path, reference: str | Path, *, prediction_label: int | None = None, reference_label: int | None = None
+    prediction: str | Path,
+    reference: str | Path,
+    *,
+    prediction_label: int | None = None,
+    reference_label: int | None = None,
 ) -> dict[str, float]:
     """Compare two label maps of one CT in patient space.
 

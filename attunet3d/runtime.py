@@ -126,7 +126,9 @@ def load_weights(network: nn.Module, checkpoint: str | Path) -> None:
     weights = read_weights(checkpoint)
     problem = _misfit(network.state_dict(), weights)
     if problem:
-        raise CheckpointError(f"{checkpoint}: does not fit this network ({problem}); give the preset it was trained with")
+        raise CheckpointError(
+            f"{checkpoint}: does not fit this network ({problem}); give the preset it was trained with"
+        )
     network.load_state_dict(weights)
 
 

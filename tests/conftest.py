@@ -26,7 +26,7 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of the TINY network; it marks some tissue as pancreas, which is all that tests of geometry need."""
+    """Random weights of the TINY network; it marks some tissue as pancreas, all that tests of geometry need."""
     from attunet3d import AttentionUNet
 
     torch.manual_seed(3)

@@ -50,7 +50,8 @@ def ids(values: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("files", "kind"), [(["train.yaml"], "train"), (["train.yaml", "evaluate.yaml"], "train"), (["inference.yaml"], "infer")]
+    ("files", "kind"),
+    [(["train.yaml"], "train"), (["train.yaml", "evaluate.yaml"], "train"), (["inference.yaml"], "infer")],
 )
 def test_properties_are_where_monai_looks_for_them(phantoms: Path, files: list[str], kind: str) -> None:
     bundle = ConfigWorkflow(
@@ -66,11 +67,23 @@ def test_properties_are_where_monai_looks_for_them(phantoms: Path, files: list[s
     assert bundle.version == json.loads((CONFIGS / "metadata.json").read_text())["version"]
     # Optional in MONAI, expected of a good bundle.
     optional = ["network_def"]
-    optional += ["preprocessing", "postprocessing", "handlers", "dataset_data"] if kind == "infer" else [
-        f"{part}_{name}"
-        for part in ("train", "val")
-        for name in ("dataset", "dataset_data", "handlers", "inferer", "key_metric", "postprocessing", "preprocessing")
-    ]
+    optional += (
+        ["preprocessing", "postprocessing", "handlers", "dataset_data"]
+        if kind == "infer"
+        else [
+            f"{part}_{name}"
+            for part in ("train", "val")
+            for name in (
+                "dataset",
+                "dataset_data",
+                "handlers",
+                "inferer",
+                "key_metric",
+                "postprocessing",
+                "preprocessing",
+            )
+        ]
+    )
     for name in optional:
         assert getattr(bundle, name) is not None, name
 
@@ -103,9 +116,7 @@ def test_presets_override_existing_ids_and_build(preset: Path, phantoms: Path) -
 
 @pytest.mark.skipif(not SCHEMA.is_file(), reason="MONAI's metadata schema is not beside this checkout")
 def test_verify_metadata(tmp_path: Path) -> None:
-    monai_bundle(
-        "verify_metadata", "--meta_file", CONFIGS / "metadata.json", "--filepath", SCHEMA, cwd=tmp_path
-    )
+    monai_bundle("verify_metadata", "--meta_file", CONFIGS / "metadata.json", "--filepath", SCHEMA, cwd=tmp_path)
 
 
 def test_metadata_is_complete() -> None:
@@ -126,10 +137,8 @@ def test_verify_net_in_out_and_exports(tmp_path: Path) -> None:
     model = bundle_root() / "models" / "model.pt"
     export = [*common, "--ckpt_file", model]
     monai_bundle("ckpt_export", "network_def", *export, "--filepath", tmp_path / "model.ts", cwd=tmp_path)
-    monai_bundle(
-        "onnx_export", "network_def", *export, "--filepath", tmp_path / "model.onnx", "--input_shape", "[1, 1, 48, 48, 48]",
-        "--use_trace", "True", cwd=tmp_path,
-    )  # fmt: skip
+    traced = ["--input_shape", "[1, 1, 48, 48, 48]", "--use_trace", "True"]
+    monai_bundle("onnx_export", "network_def", *export, "--filepath", tmp_path / "model.onnx", *traced, cwd=tmp_path)
 
     import onnxruntime
 
@@ -149,7 +158,9 @@ def test_run_trains_evaluates_and_segments(phantoms: Path, tmp_path: Path) -> No
     """The three runs of a study, from a folder that is neither the bundle nor the checkout."""
     data = {"dataset_dir": phantoms, "datalist": phantoms / "datalist.json"}
     runs = tmp_path / "runs"
-    monai_bundle("run", "--config_file", CONFIGS / "train.yaml", *ids({**SMALL, **data, "ckpt_dir": runs}), cwd=tmp_path)
+    monai_bundle(
+        "run", "--config_file", CONFIGS / "train.yaml", *ids({**SMALL, **data, "ckpt_dir": runs}), cwd=tmp_path
+    )
     assert {"model.pt", "model_final.pt", "tensorboard"} <= {p.name for p in runs.iterdir()}
 
     files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / 'evaluate.yaml'}']"

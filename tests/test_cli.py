@@ -31,11 +31,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", ["attunet3d", *map(str, arguments)])
         # Rich would fold long lines at the width of a terminal that is not there.
         monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stop:
+        code: object = 0
+        try:
             cli.main()
-            sys.exit(0)
+        except SystemExit as stop:
+            code = stop.code
         captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
+        return int(code or 0), captured.out, captured.err  # type: ignore[call-overload]
 
     return call
 
@@ -173,9 +175,7 @@ def test_series_chooses_among_several(segment: Run, tmp_path: Path) -> None:
     assert "DOE" not in json.dumps(record)
 
 
-def test_usage_errors_exit_with_2(
-    run: Run, segment: Run, write_phantom: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_usage_errors_exit_with_2(run: Run, segment: Run, write_phantom: Callable[..., Path], tmp_path: Path) -> None:
     ct = write_phantom()
     (tmp_path / "file").write_text("")
     twin = tmp_path / "twin" / ct.name
@@ -219,7 +219,10 @@ def test_score_and_phantom(run: Run, tmp_path: Path) -> None:
 def test_help_has_examples_and_is_immediate(run: Run) -> None:
     start = time.perf_counter()
     shown = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "attunet3d.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-m", "attunet3d.cli", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert time.perf_counter() - start < 30
     assert "torch" not in shown.stderr, "--help must not wait for torch"

@@ -126,7 +126,10 @@ def test_a_failed_case_leaves_nothing_and_the_session_goes_on(
         session.segment(broken, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     session.segment(write_phantom(), tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["phantom_RAS_0_seg.json", "phantom_RAS_0_seg.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "phantom_RAS_0_seg.json",
+        "phantom_RAS_0_seg.nii.gz",
+    ]
 
 
 def test_a_write_that_fails_leaves_nothing(
@@ -151,13 +154,13 @@ def test_mistakes_name_the_cure(tiny_checkpoint: Path, tmp_path: Path, write_pha
         Segmenter(tmp_path / "text.pt")
     with pytest.raises(ConfigError, match="'overlapp'"):
         Segmenter(tiny_checkpoint, overlapp=0.5)
-    with pytest.raises(ConfigError, match="'nih'.*phantom"):
+    with pytest.raises(ConfigError, match=r"'nih'.*phantom"):
         Segmenter(tiny_checkpoint, presets=["nih"])
     with pytest.raises(ConfigError, match="overlap must be"):
         Segmenter(tiny_checkpoint, **{**TINY, "overlap": 1.5})
     with pytest.raises(ConfigError, match="fp16"):
         Segmenter(tiny_checkpoint, device="cpu", precision="fp16")
-    with pytest.raises(ConfigError, match='"tpu9"|tpu9'):
+    with pytest.raises(ConfigError, match="tpu9"):
         Segmenter(tiny_checkpoint, device="tpu9")
     with pytest.raises(InputNotFoundError, match="nowhere"):
         Segmenter(tiny_checkpoint, **TINY).segment(tmp_path / "nowhere.nii.gz")

@@ -62,26 +62,24 @@ class SlidingWindowInferer(Inferer):
         padded = tuple(image.shape[2:])
         interval = _get_scan_interval(padded, roi, len(roi), (self.overlap,) * len(roi))
         windows = dense_patch_slices(padded, roi, interval)
-        jobs = [
-            (b, window)
-            for b in range(image.shape[0])
-            for window in windows
-            if self.skip_below is None or bool((image[(b, slice(None), *window)] > self.skip_below).any())
-        ]
+        # Index of each window to run in a (B, C, X, Y, Z) tensor.
+        boxes = [(b, slice(None)) + tuple(window) for b in range(image.shape[0]) for window in windows]
+        if self.skip_below is not None:
+            boxes = [box for box in boxes if bool((image[box] > self.skip_below).any())]
         weight = compute_importance_map(roi, mode=BlendMode.GAUSSIAN, sigma_scale=self.sigma_scale, device=image.device)
         weight = weight.to(torch.float32)
 
         logits: Tensor | None = None
         total = torch.zeros((image.shape[0], 1, *padded), device=image.device)
-        steps = range(0, len(jobs), self.sw_batch_size)
+        steps = range(0, len(boxes), self.sw_batch_size)
         for step, first in enumerate(steps):
-            batch = jobs[first : first + self.sw_batch_size]
-            out = network(torch.stack([image[(b, slice(None), *window)] for b, window in batch]), *args, **kwargs)
+            batch = boxes[first : first + self.sw_batch_size]
+            out = network(torch.stack([image[box] for box in batch]), *args, **kwargs)
             if logits is None:
                 logits = torch.zeros((image.shape[0], out.shape[1], *padded), device=image.device)
-            for (b, window), values in zip(batch, out, strict=True):
-                logits[(b, slice(None), *window)] += values * weight
-                total[(b, slice(None), *window)] += weight
+            for box, values in zip(batch, out, strict=True):
+                logits[box] += values * weight
+                total[box] += weight
             if self.progress is not None:
                 self.progress(step + 1, len(steps))
         if logits is None:  # nothing but air: two channels, of which background is the larger
@@ -92,7 +90,7 @@ class SlidingWindowInferer(Inferer):
             # Of one channel, the foreground's logit, background is what is negative.
             logits[:, :1].masked_fill_(untouched, 1.0 if logits.shape[1] > 1 else -1.0)
         crop = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
-        return logits[(slice(None), slice(None), *crop)]
+        return logits[(slice(None), slice(None)) + crop]
 
 
 def _pad(image: Tensor, roi: Sequence[int]) -> tuple[Tensor, list[int]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from monai.data import FolderLayoutBase
 from monai.config import PathLike
+from monai.data import FolderLayoutBase
 
 from attunet3d.errors import InputNotFoundError
 from attunet3d.io.reader import ITK_SUFFIXES, NIFTI_SUFFIXES

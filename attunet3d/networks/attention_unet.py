@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from .attention_gate import (
     CONV,
     LINEAR_MODE,
-    NORM,
     AdditiveAttentionGate,
     GatedSkip,
     GridAttentionGate,
@@ -103,7 +102,7 @@ class AttentionUNet(nn.Module):
     ``2 ** (len(channels) - 1)`` voxels per axis works (16 for five levels), odd ones included. The module can be
     scripted, traced and exported to ONNX.
 
-    The names in ``state_dict`` are a public format. ``dropout`` is the only run-time option here: it never changes them.
+    The names in ``state_dict`` are a public format. ``dropout`` is the one run-time option: it never changes them.
 
     Args:
         spatial_dims: 2 or 3.
@@ -200,9 +199,9 @@ class AttentionUNet(nn.Module):
     def _initialize(self) -> None:
         """As in the published code: kaiming normal (fan in) for convolutions, BatchNorm weight N(1, 0.02), bias 0."""
         for module in self.modules():
-            if isinstance(module, tuple(CONV.values())):
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in")
-            elif isinstance(module, tuple(NORM.values())):
+            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
                 nn.init.zeros_(module.bias)
 
@@ -221,7 +220,9 @@ class AttentionUNet(nn.Module):
 
     def _decode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         if not torch.jit.is_tracing() and min(x.shape[2:]) < self.min_size:
-            raise ValueError(f"each spatial axis needs at least {self.min_size} voxels, got {list(x.shape[2:])}: pad it")
+            raise ValueError(
+                f"each spatial axis needs at least {self.min_size} voxels, got {list(x.shape[2:])}: pad it"
+            )
         full_size = x.shape[2:]
         skips: list[Tensor] = []  # finest first: (B, channels[l], *spatial // 2**l)
         for level, block in enumerate(self.encoder):

@@ -51,20 +51,36 @@ def qc_picture(path: str | os.PathLike[str], ct: np.ndarray, mask: np.ndarray, a
         plane = np.take(ct, middle[axis], axis=axis).T
         outline = (np.take(mask, middle[axis], axis=axis).T != 0).astype(np.float32)
         axes.imshow(
-            plane, cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1], origin="lower", aspect=spacing[up] / spacing[across]
+            plane,
+            cmap="gray",
+            vmin=WINDOW_HU[0],
+            vmax=WINDOW_HU[1],
+            origin="lower",
+            aspect=spacing[up] / spacing[across],
         )
         if outline.any():
             # Padded, so that an outline closes where the mask touches the edge.
             n, m = outline.shape
             axes.contour(
-                np.arange(-1, m + 1), np.arange(-1, n + 1), np.pad(outline, 1), levels=[0.5], colors=OUTLINE, linewidths=1.2
+                np.arange(-1, m + 1),
+                np.arange(-1, n + 1),
+                np.pad(outline, 1),
+                levels=[0.5],
+                colors=OUTLINE,
+                linewidths=1.2,
             )
         if swap:
             axes.invert_xaxis()
         left, right = ("R", "L") if swap else ("P", "A")
         for side, letter in ((0.02, left), (0.98, right)):
             axes.text(
-                side, 0.5, letter, color="white", transform=axes.transAxes, ha="left" if side < 0.5 else "right", va="center"
+                side,
+                0.5,
+                letter,
+                color="white",
+                transform=axes.transAxes,
+                ha="left" if side < 0.5 else "right",
+                va="center",
             )
         axes.set_title(f"{name}, slice {middle[axis] + 1} of {ct.shape[axis]}", color="white", fontsize=9)
         axes.set_axis_off()

@@ -71,7 +71,8 @@ class ToModelGridd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.spacing = tuple(float(s) for s in ensure_tuple_rep(spacing, 3))
+        x, y, z = (float(s) for s in ensure_tuple_rep(spacing, 3))
+        self.spacing = (x, y, z)
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         for name in self.mode:
             if name not in ("linear", "label"):

@@ -1,4 +1,4 @@
-"""The picture shows what it says: planes through the mask, an outline, the patient's sides where readers expect them."""
+"""The picture: planes through the mask, its outline, the patient's sides where readers expect them."""
 
 from __future__ import annotations
 
