@@ -82,8 +82,10 @@ class SlidingWindowInferer(Inferer):
                 total[box] += weight
             if self.progress is not None:
                 self.progress(step + 1, len(steps))
-        if logits is None:  # nothing but air: two channels, of which background is the larger
-            logits = torch.zeros((image.shape[0], 2, *padded), device=image.device)
+        if logits is None:  # nothing but air: one window is run to learn how many channels there are
+            box = (slice(0, 1), slice(None)) + tuple(windows[0])
+            channels = network(image[box], *args, **kwargs).shape[1]
+            logits = torch.zeros((image.shape[0], channels, *padded), device=image.device)
         untouched = total == 0
         logits /= total.masked_fill(untouched, 1.0)
         if bool(untouched.any()):

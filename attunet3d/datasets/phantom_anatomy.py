@@ -1,0 +1,265 @@
+"""The anatomy of a phantom: organs made of ellipsoids and tubes in a body frame, drawn anew for every patient.
+
+Body frame: mm; x to the patient's right, y anterior, z superior; origin in front of the spine near L1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+WAVES_MM = ((2.0, 110.0), (0.8, 38.0))  # (amplitude, wavelength) of the waves that make organ surfaces irregular
+FAR = 1.0e3  # mm: outside everything
+GAS_HU = -900.0
+# Portal-venous phase; each patient varies by a few percent.
+MEAN_HU = {"muscle": 60, "fat": -100, "liver": 105, "spleen": 120, "kidney": 160, "pancreas": 95, "gut wall": 85}
+MEAN_HU |= {"aorta": 150, "vein": 165, "cava": 140, "bone": 600, "marrow": 200, "lung": -850}
+
+# From body mm to roughly the signed distance in mm, negative inside.
+Level = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A convex piece of an organ: its bounding box (2, 3) in body mm and its level function."""
+
+    box: np.ndarray
+    level: Level
+
+
+@dataclass(frozen=True)
+class Organ:
+    """The union of its parts, painted in layers of (inset in mm, HU, clip): gas in fluid in a wall, say."""
+
+    parts: list[Part]
+    layers: list[tuple[float, float, Level | None]]
+
+
+@dataclass(frozen=True)
+class Patient:
+    body_to_world: np.ndarray  # (4, 4): scale, small rotation, shift
+    fov_mm: np.ndarray  # (3,) field of view centred on the world's origin
+    waves: list[tuple[int, float, np.ndarray]]  # axis, amplitude, (3 wave numbers, phase)
+    organs: list[Organ]  # in the order of painting; the last one is the pancreas
+    record: dict[str, Any]
+
+
+def _ellipsoid(center: Any, radii: Any, tilt_deg: float = 0.0) -> Part:
+    """Ellipsoid turned by `tilt_deg` about y; a radius far larger than the body makes a column."""
+    (cx, cy, cz), (rx, ry, rz) = np.asarray(center, float).tolist(), np.asarray(radii, float).tolist()
+    cos, sin = float(np.cos(np.deg2rad(tilt_deg))), float(np.sin(np.deg2rad(tilt_deg)))
+
+    def level(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        x, z = x - cx, z - cz
+        u, v, w = (cos * x + sin * z) / rx, (y - cy) / ry, (cos * z - sin * x) / rz
+        k0 = np.sqrt(u * u + v * v + w * w)
+        u, v, w = u / rx, v / ry, w / rz
+        return k0 * (k0 - 1) / (np.sqrt(u * u + v * v + w * w) + 1e-6)  # first-order distance to the surface
+
+    half = np.array([np.hypot(cos * rx, sin * rz), ry, np.hypot(sin * rx, cos * rz)])
+    return Part(np.stack([center - half, center + half]), level)
+
+
+def _cone(a: np.ndarray, b: np.ndarray) -> Part:
+    """Cone with round ends between two rows of (x, y, z, radius) in mm."""
+    ax, ay, az, ar = a.tolist()
+    dx, dy, dz, dr = (b - a).tolist()
+    length2 = dx * dx + dy * dy + dz * dz
+
+    def level(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        x, y, z = x - ax, y - ay, z - az
+        t = np.clip((x * dx + y * dy + z * dz) / length2, 0.0, 1.0)
+        x, y, z = x - t * dx, y - t * dy, z - t * dz
+        return np.sqrt(x * x + y * y + z * z) - (ar + t * dr)
+
+    return Part(np.stack([np.minimum(a[:3] - ar, b[:3] - b[3]), np.maximum(a[:3] + ar, b[:3] + b[3])]), level)
+
+
+def _tube(control: Any, samples: int = 4) -> list[Part]:
+    """Cones along the Catmull-Rom curve through `control`, rows of (x, y, z, radius) in mm."""
+    c = np.asarray(control, float)
+    c = np.concatenate([2 * c[:1] - c[1:2], c, 2 * c[-1:] - c[-2:-1]])
+    t = (np.arange(samples) / samples)[:, None]
+    p0, p1, p2, p3 = (c[k : len(c) - 3 + k, None] for k in range(4))
+    spans = p1 + 0.5 * t * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
+    points = np.concatenate([spans.reshape(-1, 4), c[-2:-1]])
+    return [_cone(a, b) for a, b in pairwise(points)]
+
+
+def _trunk(a: float, b: float, cy: float) -> Part:
+    """Column whose cross-section is an ellipse with fuller corners; the level is the distance along the radius."""
+
+    def level(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        y = y - cy
+        u, v = np.square(x / a), np.square(y / b)
+        k0 = np.sqrt(u + v - 0.6 * u * v / (u + v + 1e-6)) + 1e-3
+        return np.sqrt(x * x + y * y) * (1 - 1 / k0)
+
+    return Part(np.array([[-1.1 * a, cy - 1.1 * b, -FAR], [1.1 * a, cy + 1.1 * b, FAR]]), level)
+
+
+def rotation(degrees: Any) -> np.ndarray:
+    """Rotation (3, 3) about x, then y, then z."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def draw_patient(seed: np.random.SeedSequence) -> Patient:
+    """Draw one patient. Later organs are painted over earlier ones."""
+    rng = np.random.default_rng(seed)
+
+    def vary(value: float, by: float) -> float:
+        return float(value * rng.uniform(1 - by, 1 + by))
+
+    def near(points: Any, by_mm: float) -> np.ndarray:
+        points = np.array(points, float)
+        points[..., :3] += rng.uniform(-by_mm, by_mm, points[..., :3].shape)
+        return points
+
+    hu = {name: vary(mean, 0.07) for name, mean in MEAN_HU.items()}
+    scale, fat_mm, wall_mm = rng.uniform(0.9, 1.1), rng.uniform(8, 24), rng.uniform(8, 12)
+    a, b = vary(146, 0.04), vary(104, 0.04)
+    cavity = _trunk(a - fat_mm - wall_mm, b - 0.8 * fat_mm - wall_mm, 4 - 0.2 * fat_mm)
+    organs: list[Organ] = []
+
+    def inside(margin: float) -> Level:
+        return lambda x, y, z: cavity.level(x, y, z) + margin
+
+    def add(parts: list[Part], *layers: tuple[float, float, Level | None]) -> None:
+        organs.append(Organ(parts, list(layers)))
+
+    def fill(parts: list[Part], value: float, margin: float | None = None) -> None:
+        add(parts, (0, value, None if margin is None else inside(margin)))
+
+    def add_gut(parts: list[Part], wall: float, gas_from_y: float, content: float) -> None:
+        """Wall, content, and gas above a plane of constant y, for the patient lies on the back."""
+
+        def gas(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+            return np.maximum(gas_from_y - y, cavity.level(x, y, z) + 2 + wall)
+
+        add(parts, (0, vary(hu["gut wall"], 0.1), inside(2)), (wall, content, inside(2 + wall)), (wall, GAS_HU, gas))
+
+    # Trunk: skin and fat, muscle wall, a cavity filled with fat; lungs above a dome, mediastinum, heart.
+    add([_trunk(a, b, 0)], (0, 40.0, None), (2, hu["fat"], None))
+    fill([_trunk(a - fat_mm, b - 0.7 * fat_mm, -0.2 * fat_mm)], hu["muscle"])
+    fill([cavity], hu["fat"])
+    top = rng.uniform(70, 84)
+
+    def lungs(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        dome = top - 45 * (np.square(x / (a - fat_mm)) + np.square(y / b))
+        return np.maximum(0.7 * (dome - z), cavity.level(x, y, z) + 2)
+
+    fill([Part(cavity.box.clip([-FAR, -FAR, 10], FAR), lungs)], hu["lung"])
+    fill(_tube([(0, -28, 40, 26), (0, -28, 220, 26)]), hu["fat"])
+    fill([_ellipsoid(near((-20, 38, top + 42), 4), (56, 40, 44), 15)], hu["aorta"], 6)
+
+    # Muscles of the back, spine with discs and canal, ribs running down and forward inside the muscle wall.
+    for side in (-1, 1):
+        fill([_ellipsoid((34 * side, -75, 0), (27, 17, FAR))], hu["muscle"])
+        fill([_ellipsoid((36 * side, -47, -75), (17, 17, 72), 8 * side)], hu["muscle"])
+    period, phase = vary(36, 0.06), rng.uniform(0, 36)
+
+    def vertebra(margin: float) -> Level:
+        return lambda x, y, z: np.abs((z - phase) % period - period / 2) - (0.38 * period - margin)
+
+    bone, marrow = hu["bone"], hu["marrow"]
+    add([_ellipsoid((0, -84, 0), (4, 10, FAR))], (0, bone, vertebra(2)))
+    add([_ellipsoid((0, -72, 0), (17, 13, FAR))], (0, bone, vertebra(-1)), (3, marrow, vertebra(3)))
+    fill([_ellipsoid((0, -72, 0), (10, 8, FAR))], 35.0)
+    body = _ellipsoid((0, -48, 0), (vary(21, 0.08), vary(16, 0.08), FAR))
+    add([body], (0, 85.0, None), (0, bone, vertebra(0)), (2.5, marrow, vertebra(2.5)))
+    for side in (-1, 1):
+        for k in range(7):
+            angle = np.linspace(0.35, 1.4 if k < 2 else 2.3, 9)
+            x = side * (a - fat_mm - wall_mm / 2) * np.sin(angle)
+            y = 2 - 0.2 * fat_mm - (b - 0.75 * fat_mm - wall_mm / 2) * np.cos(angle)
+            rib = np.stack([x, y, 26 + 25 * k - 32 * angle, np.full(9, 5.0)], axis=1)
+            add(_tube(rib, 2), (0, bone, None), (2.2, marrow, None))
+
+    # The course of the pancreas, head to tail; its neighbours are placed along it.
+    rise, bow = rng.uniform(-8, 14), rng.uniform(-5, 6)
+    course = near([
+        (36, 2, -42, 11), (42, 6, -24, 14), (25, 17 + bow, -8, 10), (0, 23 + bow, 2, 8.6),
+        (-28, 14 + bow, 8 + 0.4 * rise, 8.8), (-54, 0, 15 + 0.8 * rise, 8.4), (-73, -11, 20 + rise, 6.6),
+    ], 4)  # fmt: skip
+    course[:, 3] *= rng.uniform(1.06, 1.24) * rng.uniform(0.94, 1.06, 7)
+    head, neck = course[1, :3], course[2, :3]
+
+    # Solid organs, with the liver's veins, and a fat plane of varying width round the pancreas.
+    for side, z in ((1, -36), (-1, -18)):
+        c = near((60 * side, -42, z), 5)
+        kidney = _ellipsoid(c, (vary(28, 0.1), vary(25, 0.1), vary(52, 0.1)), 10 * side)
+        add([kidney], (0, hu["kidney"], inside(3)), (9, 0.85 * hu["kidney"], inside(9)))
+        fill([_ellipsoid(c - (13 * side, -4, 0), (11, 9, 24), 10 * side)], hu["fat"])
+    fill([_ellipsoid(near((-93, -24, 36), 5), (vary(28, 0.12), vary(46, 0.1), vary(44, 0.12)), -15)], hu["spleen"], 2)
+    right_lobe = _ellipsoid(near((90, 4, 20), 4), (vary(53, 0.06), vary(74, 0.06), vary(64, 0.06)), -20)
+    left_lobe = _ellipsoid(near((12, 50, 42), 6), (vary(62, 0.1), vary(32, 0.1), vary(28, 0.1)), 12)
+    fill([right_lobe, left_lobe], hu["liver"], 2)
+    for x, y, z in near([(100, -25, 45), (95, 25, 40), (45, 45, 45)], 8):
+        fill(_tube([(28, -8, 62, 5.5), (x / 2 + 14, y / 2 - 4, z / 2 + 35, 4.5), (x, y, z, 2)]), hu["vein"])
+    fill([_ellipsoid(near((64, 44, -28), 4), (14, 17, vary(26, 0.2)))], 12.0, 3)
+    fill(_tube(course + np.array([0, 0, 0, rng.uniform(1.5, 6)])), hu["fat"])
+
+    # Stomach, small bowel, colon: they may touch the pancreas, and collapsed loops have about its HU.
+    stomach = near([(-58, 2, 56, 33), (-66, 32, 34, 30), (-46, 54, 6, 24), (-8, 58, -12, 18), (28, 42, -12, 12)], 4)
+    stomach[:, 3] *= rng.uniform(0.75, 1.1)
+    add_gut(_tube(stomach), 4, rng.uniform(45, 70), vary(25, 0.5))
+    centers = "-66 22 -22  -36 34 -32  -62 14 -70  -20 36 -85  24 44 -72  52 24 -98  0 14 -122"
+    for x, y, z in np.array(centers.split(), float).reshape(-1, 3):
+        sweep = np.linspace(-22, 22, 5) * rng.choice((-1, 1))
+        loop = near(np.stack([x + sweep, *np.full((3, 5), [[y], [z], [vary(10.5, 0.2)]])], axis=1), 20)
+        add_gut(_tube(loop), 2.5, y + rng.uniform(2, 40), rng.uniform(20, 90))
+    colon = near([
+        (96, 0, -150, 20), (92, 8, -90, 21), (88, 30, -56, 19), (48, 66, -50, 18), (0, 74, -56, 17),
+        (-50, 68, -38, 17), (-92, 22, 0, 16), (-98, -12, -40, 14), (-96, -10, -90, 14), (-94, 0, -150, 14),
+    ], 5)  # fmt: skip
+    add_gut(_tube(colon), 2.5, rng.uniform(15, 70), vary(40, 0.4))
+
+    # Vessels: aorta, inferior vena cava, renal veins, splenic and portal vein, superior mesenteric vein and artery.
+    fill(_tube(near([(-4, -18, -170, 9), (-6, -18, -70, 9.5), (-5, -18, 0, 10), (-2, -22, 170, 11)], 2)), hu["aorta"])
+    cava = near([(20, -17, -170, 11), (20, -17, -40, 11), (22, -14, 20, 12), (26, -6, 70, 12), (22, 8, 130, 12)], 2)
+    fill(_tube(cava), hu["cava"])
+    for side, z in ((1, -36), (-1, -18)):
+        renal = [(8 + 10 * side, -20, z + 6, 4), (28 * side + 8, -28, z + 4, 4), (50 * side, -40, z, 4)]
+        fill(_tube(renal), hu["vein"])
+    confluence = neck - (8, 0.95 * course[2, 3] + 4, -2)
+    splenic = [(x, y - 0.95 * r - 3, z, 4) for x, y, z, r in course[3:]]
+    fill(_tube([(*confluence, 5), *splenic]), hu["vein"])
+    hilum = (*(confluence + np.array([16, 2, 20])), 6.5)
+    fill(_tube([(*confluence, 6.5), hilum, (56, 8, 34, 6), (84, 10, 38, 4)]), hu["vein"])
+    below = (*(confluence + np.array([-4, 0, -22])), 5.5)
+    fill(_tube([(*confluence, 6), below, (6, 14, -70, 5), (10, 26, -120, 4)]), hu["vein"])
+    mesenteric_artery = [(-5, -14, -2, 4), (-7, -3, -10, 4), (-8, 3, -40, 3.6), (-8, 14, -80, 3), (-4, 24, -120, 2.5)]
+    fill(_tube(mesenteric_artery), hu["aorta"])
+
+    # Duodenum: the C round the head, then the pancreas over everything, with lobules of lower HU.
+    r = vary(11.5, 0.12)
+    upper, lower = course[1::-1, :3] + (course[1::-1, 3:] + r - 1) * np.array([0.9, -0.35, -0.1])
+    arc = [stomach[-1, :3], head - (-18, -18, -18), upper, lower - (0, 0, 8), course[0, :3] - (4, 4, 27)]
+    duodenum = [*((*point, r) for point in arc), (-8, 3, -68, 0.8 * r), (-34, 12, -52, r)]
+    add_gut(_tube(duodenum), 3, rng.uniform(5, 60), rng.uniform(20, 70))
+    px, py, pz = 2 * np.pi / rng.uniform(9, 14, 3)
+
+    def lobules(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        return 4 * (0.3 - np.sin(px * x) * np.sin(py * y) * np.sin(pz * z))
+
+    fatty = hu["pancreas"] - rng.uniform(0, 25)
+    add(_tube(course, 6), (0, hu["pancreas"], None), (0, fatty, lobules))
+
+    waves = []
+    for amplitude, length in WAVES_MM:
+        for axis in range(3):
+            direction = rng.normal(size=3)
+            numbers = direction * (2 * np.pi / vary(length, 0.2) / np.linalg.norm(direction))
+            waves.append((axis, amplitude, np.append(numbers, rng.uniform(0, 2 * np.pi))))
+    pose = np.eye(4)
+    pose[:3, :3] = scale * rotation(rng.uniform((-3, -3, -6), (3, 3, 6)))
+    pose[:3, 3] = rng.uniform(-6, 6, 3)
+    across = 2 * a * scale + rng.uniform(24, 44)
+    record = {"scale": float(scale), "fat_mm": float(fat_mm), "hu": hu}
+    return Patient(pose, np.array([across, across, rng.uniform(185, 235)]), waves, organs, record)
