@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -246,7 +245,11 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _peak_memory_mb() -> float:
-    """Peak resident memory of this process so far, in MB."""
+def _peak_memory_mb() -> float | None:
+    """Peak resident memory of this process so far, in MB; unknown on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
     return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10, 1)

@@ -90,7 +90,7 @@ def qc_picture(path: str | os.PathLike[str], ct: np.ndarray, mask: np.ndarray, a
 
 
 def _middle(mask: np.ndarray) -> tuple[int, int, int]:
-    """The voxel whose three planes hold the most of the mask near its centre of mass; the middle if it is empty."""
+    """Per axis the plane that holds the most of the mask; the middle of the CT if the mask is empty."""
     if not mask.any():
         return mask.shape[0] // 2, mask.shape[1] // 2, mask.shape[2] // 2
     best = []
