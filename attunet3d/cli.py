@@ -74,21 +74,23 @@ def segment(
     Example: attunet3d segment ct.nii.gz dicom_folder/ -o masks --qc
     """
     _set_up_logging(verbose)
-    _refuse_bad_outputs(cts, output)
+    _refuse_bad_folder(output)
+    names = _names(cts)
     failed = 0
     with _products() as product, _progress() as (bar, console):
         task = bar.add_task("load the network", total=None)
         from .segmenter import Segmenter
 
-        session = Segmenter(checkpoint, device, precision, preset or (), **_overrides(set_))
-        for number, ct in enumerate(cts, start=1):
+        overrides = _overrides(set_, ("checkpoint", "device", "precision", "output_dir"))
+        session = Segmenter(checkpoint, device, precision, preset or (), **overrides)
+        for number, (ct, name) in enumerate(zip(cts, names, strict=True), start=1):
             label = f"[{number}/{len(cts)}] {ct.name or ct}"
 
             def show(stage: str, done: int, total: int, label: str = label) -> None:
                 bar.update(task, description=f"{label}: {stage}", completed=done, total=total)
 
             try:
-                result = session.segment(ct, output, series_uid=series, qc=qc, progress=show)
+                result = session.segment(ct, output, name=name, series_uid=series, qc=qc, progress=show)
             except AttUNet3dError as error:
                 failed += 1
                 console.print(f"error: {_one_line(error)}", markup=False, highlight=False, soft_wrap=True)
@@ -120,10 +122,12 @@ def train(
     Example: attunet3d train --dataset-dir phantoms --datalist phantoms/datalist.json -o runs/phantom -c phantom
     """
     _set_up_logging(verbose=True)
+    _refuse_bad_folder(output)
     from . import workflow
 
+    overrides = _overrides(set_, ("dataset_dir", "datalist", "ckpt_dir"))
     with _products() as product:
-        product(workflow.train(dataset_dir, datalist, output, preset or (), **_overrides(set_)))
+        product(workflow.train(dataset_dir, datalist, output, preset or (), **overrides))
 
 
 @app.command()
@@ -140,10 +144,12 @@ def evaluate(
     Example: attunet3d evaluate --dataset-dir D --datalist D/datalist.json --checkpoint runs/phantom/model.pt -o eval
     """
     _set_up_logging(verbose=True)
+    _refuse_bad_folder(output)
     from . import workflow
 
+    overrides = _overrides(set_, ("dataset_dir", "datalist", "checkpoint", "output_dir"))
     with _products() as product:
-        values = workflow.evaluate(dataset_dir, datalist, checkpoint, output, preset or (), **_overrides(set_))
+        values = workflow.evaluate(dataset_dir, datalist, checkpoint, output, preset or (), **overrides)
         product(json.dumps(values))
 
 
@@ -214,7 +220,16 @@ def _products() -> Iterator[Callable[[object], None]]:
     """Keep stdout for products: what libraries print there (MONAI's loggers do) goes to stderr meanwhile."""
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
-        yield lambda product: print(product, file=stdout, flush=True)
+
+        def product(value: object) -> None:
+            try:
+                print(value, file=stdout, flush=True)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise OutputError(f"stdout: cannot be written ({error.strerror})") from error
+
+        yield product
 
 
 def _set_up_logging(verbose: bool) -> None:
@@ -243,8 +258,8 @@ def _progress() -> Iterator[tuple[Any, Any]]:
         yield bar, console
 
 
-def _overrides(pairs: list[str] | None) -> dict[str, Any]:
-    """``["overlap=0.5"]`` -> ``{"overlap": 0.5}``; values are YAML."""
+def _overrides(pairs: list[str] | None, taken: tuple[str, ...]) -> dict[str, Any]:
+    """``["overlap=0.5"]`` -> ``{"overlap": 0.5}``; values are YAML. ``taken``: ids that have an option of their own."""
     import yaml
 
     values: dict[str, Any] = {}
@@ -252,6 +267,8 @@ def _overrides(pairs: list[str] | None) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set {pair!r}: expected ID=VALUE, e.g. --set overlap=0.5")
+        if key in taken:
+            raise ConfigError(f"--set {pair!r}: {key} has an option of its own, see --help")
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -259,20 +276,26 @@ def _overrides(pairs: list[str] | None) -> dict[str, Any]:
     return values
 
 
-def _refuse_bad_outputs(cts: list[Path], output: Path) -> None:
-    from .io.cases import case_name
+def _names(cts: list[Path]) -> list[str]:
+    """What each CT's files are called: as the CT, with its folder's name before it where that is not enough."""
+    from .io import case_name
 
-    _refuse_bad_folder(output)
-    twice = [name for name, count in Counter(case_name(ct) for ct in cts).items() if count > 1]
-    if twice:
-        same = ", ".join(str(ct) for ct in cts if case_name(ct) == twice[0])
-        raise ConfigError(f'{same}: their masks would all be "{twice[0]}_seg"; segment them into different folders')
+    names = [case_name(ct) for ct in cts]
+    often = Counter(names)
+    names = [
+        f"{ct.absolute().parent.name}_{name}" if often[name] > 1 else name for ct, name in zip(cts, names, strict=True)
+    ]
+    for name, count in Counter(names).items():
+        if count > 1:
+            same = ", ".join(str(ct) for ct, other in zip(cts, names, strict=True) if other == name)
+            raise ConfigError(f'{same}: all their masks would be "{name}_seg"; segment them into different folders')
+    return names
 
 
 def _refuse_bad_folder(path: Path) -> None:
     """Before hours of work: the output folder must be one that can be written to. It is only made when needed."""
     folder = path.absolute()
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
         raise OutputError(f"{path}: {folder} is not a folder; choose another output folder")
@@ -282,7 +305,3 @@ def _refuse_bad_folder(path: Path) -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-if __name__ == "__main__":
-    main()

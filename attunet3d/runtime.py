@@ -179,8 +179,8 @@ def load_network(
         CheckpointError: the weights cannot be read or do not fit.
         ConfigError: the device or precision cannot be had.
     """
-    from .workflow import bundle_network, bundle_root
+    from .workflow import bundle_network, installed_bundle
 
     network: AttentionUNet = bundle_network()
-    load_weights(network, checkpoint or bundle_root() / "models" / "model.pt")
+    load_weights(network, checkpoint or installed_bundle() / "models" / "model.pt")
     return prepare(network, device, precision).eval()

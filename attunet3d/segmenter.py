@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import sys
 import time
@@ -23,8 +24,8 @@ from monai.transforms import LoadImaged, SaveImaged
 
 from . import __version__
 from .errors import CheckpointError, OutputError
-from .io import CTReader, atomic_path, write_mask
-from .io.cases import case_name
+from .io import CTReader, atomic_path, case_name
+from .io.writer import save_mask
 from .runtime import choose_device, choose_precision, file_sha256, load_weights
 from .transforms.model_grid import source_grid
 from .workflow import make_workflow, parsed
@@ -109,6 +110,7 @@ class Segmenter:
         ct: str | Path,
         output_dir: str | Path | None = None,
         *,
+        name: str | None = None,
         series_uid: str | None = None,
         qc: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
@@ -120,6 +122,7 @@ class Segmenter:
             output_dir: with it, ``<name>_seg.nii.gz`` (the CT's shape and affine) and ``<name>_seg.json`` (the record:
                 versions, checkpoint hash, configuration, geometry, stage seconds, peak memory in MB, volume in mL,
                 warnings) are written; it is made if it does not exist.
+            name: what the files are called; by default as the CT.
             series_uid: which series of a DICOM folder.
             qc: also write ``<name>_seg.png``.
             progress: called as ``progress(stage, done, total)``.
@@ -137,7 +140,7 @@ class Segmenter:
             if series_uid is not None:
                 load = LoadImaged(keys="image", reader=CTReader(series_uid), dtype=None, ensure_channel_first=True)
             data = load({"image": str(ct)})
-        hu = data["image"][0]
+        hu = data["image"][0].numpy() if qc else None
         with _timed(seconds, "preprocess"):
             for transform in rest:
                 data = transform(data)
@@ -159,19 +162,19 @@ class Segmenter:
             return Segmentation(mask, grid.affine, None, record)
 
         notify("write", 0, 1)
-        name = case_name(ct)
+        name = name or case_name(ct)
         folder = _output_folder(output_dir)
         path = folder / f"{name}_seg.nii.gz"
         # All or nothing: each file is complete before the first one takes its place.
         with ExitStack() as files:
             new = {s: files.enter_context(atomic_path(folder / f"{name}_seg{s}")) for s in _suffixes(qc)}
             with _timed(seconds, "write"):
-                write_mask(new[".nii.gz"], mask, grid.affine, like=source)
-                if qc:
+                save_mask(new[".nii.gz"], mask, grid.affine, like=source)
+                if hu is not None:
                     from .report.qc import qc_picture
 
                     title = f"{name}: {record['volume_ml']:.1f} mL (research use only)"
-                    qc_picture(new[".png"], hu.numpy(), mask, grid.affine, title)
+                    qc_picture(new[".png"], hu, mask, grid.affine, title)
             record["output"] = path.name
             new[".json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return Segmentation(mask, grid.affine, path, record)
@@ -191,7 +194,7 @@ class Segmenter:
             warnings.append("the mask is empty: no pancreas was found")
         return {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "input": Path(ct).resolve().name,
+            "input": Path(os.path.abspath(ct)).name,
             "source": {key: value for key, value in source.items() if key in ("format", "series_uid")},
             **self._session,
             "geometry": {

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
+
 from .errors import ConfigError, InputNotFoundError, own_error
 
 if TYPE_CHECKING:
@@ -36,12 +38,13 @@ def _shipped(folder: str) -> Path:
 def bundle_root() -> Path:
     """The bundle's folder: the working directory if it is a copy of this bundle, else the one that is installed."""
     here = Path.cwd()
-    if (here / "configs" / "inference.yaml").is_file() and _bundle_name(here) == _bundle_name(_installed_bundle()):
+    if (here / "configs" / "inference.yaml").is_file() and _bundle_name(here) == _bundle_name(installed_bundle()):
         return here
-    return _installed_bundle()
+    return installed_bundle()
 
 
-def _installed_bundle() -> Path:
+def installed_bundle() -> Path:
+    """The bundle that came with this package."""
     return _shipped("bundles") / BUNDLE
 
 
@@ -76,36 +79,42 @@ def make_workflow(
 ) -> ConfigWorkflow:
     """The bundle's workflow for ``mode``, with presets merged in order and then single ids overridden.
 
-    Presets and overrides only change what a config of the bundle defines. One preset serves training and inference:
-    ids that another of the bundle's configs defines are left out here.
+    Presets and overrides only change what a config defines. One preset serves training and inference: ids that only
+    another of the bundle's configs defines are left out here.
 
     Raises:
-        ConfigError: a preset does not exist or is no mapping, or an id is unknown to the bundle.
+        ConfigError: a preset does not exist or is no mapping, or an id is unknown.
     """
     from monai.bundle import ConfigParser, ConfigWorkflow
 
     # MONAI warns that no logging file is applied; whoever calls this has set logging up already.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
-    configs = _installed_bundle() / "configs"
+    configs = installed_bundle() / "configs"
     files = [str(configs / name) for name in _CONFIGS[mode]]
     parser = ConfigParser()
     parser.read_config(files)
     other = ConfigParser()
     other.read_config([str(configs / name) for names in _CONFIGS.values() for name in names])
 
-    changes: dict[str, Any] = {"bundle_root": str(_installed_bundle())}
+    changes: dict[str, Any] = {"bundle_root": str(installed_bundle())}
     for preset in presets:
         path = preset_path(preset)
-        content = ConfigParser.load_config_file(path)
+        try:
+            content = ConfigParser.load_config_file(path)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: not a preset that can be read ({error})") from error
         if not isinstance(content, dict):
             raise ConfigError(f"{path}: a preset is a mapping of ids to values, got {type(content).__name__}")
         changes.update({key.removeprefix("+"): value for key, value in content.items()})
-    changes.update(overrides or {})
     for key in list(changes):
         if not _defines(parser, key):
             if not _defines(other, key):
                 raise ConfigError(f"id {key!r} is not in the bundle's configs: see {configs}")
             del changes[key]
+    for key in overrides or {}:
+        if not _defines(parser, key):
+            raise ConfigError(f"id {key!r} is not in the bundle's {mode} config: see {', '.join(files)}")
+    changes.update(overrides or {})
     return ConfigWorkflow(
         config_file=files,
         meta_file=str(configs / "metadata.json"),
@@ -167,7 +176,11 @@ def train(
         ConfigError: a preset or an id does not exist.
     """
     changes = _dataset_ids(dataset_dir, datalist, ("training", "validation")) | {"ckpt_dir": str(output_dir)}
-    _run(make_workflow("train", presets, changes | overrides))
+    workflow = make_workflow("train", presets, changes | overrides)
+    epochs, interval = parsed(workflow, "max_epochs"), parsed(workflow, "val_interval")
+    if interval > epochs:
+        raise ConfigError(f"val_interval is {interval}, max_epochs {epochs}: no validation would choose model.pt")
+    _run(workflow)
     return Path(output_dir) / "model.pt"
 
 
@@ -188,12 +201,12 @@ def evaluate(
         ConfigError: a preset or an id does not exist.
         CheckpointError: the checkpoint cannot be read.
     """
-    from .runtime import read_weights
+    from .runtime import load_weights
 
-    read_weights(checkpoint)
     changes = _dataset_ids(dataset_dir, datalist, ("validation",))
     changes |= {"checkpoint": str(checkpoint), "output_dir": str(output_dir)}
     workflow = make_workflow("evaluate", presets, changes | overrides)
+    load_weights(parsed(workflow, "network_def"), checkpoint)  # refuses what does not fit before any CT is read
     _run(workflow)
     metrics = parsed(workflow, "validate::evaluator").state.metrics
     return {name: float(value) for name, value in metrics.items()}
@@ -225,8 +238,8 @@ def _dataset_ids(dataset_dir: str | Path, datalist: str | Path, sections: Sequen
             raise ConfigError(f'{datalist}: no cases under "{section}"')
         for case in cases:
             for key in ("image", "label"):
-                if not isinstance(case, dict) or key not in case:
-                    raise ConfigError(f'{datalist}: a case under "{section}" lacks {key!r}')
+                if not isinstance(case, dict) or not isinstance(case.get(key), str):
+                    raise ConfigError(f'{datalist}: a case under "{section}" lacks the path of its {key}')
                 if not os.path.exists(os.path.join(dataset_dir, case[key])):
                     raise InputNotFoundError(f"{os.path.join(dataset_dir, case[key])}: named in {datalist}, not there")
     return {"dataset_dir": str(dataset_dir), "datalist": str(datalist)}

@@ -53,7 +53,7 @@ def ids(values: dict[str, Any]) -> list[str]:
     ("files", "kind"),
     [(["train.yaml"], "train"), (["train.yaml", "evaluate.yaml"], "train"), (["inference.yaml"], "infer")],
 )
-def test_properties_are_where_monai_looks_for_them(phantoms: Path, files: list[str], kind: str) -> None:
+def test_properties_are_where_monai_looks_for_them(phantoms: Path, tmp_path: Path, files: list[str], kind: str) -> None:
     bundle = ConfigWorkflow(
         config_file=[str(CONFIGS / name) for name in files],
         meta_file=str(CONFIGS / "metadata.json"),
@@ -61,6 +61,7 @@ def test_properties_are_where_monai_looks_for_them(phantoms: Path, files: list[s
         workflow_type=kind,
         dataset_dir=str(phantoms / "imagesTr" if kind == "infer" else phantoms),
         datalist=str(phantoms / "datalist.json"),
+        **({} if kind == "infer" else {"ckpt_dir": str(tmp_path)}),
     )
     bundle.initialize()
     assert bundle.check_properties() == []
@@ -102,9 +103,10 @@ def test_no_list_is_addressed_by_position() -> None:
 
 
 @pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_presets_override_existing_ids_and_build(preset: Path, phantoms: Path) -> None:
+def test_presets_override_existing_ids_and_build(preset: Path, phantoms: Path, tmp_path: Path) -> None:
     assert preset.read_text().startswith("# attunet3d "), "the first comment is the command that uses it"
     overrides = {"dataset_dir": str(phantoms), "datalist": str(phantoms / "datalist.json"), "cache_rate": 0.0}
+    overrides["ckpt_dir"] = str(tmp_path)
     train = workflow.make_workflow("train", [preset.stem], overrides)
     train.initialize()
     assert train.check_properties() == []
@@ -137,8 +139,8 @@ def test_verify_net_in_out_and_exports(tmp_path: Path) -> None:
     model = bundle_root() / "models" / "model.pt"
     export = [*common, "--ckpt_file", model]
     monai_bundle("ckpt_export", "network_def", *export, "--filepath", tmp_path / "model.ts", cwd=tmp_path)
-    traced = ["--input_shape", "[1, 1, 48, 48, 48]", "--use_trace", "True"]
-    monai_bundle("onnx_export", "network_def", *export, "--filepath", tmp_path / "model.onnx", *traced, cwd=tmp_path)
+    shape = ["--input_shape", "[1, 1, 48, 48, 48]"]
+    monai_bundle("onnx_export", "network_def", *export, "--filepath", tmp_path / "model.onnx", *shape, cwd=tmp_path)
 
     import onnxruntime
 
@@ -174,20 +176,20 @@ def test_run_trains_evaluates_and_segments(phantoms: Path, tmp_path: Path) -> No
     images = tmp_path / "cts"
     images.mkdir()
     source = phantoms / validation[0]["image"]
-    (images / source.name).symlink_to(source)
+    (images / "linked.nii.gz").symlink_to(source)
     options = {**TINY, "dataset_dir": images, "output_dir": tmp_path / "masks", "checkpoint": runs / "model.pt"}
     monai_bundle(
         "run", "--config_file", CONFIGS / "inference.yaml", *ids({**options, "precision": "fp32"}), cwd=tmp_path
     )  # fmt: skip
-    name = source.name.replace(".nii.gz", "_seg.nii.gz")
-    mask, ct = nib.load(tmp_path / "masks" / name), nib.load(source)
+    mask, ct = nib.load(tmp_path / "masks" / "linked_seg.nii.gz"), nib.load(source)
     assert mask.shape == ct.shape
     np.testing.assert_array_equal(mask.affine, ct.affine)
     assert mask.get_data_dtype() == np.uint8
+    evaluated = tmp_path / "eval" / validation[0]["image"].replace(".nii.gz", "_seg.nii.gz")
     # One engine: `segment` and evaluation give the same voxels.
     ours = Segmenter(runs / "model.pt", device="cpu", precision="fp32", **TINY).segment(source)
     np.testing.assert_array_equal(np.asarray(mask.dataobj), ours.mask)
-    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "eval" / name).dataobj), ours.mask)
+    np.testing.assert_array_equal(np.asarray(nib.load(evaluated).dataobj), ours.mask)
 
 
 def test_two_processes_train_and_evaluate(phantoms: Path, tmp_path: Path) -> None:

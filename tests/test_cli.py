@@ -131,21 +131,21 @@ def _text(folder: Path) -> Path:
 
 BAD_INPUTS = {
     "missing": (lambda folder: folder / "none.nii.gz", "does not exist"),
-    "empty folder": (_empty_folder, "empty"),
+    "empty folder": (_empty_folder, "no DICOM files"),
     "truncated": (_truncated, "truncated"),
     "random bytes": (_noise, "gzip"),
     "text": (_text, "nii.gz"),
     "4D": (_nifti("4d.nii.gz", np.zeros((8, 8, 8, 3), np.int16)), "4D"),
     "2D": (_nifti("2d.nii.gz", np.zeros((8, 8), np.int16)), "2D"),
     "RGB": (_rgb, "colour"),
-    "vector": (_vector_mha, "3"),
+    "vector": (_vector_mha, "one real value per voxel"),
     "mask": (_nifti("mask.nii.gz", np.eye(8, dtype=np.uint8)[None].repeat(8, 0)), "HU"),
     "scaled": (_nifti("unit.nii.gz", np.linspace(0, 1, 512, dtype=np.float32).reshape(8, 8, 8)), "HU"),
     "not finite": (_nifti("nan.nii.gz", np.full((8, 8, 8), np.nan, np.float32)), "finite"),
     "two series": (_two_series, "--series"),
     "MR": (_mr, "MR"),
-    "cut DICOM": (_cut_dicom, "image"),
-    "missing slice": (_missing_slice, "mm"),
+    "cut DICOM": (_cut_dicom, "truncated"),
+    "missing slice": (_missing_slice, "slice"),
     "one DICOM file": (_one_dicom_file, "folder"),
 }
 
@@ -178,10 +178,15 @@ def test_series_chooses_among_several(segment: Run, tmp_path: Path) -> None:
 def test_usage_errors_exit_with_2(run: Run, segment: Run, write_phantom: Callable[..., Path], tmp_path: Path) -> None:
     ct = write_phantom()
     (tmp_path / "file").write_text("")
-    twin = tmp_path / "twin" / ct.name
+    bad_preset = tmp_path / "bad.yaml"
+    bad_preset.write_text("a: [1")
     cases = [
         (segment(ct, "-o", tmp_path / "file"), "not a folder"),
-        (segment(ct, twin, "-o", tmp_path / "out"), "different folders"),
+        (segment(ct, ct, "-o", tmp_path / "out"), "different folders"),
+        (segment(ct, "-o", tmp_path / "out", "--set", "device=cpu"), "option of its own"),
+        (segment(ct, "-o", tmp_path / "out", "--set", "max_epochs=3"), "inference config"),
+        (segment(ct, "-o", tmp_path / "out", "--set", "sw_batch_size=0"), "at least 1"),
+        (segment(ct, "-o", tmp_path / "out", "-c", bad_preset), "not a preset"),
         (run("segment", ct, "-o", tmp_path / "out", "--checkpoint", tmp_path / "no.pt"), "no such checkpoint"),
         (run("segment", ct, "-o", tmp_path / "out", "-c", "nope"), "no preset"),
         (run("segment", ct, "-o", tmp_path / "out", "--set", "overlap"), "ID=VALUE"),
@@ -197,7 +202,32 @@ def test_usage_errors_exit_with_2(run: Run, segment: Run, write_phantom: Callabl
         assert stdout == ""
         assert found in stderr
         assert "Traceback" not in stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.yaml", "file"]
+
+
+def test_cts_of_one_name_get_their_folders_name(
+    segment: Run, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    for patient in ("p1", "p2"):
+        (tmp_path / patient).mkdir()
+        (tmp_path / patient / "ct.nii.gz").symlink_to(write_phantom())
+    code, stdout, _ = segment(tmp_path / "p1" / "ct.nii.gz", tmp_path / "p2" / "ct.nii.gz", "-o", tmp_path / "out")
+    assert code == 0
+    assert [Path(line).name for line in stdout.split()] == ["p1_ct_seg.nii.gz", "p2_ct_seg.nii.gz"]
+
+
+def test_evaluation_refuses_before_it_reads(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    run("phantom", tmp_path / "p", "--cases", 2, "--spacing", 8, 8, 8)
+    data = ["--dataset-dir", tmp_path / "p", "--datalist", tmp_path / "p" / "datalist.json"]
+    # The likeliest mistake: the preset of the weights was forgotten.
+    code, _, stderr = run("evaluate", *data, "--checkpoint", tiny_checkpoint, "-o", tmp_path / "e")
+    assert code == 2
+    assert "preset it was trained with" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    code, _, stderr = run("train", *data, "-o", tmp_path / "r", "--set", "max_epochs=5")
+    assert code == 2
+    assert "val_interval is 10" in stderr
+    assert not (tmp_path / "e").exists()
 
 
 def test_score_and_phantom(run: Run, tmp_path: Path) -> None:
@@ -219,7 +249,7 @@ def test_score_and_phantom(run: Run, tmp_path: Path) -> None:
 def test_help_has_examples_and_is_immediate(run: Run) -> None:
     start = time.perf_counter()
     shown = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "attunet3d.cli", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "attunet3d", "--help"],
         capture_output=True,
         text=True,
         check=True,

@@ -32,7 +32,7 @@ class SlidingWindowInferer(Inferer):
             the HU window scaled to [0, 1], 0 is its lower end: such a window holds no soft tissue. None runs all.
 
     Raises:
-        ConfigError: the overlap is out of range.
+        ConfigError: an argument is out of range.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class SlidingWindowInferer(Inferer):
         super().__init__()
         if not 0.0 <= overlap < 1.0:
             raise ConfigError(f"overlap must be in [0, 1), got {overlap}")
+        if sw_batch_size < 1 or min([roi_size] if isinstance(roi_size, int) else roi_size) < 1:
+            raise ConfigError(f"roi_size and sw_batch_size must be at least 1, got {roi_size} and {sw_batch_size}")
         self.roi_size = roi_size
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from monai.config import PathLike
 from monai.data import FolderLayoutBase
 
-from attunet3d.errors import InputNotFoundError
+from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io.reader import ITK_SUFFIXES, NIFTI_SUFFIXES
 
 IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
@@ -16,7 +17,7 @@ IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 
 def case_name(path: str | os.PathLike[str]) -> str:
     """The name of a CT without its format's suffix: ``case_7.nii.gz`` and the folder ``case_7`` are both "case_7"."""
-    name = Path(path).resolve().name
+    name = Path(os.path.abspath(path)).name  # of a link its own name, not the target's
     for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
@@ -30,6 +31,7 @@ def find_cases(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
 
     Raises:
         InputNotFoundError: the folder does not exist or is empty.
+        ConfigError: two CTs would have masks of one name.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -38,18 +40,26 @@ def find_cases(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
     if not entries:
         raise InputNotFoundError(f"{root}: the folder is empty; put CTs or DICOM folders into it")
     found = [p for p in entries if p.is_dir() or p.name.lower().endswith(IMAGE_SUFFIXES)]
+    names = Counter(case_name(p) for p in found)
+    for path in found:
+        if names[case_name(path)] > 1:
+            raise ConfigError(f"{root}: holds several CTs named {case_name(path)!r}; rename all but one")
     return [{"image": str(p)} for p in found or [root]]
 
 
 class MaskLayout(FolderLayoutBase):
-    """Where `SaveImaged` puts a mask: ``<output_dir>/<case>_seg.nii.gz``.
+    """Where `SaveImaged` puts a mask: ``<output_dir>/<case>_seg.nii.gz``, in the folders the CT has below ``root``.
 
-    MONAI's own layout cuts a folder's name at its last dot, so that two series named by their UIDs would share a file.
+    So that ``a/ct.nii.gz`` and ``b/ct.nii.gz`` do not share a mask; nor do series in folders named by UIDs, which
+    MONAI's own layout cuts at the last dot.
     """
 
-    def __init__(self, output_dir: PathLike) -> None:
+    def __init__(self, output_dir: PathLike, root: PathLike) -> None:
         self.output_dir = Path(output_dir)
+        self.root = Path(os.path.abspath(root))
 
     def filename(self, subject: PathLike = "subject", idx: object = None, **kwargs: object) -> str:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        return str(self.output_dir / f"{case_name(subject)}_seg.nii.gz")
+        folder = Path(os.path.abspath(subject)).parent
+        below = folder.relative_to(self.root) if folder.is_relative_to(self.root) else Path()
+        (self.output_dir / below).mkdir(parents=True, exist_ok=True)
+        return str(self.output_dir / below / f"{case_name(subject)}_seg.nii.gz")

@@ -81,6 +81,7 @@ def _facts(image: Any) -> dict[str, Any]:
             warnings.append(f"sform and qform of the NIfTI header disagree by up to {apart:.2f} mm; the sform is used")
     return {
         "format": "nifti",
+        "nifti_version": 2 if isinstance(image, nib.Nifti2Image) else 1,
         "sform_code": sform_code,
         "qform_code": qform_code,
         "nifti_geometry": {field: header[field].tolist() for field in GEOMETRY_FIELDS},

@@ -4,6 +4,7 @@ Every format hands its voxels over as a `StoredImage`; the rules for what counts
 """
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,8 @@ def read_failed(
     path: Path, error: BaseException | None = None, cure: str = "copy or export the file again"
 ) -> UnreadableInputError:
     """The error for a file that its decoder gave up on; what `error` says is quoted on one line."""
+    if not os.access(path, os.R_OK):
+        return UnreadableInputError(f"{path}: no permission to read it; check its permissions")
     detail = " ".join(str(error or "").split())[:160]
     return UnreadableInputError(
         f"{path}: cannot be read, truncated or damaged{f' ({detail})' if detail else ''}; {cure}"

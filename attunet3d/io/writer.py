@@ -1,5 +1,6 @@
 """Results out: whole or not at all. Each file is written beside its place and then renamed into it."""
 
+import errno
 import json
 import os
 import uuid
@@ -39,7 +40,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as e:
         reason = e.strerror or " ".join(str(e).split())
-        raise OutputError(f"{path}: cannot be written ({reason}); free some space or choose another folder") from e
+        cure = "free some space" if e.errno == errno.ENOSPC else "choose another folder"
+        raise OutputError(f"{path}: cannot be written ({reason}); {cure}") from e
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -65,16 +67,22 @@ def write_mask(
     exactly as the CT's does, in every viewer. Otherwise the sform is the affine with code 1 (scanner), and the qform
     too unless the affine is sheared. Raises OutputError.
     """
-    path = Path(path)
+    with atomic_path(path) as temporary:
+        save_mask(temporary, mask, affine, like=like)
+    return Path(path)
+
+
+def save_mask(path: Path, mask: np.ndarray, affine: np.ndarray, *, like: Mapping[str, Any] | None = None) -> None:
+    """`write_mask` for a path that is temporary already: what fails here is left to its owner."""
     if not path.name.lower().endswith((".nii.gz", ".nii")):
         raise OutputError(f"{path}: masks are written as NIfTI; give a name that ends in .nii.gz")
     if mask.dtype not in (np.uint8, np.bool_) or mask.ndim != 3:
         raise OutputError(f"{path}: the mask is {mask.dtype} of shape {mask.shape}; expected uint8 (X, Y, Z)")
-    image = nib.Nifti1Image(mask.astype(np.uint8, copy=False), affine)
+    # NIfTI-2 holds its affine in double precision: only it can repeat that of a NIfTI-2 CT exactly.
+    kind = nib.Nifti2Image if (like or {}).get("nifti_version") == 2 else nib.Nifti1Image
+    image = kind(mask.astype(np.uint8, copy=False), affine)
     _place(image, np.asarray(affine, np.float64), like)
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
-    return path
+    nib.save(image, path)
 
 
 class AtomicNibabelWriter(NibabelWriter):

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-from ..io import atomic_path
-
 WINDOW_HU = (-160.0, 240.0)
 OUTLINE = "#ffb000"
 
 
-def qc_picture(path: str | os.PathLike[str], ct: np.ndarray, mask: np.ndarray, affine: np.ndarray, title: str) -> Path:
+def qc_picture(path: Path, ct: np.ndarray, mask: np.ndarray, affine: np.ndarray, title: str) -> None:
     """Write a PNG: axial, coronal and sagittal planes through the mask's middle, its outline drawn over the CT.
 
-    Planes run along the CT's own axes; the patient's right is on the left of the axial and coronal pictures, as
-    radiologists look at them. An empty mask shows the middle of the CT.
+    Planes run along the CT's own axes and are turned as radiologists look at them: the patient's right, or front, is
+    on the left. An empty mask shows the middle of the CT.
 
     Args:
-        path: the PNG to write, atomically.
+        path: the PNG to write.
         ct: int16 HU (X, Y, Z).
         mask: uint8 (X, Y, Z), not 0 inside.
         affine: voxel -> RAS+ mm.
@@ -36,15 +33,15 @@ def qc_picture(path: str | os.PathLike[str], ct: np.ndarray, mask: np.ndarray, a
     spacing = nib.affines.voxel_sizes(affine @ inv_ornt_aff(orientation, ct.shape))
     ct, mask = apply_orientation(ct, orientation), apply_orientation(mask, orientation)  # axes R, A, S: views, no copy
     middle = _middle(mask)
-    # Plane name, the axis across it, whether left and right of the picture are swapped.
-    planes = (("axial", 2, True), ("coronal", 1, True), ("sagittal", 0, False))
+    # Plane, the axis across it, and the patient's sides at the picture's left and right.
+    planes = (("axial", 2, "R", "L"), ("coronal", 1, "R", "L"), ("sagittal", 0, "A", "P"))
 
     figure = Figure(figsize=(13.5, 5), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, color="white", fontsize=11)
     extents = [n * s for n, s in zip(ct.shape, spacing, strict=True)]
     widths = [extents[0], extents[0], extents[1]]
-    for axes, (name, axis, swap) in zip(
+    for axes, (name, axis, left, right) in zip(
         figure.subplots(1, 3, gridspec_kw={"width_ratios": widths}), planes, strict=True
     ):
         across, up = [a for a in range(3) if a != axis]
@@ -69,9 +66,7 @@ def qc_picture(path: str | os.PathLike[str], ct: np.ndarray, mask: np.ndarray, a
                 colors=OUTLINE,
                 linewidths=1.2,
             )
-        if swap:
-            axes.invert_xaxis()
-        left, right = ("R", "L") if swap else ("P", "A")
+        axes.invert_xaxis()  # indices grow towards R and A
         for side, letter in ((0.02, left), (0.98, right)):
             axes.text(
                 side,
@@ -84,9 +79,7 @@ def qc_picture(path: str | os.PathLike[str], ct: np.ndarray, mask: np.ndarray, a
             )
         axes.set_title(f"{name}, slice {middle[axis] + 1} of {ct.shape[axis]}", color="white", fontsize=9)
         axes.set_axis_off()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, facecolor="black")
-    return Path(path)
+    figure.savefig(path, format="png", dpi=110, facecolor="black")
 
 
 def _middle(mask: np.ndarray) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attunet3d.errors import InputNotFoundError
+from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io import MaskLayout, case_name, find_cases
 
 
@@ -38,7 +38,24 @@ def test_find_cases(tmp_path: Path) -> None:
             find_cases(tmp_path / missing)
 
 
-def test_series_named_by_uids_do_not_share_a_file(tmp_path: Path) -> None:
-    layout = MaskLayout(tmp_path / "out")
-    names = {layout.filename(subject=f"cts/1.2.3.{i}") for i in range(3)}
+def test_two_cts_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("ct.nii.gz", "ct.mha"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match="several CTs named 'ct'"):
+        find_cases(tmp_path)
+
+
+def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "3fa9.nii.gz").touch()
+    (tmp_path / "patient.nii.gz").symlink_to(tmp_path / "3fa9.nii.gz")
+    assert case_name(tmp_path / "patient.nii.gz") == "patient"
+
+
+def test_masks_do_not_share_a_file(tmp_path: Path) -> None:
+    """Neither series in folders named by UIDs, nor CTs of one name in folders of their own."""
+    layout = MaskLayout(tmp_path / "out", tmp_path / "data")
+    names = {layout.filename(subject=tmp_path / "data" / f"1.2.3.{i}") for i in range(3)}
     assert names == {str(tmp_path / "out" / f"1.2.3.{i}_seg.nii.gz") for i in range(3)}
+    names = {layout.filename(subject=tmp_path / "data" / case / "ct.nii.gz") for case in "ab"}
+    assert names == {str(tmp_path / "out" / case / "ct_seg.nii.gz") for case in "ab"}
+    assert layout.filename(subject="/elsewhere/ct.nii.gz") == str(tmp_path / "out" / "ct_seg.nii.gz")

@@ -33,8 +33,8 @@ def volume(orientation: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_the_patients_right_is_on_the_left(tmp_path: Path, orientation: str) -> None:
     ct, mask = volume(orientation)
-    path = qc_picture(tmp_path / "qc.png", ct, mask, ORIENTATIONS[orientation], "case")
-    picture = imread(path)[..., :3]
+    qc_picture(tmp_path / "qc.png", ct, mask, ORIENTATIONS[orientation], "case")
+    picture = imread(tmp_path / "qc.png")[..., :3]
     axial = picture[:, : picture.shape[1] // 3]
     grey = (np.ptp(axial, axis=2) < 0.02) & (axial[..., 0] > 0.5)
     columns = np.flatnonzero(grey.sum(axis=0) > axial.shape[0] // 4)
@@ -47,5 +47,6 @@ def test_the_patients_right_is_on_the_left(tmp_path: Path, orientation: str) -> 
 
 def test_an_empty_mask_is_drawn_without_an_outline(tmp_path: Path) -> None:
     ct, mask = volume("RAS")
-    picture = imread(qc_picture(tmp_path / "qc.png", ct, np.zeros_like(mask), ORIENTATIONS["RAS"], "empty"))
+    qc_picture(tmp_path / "qc.png", ct, np.zeros_like(mask), ORIENTATIONS["RAS"], "empty")
+    picture = imread(tmp_path / "qc.png")
     assert not ((picture[..., 0] > 0.8) & (picture[..., 2] < 0.3) & (picture[..., 1] > 0.4)).any()

@@ -1,0 +1,5 @@
+"""``python -m attunet3d``."""
+
+from .cli import main
+
+main()
