@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,15 @@ from pathlib import Path
 from conftest import ROOT, TINY
 
 import attunet3d
+
+
+def test_documents_are_complete() -> None:
+    """Links between our own files lead somewhere, and no figure is left to be filled in."""
+    for page in (ROOT / "README.md", *ROOT.glob("bundles/*/docs/*.md")):
+        text = page.read_text()
+        assert not re.search(r"@[A-Z]+@|TODO", text), page
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
+            assert (page.parent / target).exists(), (page, target)
 
 
 def test_public_names_exist() -> None:

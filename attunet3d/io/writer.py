@@ -67,17 +67,18 @@ def write_mask(
     exactly as the CT's does, in every viewer. Otherwise the sform is the affine with code 1 (scanner), and the qform
     too unless the affine is sheared. Raises OutputError.
     """
-    with atomic_path(path) as temporary:
-        save_mask(temporary, mask, affine, like=like)
-    return Path(path)
-
-
-def save_mask(path: Path, mask: np.ndarray, affine: np.ndarray, *, like: Mapping[str, Any] | None = None) -> None:
-    """`write_mask` for a path that is temporary already: what fails here is left to its owner."""
+    path = Path(path)
     if not path.name.lower().endswith((".nii.gz", ".nii")):
         raise OutputError(f"{path}: masks are written as NIfTI; give a name that ends in .nii.gz")
     if mask.dtype not in (np.uint8, np.bool_) or mask.ndim != 3:
         raise OutputError(f"{path}: the mask is {mask.dtype} of shape {mask.shape}; expected uint8 (X, Y, Z)")
+    with atomic_path(path) as temporary:
+        save_mask(temporary, mask, affine, like=like)
+    return path
+
+
+def save_mask(path: Path, mask: np.ndarray, affine: np.ndarray, *, like: Mapping[str, Any] | None = None) -> None:
+    """`write_mask` to a path that is temporary already, unchecked: what fails here is left to the path's owner."""
     # NIfTI-2 holds its affine in double precision: only it can repeat that of a NIfTI-2 CT exactly.
     kind = nib.Nifti2Image if (like or {}).get("nifti_version") == 2 else nib.Nifti1Image
     image = kind(mask.astype(np.uint8, copy=False), affine)

@@ -201,3 +201,14 @@ def test_monai_writer_is_atomic(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"OutputError: .*No space left on device"):
         _save_with_monai(tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_nifti2_ct_keeps_its_double_precision_affine(tmp_path: Path) -> None:
+    """An affine that float32 cannot hold comes back exactly, as it stood in the CT's header."""
+    affine = np.diag([0.7123456789012, 0.7123456789012, 2.5, 1.0])
+    ct = np.full((6, 5, 4), 40, np.int16)
+    ct[0] = -1000
+    nib.save(nib.Nifti2Image(ct, affine), tmp_path / "ct.nii.gz")
+    volume = read_volume(tmp_path / "ct.nii.gz")
+    write_mask(tmp_path / "mask.nii.gz", np.ones(ct.shape, np.uint8), volume.affine, like=volume.source)
+    np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii.gz").affine, affine)
