@@ -82,9 +82,18 @@ class MixedPrecision(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Image (B, C, X, Y, Z) -> logits (B, classes, X, Y, Z), float32."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
+        low = self.dtype != torch.float32 and not (torch.is_grad_enabled() and self._gradients_break(x.shape[2]))
+        with torch.autocast(self.device_type, self.dtype, enabled=low):
             logits: Tensor = self.network(x)
         return logits.float()
+
+    def _gradients_break(self, depth: int) -> bool:
+        """Whether some level of the network has a first axis of 2 voxels on a CPU.
+
+        There torch 2.13 (oneDNN) returns uninitialized memory as the bf16 weight gradient of a 3x3x3 convolution.
+        """
+        levels = range(int(getattr(self.network, "min_size", 1)).bit_length())
+        return self.device_type == "cpu" and any(depth >> level == 2 for level in levels)
 
 
 def prepare(

@@ -46,6 +46,21 @@ def test_prepared_network_computes_the_same(precision: str, tolerance: float) ->
     torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("depth", [16, 32, 47, 64])
+def test_bf16_gradients_are_those_of_fp32(depth: int) -> None:
+    """At every depth: on CPUs some bf16 gradients would be uninitialized memory (see MixedPrecision)."""
+    x = torch.rand(2, 1, depth, 32, 32)
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        net = small().train()
+        logits = prepare(net, "cpu", precision, training=True)(x)
+        logits[:, 0, : depth // 2].square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+    exact, low = gradients
+    assert torch.isfinite(low).all()
+    assert torch.nn.functional.cosine_similarity(exact, low, dim=0) > 0.9
+
+
 def test_weights_loaded_later_take_effect(tmp_path: Path) -> None:
     """The bundle loads weights into network_def after `prepare` has wrapped it."""
     net, other = small(), AttentionUNet(channels=(4, 8, 8, 8, 8)).eval()
