@@ -52,13 +52,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .errors import AttUNet3dError
-    from .io import read_ct
-    from .metrics import score
-    from .networks import AttentionUNet, load_reference_weights
-    from .runtime import load_network
-    from .segmenter import Segmentation, Segmenter, segment
-    from .workflow import bundle_root, evaluate, train
+    from attunet3d.errors import AttUNet3dError
+    from attunet3d.io import read_ct
+    from attunet3d.metrics import score
+    from attunet3d.networks import AttentionUNet, load_reference_weights
+    from attunet3d.runtime import load_network
+    from attunet3d.segmenter import Segmentation, Segmenter, segment
+    from attunet3d.workflow import bundle_root, evaluate, train
 
 
 def __getattr__(name: str) -> Any:

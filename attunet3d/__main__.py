@@ -1,5 +1,5 @@
 """``python -m attunet3d``."""
 
-from .cli import main
+from attunet3d.cli import main
 
 main()

@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__
-from .errors import AttUNet3dError, ConfigError, OutputError
+from attunet3d import __version__
+from attunet3d.errors import AttUNet3dError, ConfigError, OutputError
 
 app = typer.Typer(
     name="attunet3d",
@@ -79,7 +79,7 @@ def segment(
     failed = 0
     with _products() as product, _progress() as (bar, console):
         task = bar.add_task("load the network", total=None)
-        from .segmenter import Segmenter
+        from attunet3d.segmenter import Segmenter
 
         overrides = _overrides(set_, ("checkpoint", "device", "precision", "output_dir"))
         session = Segmenter(checkpoint, device, precision, preset or (), **overrides)
@@ -123,7 +123,7 @@ def train(
     """
     _set_up_logging(verbose=True)
     _refuse_bad_folder(output)
-    from . import workflow
+    from attunet3d import workflow
 
     overrides = _overrides(set_, ("dataset_dir", "datalist", "ckpt_dir"))
     with _products() as product:
@@ -145,7 +145,7 @@ def evaluate(
     """
     _set_up_logging(verbose=True)
     _refuse_bad_folder(output)
-    from . import workflow
+    from attunet3d import workflow
 
     overrides = _overrides(set_, ("dataset_dir", "datalist", "checkpoint", "output_dir"))
     with _products() as product:
@@ -164,7 +164,7 @@ def score(
 
     Example: attunet3d score masks/case_seg.nii.gz organs.nii.gz --reference-label 7
     """
-    from .metrics import score as compute
+    from attunet3d.metrics import score as compute
 
     values = compute(prediction, reference, prediction_label=prediction_label, reference_label=reference_label)
     # NaN is no JSON: an undefined quotient is null.
@@ -188,7 +188,7 @@ def phantom(
     Example: attunet3d phantom phantoms --cases 30 --seed 1 --spacing 2.5 2.5 3
     """
     _refuse_bad_folder(output)
-    from .datasets.phantom import write_phantoms
+    from attunet3d.datasets.phantom import write_phantoms
 
     with _progress() as (bar, _):
         task = bar.add_task("phantoms", total=cases)
@@ -278,7 +278,7 @@ def _overrides(pairs: list[str] | None, taken: tuple[str, ...]) -> dict[str, Any
 
 def _names(cts: list[Path]) -> list[str]:
     """What each CT's files are called: as the CT, with its folder's name before it where that is not enough."""
-    from .io import case_name
+    from attunet3d.io import case_name
 
     names = [case_name(ct) for ct in cts]
     often = Counter(names)

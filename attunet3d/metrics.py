@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
-from .errors import GeometryError
+from attunet3d.errors import GeometryError
 
 # Corresponding voxel centres may lie this far apart (mm): float32 affines and DICOM's decimal strings differ by less.
 _SAME_PLACE_MM = 0.01
@@ -37,7 +37,7 @@ def score(
     Raises:
         GeometryError: the two are not on the same voxels of the patient.
     """
-    from .io import read_label
+    from attunet3d.io import read_label
 
     mask, affine = read_label(prediction)
     other, other_affine = read_label(reference)

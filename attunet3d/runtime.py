@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, ConfigError
+from attunet3d.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from .networks import AttentionUNet
+    from attunet3d.networks import AttentionUNet
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | 
 
 def save_weights(weights: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
     """Write a state dict with its floating-point tensors in ``dtype``, atomically: half precision halves the file."""
-    from .io.writer import atomic_path
+    from attunet3d.io.writer import atomic_path
 
     compact = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights.items()}
     with atomic_path(Path(path)) as temporary:
@@ -188,7 +188,7 @@ def load_network(
         CheckpointError: the weights cannot be read or do not fit.
         ConfigError: the device or precision cannot be had.
     """
-    from .workflow import bundle_network, installed_bundle
+    from attunet3d.workflow import bundle_network, installed_bundle
 
     network: AttentionUNet = bundle_network()
     load_weights(network, checkpoint or installed_bundle() / "models" / "model.pt")

@@ -22,13 +22,13 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, SaveImaged
 
-from . import __version__
-from .errors import CheckpointError, OutputError
-from .io import CTReader, atomic_path, case_name
-from .io.writer import save_mask
-from .runtime import choose_device, choose_precision, file_sha256, load_weights
-from .transforms.model_grid import source_grid
-from .workflow import make_workflow, parsed
+from attunet3d import __version__
+from attunet3d.errors import CheckpointError, OutputError
+from attunet3d.io import CTReader, atomic_path, case_name
+from attunet3d.io.writer import save_mask
+from attunet3d.runtime import choose_device, choose_precision, file_sha256, load_weights
+from attunet3d.transforms.model_grid import source_grid
+from attunet3d.workflow import make_workflow, parsed
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class Segmenter:
             with _timed(seconds, "write"):
                 save_mask(new[".nii.gz"], mask, grid.affine, like=source)
                 if hu is not None:
-                    from .report.qc import qc_picture
+                    from attunet3d.report.qc import qc_picture
 
                     title = f"{name}: {record['volume_ml']:.1f} mL (research use only)"
                     qc_picture(new[".png"], hu, mask, grid.affine, title)

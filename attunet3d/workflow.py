@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from .errors import ConfigError, InputNotFoundError, own_error
+from attunet3d.errors import ConfigError, InputNotFoundError, own_error
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
 
-    from .networks import AttentionUNet
+    from attunet3d.networks import AttentionUNet
 
 BUNDLE = "pancreas_ct_attunet3d_segmentation"
 Mode = Literal["train", "evaluate", "inference"]
@@ -201,7 +201,7 @@ def evaluate(
         ConfigError: a preset or an id does not exist.
         CheckpointError: the checkpoint cannot be read.
     """
-    from .runtime import load_weights
+    from attunet3d.runtime import load_weights
 
     changes = _dataset_ids(dataset_dir, datalist, ("validation",))
     changes |= {"checkpoint": str(checkpoint), "output_dir": str(output_dir)}

@@ -1,5 +1,5 @@
 """Running the network over a whole volume."""
 
-from .sliding_window import SlidingWindowInferer
+from attunet3d.inferers.sliding_window import SlidingWindowInferer
 
 __all__ = ["SlidingWindowInferer"]

@@ -13,7 +13,7 @@ from monai.utils import BlendMode, fall_back_tuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import ConfigError
+from attunet3d.errors import ConfigError
 
 Progress = Callable[[int, int], None]
 

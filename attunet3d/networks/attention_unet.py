@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention_gate import (
+from attunet3d.networks.attention_gate import (
     CONV,
     LINEAR_MODE,
     AdditiveAttentionGate,

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from ..errors import CheckpointError
-from .attention_gate import AdditiveAttentionGate, GatedSkip
-from .attention_unet import AttentionUNet
+from attunet3d.errors import CheckpointError
+from attunet3d.networks.attention_gate import AdditiveAttentionGate, GatedSkip
+from attunet3d.networks.attention_unet import AttentionUNet
 
 # Position of each layer in the Sequential(conv, norm, relu) that both codes use.
 _LAYERS = {"conv": "0", "norm": "1"}

@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
-from ..errors import ConfigError, GeometryError
-from .resample import Grid, mask_from_logits, model_grid, resample_image, resample_label
+from attunet3d.errors import ConfigError, GeometryError
+from attunet3d.transforms.resample import Grid, mask_from_logits, model_grid, resample_image, resample_label
 
 AIR_HU = -1024.0
 _SOURCE_SHAPE, _SOURCE_AFFINE = "source_shape", "source_affine"

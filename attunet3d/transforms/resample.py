@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from attunet3d.errors import ConfigError
 
 # Two grids count as aligned when treating them so moves no sample by more than this (voxels of the source).
 _ALIGNED_TOLERANCE = 1e-3
