@@ -24,7 +24,7 @@ class SlidingWindowInferer(Inferer):
     With the same windows and none skipped the result is that of MONAI's ``SlidingWindowInferer(mode="gaussian")``.
 
     Args:
-        roi_size: window size in voxels; volumes smaller than it are padded with 0.
+        roi_size: window size in voxels, -1 for the whole axis; volumes smaller than it are padded with 0.
         sw_batch_size: windows per forward pass.
         overlap: share of a window that overlaps the next one, in [0, 1).
         sigma_scale: standard deviation of the Gaussian weights as a share of the window size.
@@ -46,8 +46,8 @@ class SlidingWindowInferer(Inferer):
         super().__init__()
         if not 0.0 <= overlap < 1.0:
             raise ConfigError(f"overlap must be in [0, 1), got {overlap}")
-        if sw_batch_size < 1 or min([roi_size] if isinstance(roi_size, int) else roi_size) < 1:
-            raise ConfigError(f"roi_size and sw_batch_size must be at least 1, got {roi_size} and {sw_batch_size}")
+        if sw_batch_size < 1:
+            raise ConfigError(f"sw_batch_size must be at least 1, got {sw_batch_size}")
         self.roi_size = roi_size
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
