@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import sys
@@ -23,14 +22,11 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImaged, SaveImaged
 
 from attunet3d import __version__
-from attunet3d.errors import CheckpointError, OutputError
 from attunet3d.io import CTReader, atomic_path, case_name
-from attunet3d.io.writer import save_mask
-from attunet3d.runtime import choose_device, choose_precision, file_sha256, load_weights
+from attunet3d.io.writer import make_folder, save_mask
+from attunet3d.runtime import choose_device, file_sha256, load_weights
 from attunet3d.transforms.model_grid import source_grid
 from attunet3d.workflow import make_workflow, parsed
-
-logger = logging.getLogger(__name__)
 
 # Values of the config that can change a voxel of the mask, and so belong in every record.
 _RECORDED_IDS = ("spacing", "hu_window", "roi_size", "overlap", "skip_below", "num_classes", "channels", "network_def")
@@ -77,16 +73,14 @@ class Segmenter:
         **overrides: Any,
     ) -> None:
         self.device = choose_device(device)
-        choose_precision(precision, self.device)
         changes = {"device": str(self.device), "precision": precision, **overrides}
         if checkpoint is not None:
             changes["checkpoint"] = str(checkpoint)
         workflow = make_workflow("inference", presets, changes)
         self.checkpoint = Path(parsed(workflow, "checkpoint"))
-        if not self.checkpoint.is_file():
-            raise CheckpointError(f"{self.checkpoint}: no such checkpoint; give a model.pt that training wrote")
-        load_weights(parsed(workflow, "network_def"), self.checkpoint)
+        # Device and precision are refused here, before the weights are read; both ids share their parameters.
         self._network = parsed(workflow, "network").eval()
+        load_weights(parsed(workflow, "network_def"), self.checkpoint)
         self._inferer = parsed(workflow, "inferer")
         self._before = list(parsed(workflow, "preprocessing").transforms)
         # What SaveImaged would write, `segment` returns, and writes with its record.
@@ -163,7 +157,7 @@ class Segmenter:
 
         notify("write", 0, 1)
         name = name or case_name(ct)
-        folder = _output_folder(output_dir)
+        folder = make_folder(output_dir)
         path = folder / f"{name}_seg.nii.gz"
         # All or nothing: each file is complete before the first one takes its place.
         with ExitStack() as files:
@@ -233,15 +227,6 @@ def _suffixes(qc: bool) -> tuple[str, ...]:
 def _source_facts(image: MetaTensor) -> dict[str, Any]:
     facts = image.meta.get("source", "{}")
     return json.loads(facts) if isinstance(facts, str) else dict(facts)
-
-
-def _output_folder(path: str | Path) -> Path:
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot make the output folder ({error.strerror}); choose another") from error
-    return folder
 
 
 def _device_name(device: torch.device) -> str:

@@ -194,7 +194,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Dice of a checkpoint on the datalist's "validation" cases, on each CT's own grid.
 
-    Writes the masks and ``metrics.csv`` files of MONAI's MetricsSaver to ``output_dir``; returns the mean values.
+    Writes the masks, ``val_dice_raw.csv`` and ``val_dice_summary.csv`` to ``output_dir``; returns the mean values.
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.

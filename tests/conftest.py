@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "io"))
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real CTs are not beside this checkout")
 
 # Small enough for seconds on one core; every level and gate of the real network is there.
 TINY = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import SHARED_DATA, TINY
+from conftest import SHARED_DATA, TINY, needs_data
 from dicom_files import write_series
 
 from attunet3d import Segmenter, score, segment
@@ -166,7 +166,7 @@ def test_mistakes_name_the_cure(tiny_checkpoint: Path, tmp_path: Path, write_pha
         Segmenter(tiny_checkpoint, **TINY).segment(tmp_path / "nowhere.nii.gz")
 
 
-@pytest.mark.skipif(not (SHARED_DATA / "lidc0001").is_dir(), reason="the real CT is not beside this checkout")
+@needs_data
 def test_real_ct_keeps_its_grid(session: Segmenter, tmp_path: Path) -> None:
     result = session.segment(SHARED_DATA / "lidc0001" / "dicom", tmp_path)
     labels = nib.load(SHARED_DATA / "lidc0001" / "totalsegmentator_organs.nii.gz")

@@ -16,8 +16,9 @@ import nibabel as nib
 import numpy as np
 
 from attunet3d.datasets.phantom_anatomy import FAR, WAVES_MM, Organ, Patient, draw_patient, rotation
-from attunet3d.errors import ConfigError, OutputError
+from attunet3d.errors import ConfigError
 from attunet3d.io import atomic_path, write_text_atomic
+from attunet3d.io.writer import make_folder
 
 ORIENTATIONS = ("RAS", "LAS", "LPS", "oblique")
 SPACING_RANGE_MM = (0.3, 20.0)
@@ -222,10 +223,7 @@ def _save_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path.parent}: cannot make the folder ({error.strerror}); choose another") from error
+    make_folder(path.parent)
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
 

@@ -10,9 +10,7 @@ from monai.config import PathLike
 from monai.data import FolderLayoutBase
 
 from attunet3d.errors import ConfigError, InputNotFoundError
-from attunet3d.io.reader import ITK_SUFFIXES, NIFTI_SUFFIXES
-
-IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
+from attunet3d.io.slabs import IMAGE_SUFFIXES
 
 
 def case_name(path: str | os.PathLike[str]) -> str:

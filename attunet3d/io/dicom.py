@@ -20,11 +20,11 @@ from attunet3d.errors import (
     UnreadableInputError,
     UnsupportedImageError,
 )
+from attunet3d.io.slabs import IMAGE_SUFFIXES
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced, legacy converted enhanced
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
-READABLE_FILES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 # The header scan parses these and skips the rest: patient data are never read.
 HEADER_TAGS = [
@@ -146,7 +146,7 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
         )
     if not found:
         cure = "give the folder of one DICOM scan"
-        images = [p.name for p in others if p.name.lower().endswith(READABLE_FILES)]
+        images = [p.name for p in others if p.name.lower().endswith(IMAGE_SUFFIXES)]
         if images:
             cure = f"to read {images[0]}, give that file"
         raise InputNotFoundError(f"{folder}: no DICOM files in this folder ({len(others)} other files); {cure}")

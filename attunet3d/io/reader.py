@@ -19,10 +19,7 @@ from attunet3d.io.dicom import choose_series, find_series
 from attunet3d.io.dicom_pixels import read_series
 from attunet3d.io.itk import open_itk
 from attunet3d.io.nifti import open_nifti
-from attunet3d.io.slabs import StoredImage, to_hu, to_labels
-
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+from attunet3d.io.slabs import ITK_SUFFIXES, NIFTI_SUFFIXES, StoredImage, to_hu, to_labels
 
 PathLike = str | os.PathLike[str]
 

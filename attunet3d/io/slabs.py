@@ -24,6 +24,10 @@ SOFT_TISSUE_HU = 0
 MIN_SPACING_MM = 0.05
 MAX_SPACING_MM = 20.0
 
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
+
 INT16 = np.iinfo(np.int16)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -47,6 +47,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """An output folder, made with its parents if it does not exist. Raises OutputError."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"{folder}: cannot make the output folder ({e.strerror}); choose another") from e
+    return folder
+
+
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
     """Write UTF-8 text, whole or not at all. Raises OutputError."""
     with atomic_path(path) as temporary:

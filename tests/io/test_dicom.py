@@ -2,11 +2,12 @@
 
 import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from conftest import SHARED_DATA as DATA
+from conftest import needs_data
 from dicom_files import ct_dataset, edit, phantom, save, write_series
 from pydicom.uid import generate_uid
 
@@ -20,9 +21,6 @@ from attunet3d.errors import (
 )
 from attunet3d.io import read_ct, read_volume
 from attunet3d.io.dicom import HEADER_TAGS, choose_series, find_series
-
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real test data in {DATA}")
 
 
 def test_axial_series_by_hand(tmp_path):

@@ -3,12 +3,13 @@
 import contextlib
 import gzip
 import json
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import SHARED_DATA as DATA
+from conftest import needs_data
 from dicom_files import phantom, write_series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,8 +25,6 @@ from attunet3d.errors import (
 )
 from attunet3d.io import CTReader, LabelReader, read_ct, read_label, read_volume
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real test data in {DATA}")
 # MONAI tells every user of LoadImage that a GPU decoder is absent.
 quiet_monai = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
 
