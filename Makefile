@@ -76,7 +76,7 @@ weights: runs/one_ct/model.pt $(STARTER)/datalist.json
 	$(BIN)/attunet3d train --dataset-dir $(STARTER) --datalist $(STARTER)/datalist.json -o $(STARTER)/weights \
 	  -c starter_weights --set initial_checkpoint=runs/one_ct/model.pt
 	@echo "The weights are $(STARTER)/weights/model.pt; to put them into the bundle in half precision:"
-	@echo "$(BIN)/python -c 'from attunet3d.runtime import *; save_weights(read_weights(\"$(STARTER)/weights/model.pt\"), \"bundles/pancreas_ct_attunet3d_segmentation/models/model.pt\")'"
+	@echo "$(BIN)/python -c 'from attunet3d.checkpoint import *; save_weights(read_weights(\"$(STARTER)/weights/model.pt\"), \"bundles/pancreas_ct_attunet3d_segmentation/models/model.pt\")'"
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -3,8 +3,9 @@
 The public names are loaded on first use, so that ``import attunet3d`` and ``attunet3d --help`` stay fast.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attunet3d._lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -16,13 +17,15 @@ _PUBLIC = {
     "Segmentation": "segmenter",
     "Segmenter": "segmenter",
     "segment": "segmenter",
-    "bundle_root": "workflow",
+    "bundle_root": "config",
     "evaluate": "workflow",
     "train": "workflow",
     "score": "metrics",
     "read_ct": "io",
 }
 _SUBMODULES = (
+    "checkpoint",
+    "config",
     "datasets",
     "errors",
     "inferers",
@@ -52,22 +55,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from attunet3d.config import bundle_root
     from attunet3d.errors import AttUNet3dError
     from attunet3d.io import read_ct
     from attunet3d.metrics import score
     from attunet3d.networks import AttentionUNet, load_reference_weights
     from attunet3d.runtime import load_network
     from attunet3d.segmenter import Segmentation, Segmenter, segment
-    from attunet3d.workflow import bundle_root, evaluate, train
+    from attunet3d.workflow import evaluate, train
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
-    if name in _SUBMODULES:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SUBMODULES})
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC, _SUBMODULES)

@@ -65,6 +65,9 @@ def segment(
     precision: Precision = "auto",
     series: Annotated[str | None, typer.Option(metavar="UID", help="Which series of a DICOM folder.")] = None,
     qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
+    memory: Annotated[
+        float | None, typer.Option(metavar="GB", min=0.0, help="Most to use; by default what there is.")
+    ] = None,
     preset: Presets = None,
     set_: Overrides = None,
     verbose: Verbose = False,
@@ -81,30 +84,30 @@ def segment(
         task = bar.add_task("load the network", total=None)
         from attunet3d.segmenter import Segmenter
 
-        overrides = _overrides(set_, ("checkpoint", "device", "precision", "output_dir"))
-        session = Segmenter(checkpoint, device, precision, preset or (), **overrides)
-        for number, (ct, name) in enumerate(zip(cts, names, strict=True), start=1):
-            label = f"[{number}/{len(cts)}] {ct.name or ct}"
+        overrides = _overrides(set_, ("checkpoint", "device", "precision"))
+        session = Segmenter(checkpoint, device, precision, preset or (), memory, **overrides)
 
-            def show(stage: str, done: int, total: int, label: str = label) -> None:
-                bar.update(task, description=f"{label}: {stage}", completed=done, total=total)
+        def show(index: int, stage: str, done: int, total: int) -> None:
+            label = f"[{index + 1}/{len(cts)}] {cts[index].name or cts[index]}"
+            bar.update(task, description=f"{label}: {stage}", completed=done, total=total)
 
-            try:
-                result = session.segment(ct, output, name=name, series_uid=series, qc=qc, progress=show)
-            except AttUNet3dError as error:
-                failed += 1
-                console.print(f"error: {_one_line(error)}", markup=False, highlight=False, soft_wrap=True)
-            except Exception as error:
+        def say(kind: str, text: str) -> None:
+            console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+        for case in session.segment_all(cts, output, names=names, series_uid=series, qc=qc, progress=show):
+            if case.segmentation is not None:
+                for warning in case.segmentation.record["warnings"]:
+                    say("warning", f"{case.ct}: {warning}")
+                product(case.segmentation.path)
+                continue
+            failed += 1
+            if isinstance(case.error, AttUNet3dError):
+                say("error", _one_line(case.error))
+            elif case.error is not None:
                 # A case that breaks in an unforeseen way must not take the others with it.
-                failed += 1
-                found = f"unexpected {type(error).__name__}: {_one_line(error)}"
-                text = f"error: {ct}: {found} (--verbose shows the traceback)"
-                console.print(text, markup=False, highlight=False, soft_wrap=True)
-                logging.getLogger(__name__).info("traceback", exc_info=True)
-            else:
-                for warning in result.record["warnings"]:
-                    console.print(f"warning: {ct}: {warning}", markup=False, highlight=False, soft_wrap=True)
-                product(result.path)
+                found = f"unexpected {type(case.error).__name__}: {_one_line(case.error)}"
+                say("error", f"{case.ct}: {found} (--verbose shows the traceback)")
+                logging.getLogger(__name__).info("traceback", exc_info=case.error)
     if failed:
         raise typer.Exit(1)
 

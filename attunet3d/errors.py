@@ -40,6 +40,14 @@ class OutputError(AttUNet3dError):
     """A result cannot be written where it was asked for."""
 
 
+class MemoryLimitError(AttUNet3dError):
+    """A CT that needs more memory than there is, whatever the windows."""
+
+
+class CancelledError(AttUNet3dError):
+    """The caller asked to stop."""
+
+
 def own_error(error: BaseException) -> AttUNet3dError | None:
     """The error of this package at the root of another one: MONAI wraps what transforms and components raise."""
     cause: BaseException | None = error

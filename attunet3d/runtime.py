@@ -1,24 +1,30 @@
-"""Where and in which precision the network runs, and how its weights are read and written."""
+"""Where, in which precision and in which form the network runs."""
 
 from __future__ import annotations
 
-import hashlib
+import copy
+import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from attunet3d.errors import CheckpointError, ConfigError
-
-if TYPE_CHECKING:
-    from attunet3d.networks import AttentionUNet
+from attunet3d.checkpoint import load_weights
+from attunet3d.config import inference_values
+from attunet3d.errors import ConfigError
+from attunet3d.folding import fold
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BACKENDS = ("auto", "torch", "openvino")
+Form = Callable[[Tensor], Tensor]
+# The self-test's limit: root mean square of the error as a share of that of the logits. One rounding is 2^-9 of a value
+# in bf16, 2^-12 in fp16 and TF32, and some forty follow each other; what is broken is wrong by the size of the logits.
+_TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -96,82 +102,158 @@ class MixedPrecision(nn.Module):
         return self.device_type == "cpu" and any(depth >> level == 2 for level in levels)
 
 
+class FastNetwork(MixedPrecision):
+    """A network for inference: folded, in the device's memory format and precision, and checked against fp32.
+
+    The fast form is made at the first image in eval mode, and again when the weights of ``network`` have changed since:
+    weights loaded into that later take effect here. In train mode, as for dropout at inference, it is `MixedPrecision`.
+
+    Args:
+        network: (B, C, *spatial) -> logits (B, classes, *spatial), float32 weights.
+        device: where it runs.
+        dtype: of the arithmetic.
+        backend: "torch", "openvino" (CPUs, ``attunet3d[openvino]``), or "auto": OpenVINO on CPUs where it is installed.
+        difference: of two classes give only the difference of the logits, foreground minus background.
+
+    Attributes:
+        form: what runs, after the first image: "torch bfloat16", ...
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        backend: str = "auto",
+        difference: bool = False,
+    ) -> None:
+        super().__init__(network, device, dtype)
+        self.backend = backend
+        self.difference = difference
+        self.form = ""
+        self._fast: Form | None = None
+        self._weights_seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (B, C, *spatial) -> logits (B, classes, *spatial), float32; (B, 1, *spatial) with ``difference``."""
+        if self.training:
+            return _difference(super().forward(x)) if self.difference else super().forward(x)
+        seen = [t._version for t in (*self.network.parameters(), *self.network.buffers())]
+        if self._fast is None or seen != self._weights_seen:
+            self.form, self._fast = self._fastest(x)
+            self._weights_seen = seen
+        return self._fast(x)
+
+    def _fastest(self, x: Tensor) -> tuple[str, Form]:
+        """The first form that passes the self-test, on a small fixed image with the channels and device of ``x``."""
+        size = max(2 * int(getattr(self.network, "min_size", 16)), 32)
+        generator = torch.Generator().manual_seed(0)
+        example = torch.rand((1, x.shape[1], *([size] * (x.ndim - 2))), generator=generator).to(x.device)
+        plain = self._plain()
+        with torch.inference_mode():
+            exact = plain(example)
+            for name, dtype, build in self._forms():
+                try:
+                    form = build(example)
+                    error = _relative_error(form(example), exact)
+                except Exception as problem:  # a backend may fail in ways of its own; the plain form remains
+                    logger.warning("%s does not run (%s): the next form is tried", name, problem)
+                    continue
+                if error <= _TOLERANCE[dtype]:
+                    logger.info("network runs as %s (error %.1e beside plain fp32)", name, error)
+                    return name, form
+                logger.warning("%s fails its self-test (error %.1e): the next form is tried", name, error)
+        return "torch float32, plain", plain
+
+    def _forms(self) -> Iterator[tuple[str, torch.dtype, Callable[[Tensor], Form]]]:
+        """Name, dtype, and builder from an example image, best first."""
+        folded = fold(self.network, self.difference)
+        if self.backend != "torch" and self.device_type == "cpu":
+            from attunet3d.openvino_backend import OpenVINONetwork, is_installed
+
+            if is_installed():
+                name = f"openvino {_name(self.dtype)}"
+                yield name, self.dtype, lambda example: self._finish(OpenVINONetwork(folded, example, self.dtype))
+            elif self.backend == "openvino":
+                logger.warning("OpenVINO is not installed (pip install 'attunet3d[openvino]'): torch is used")
+        for dtype in dict.fromkeys((self.dtype, torch.float32)):
+            yield f"torch {_name(dtype)}", dtype, partial(self._torch_form, folded, dtype)
+
+    def _torch_form(self, folded: nn.Module, dtype: torch.dtype, example: Tensor) -> Form:
+        network = copy.deepcopy(folded).to(dtype=dtype, memory_format=torch.channels_last_3d)
+        return self._finish(lambda x: network(x.to(dtype).contiguous(memory_format=torch.channels_last_3d)))
+
+    def _plain(self) -> Form:
+        def run(x: Tensor) -> Tensor:
+            with torch.autocast(self.device_type, enabled=False):
+                return self.network(x)  # type: ignore[no-any-return]
+
+        return self._finish(run)
+
+    def _finish(self, form: Form) -> Form:
+        def run(x: Tensor) -> Tensor:
+            logits = form(x)
+            return (_difference(logits) if self.difference else logits).float()
+
+        return run
+
+
+def _difference(logits: Tensor) -> Tensor:
+    return logits[:, 1:2] - logits[:, 0:1] if logits.shape[1] == 2 else logits
+
+
+def _relative_error(found: Tensor, exact: Tensor) -> float:
+    """Root mean square of the difference as a share of that of ``exact``; infinite where something is not finite."""
+    scale = exact.square().mean().sqrt().clamp(min=1e-12)
+    error = float(((found - exact).square().mean().sqrt() / scale).cpu())
+    return error if error == error else float("inf")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def prepare(
-    network: nn.Module, device: str | torch.device = "auto", precision: str = "auto", training: bool = False
+    network: nn.Module,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    training: bool = False,
+    backend: str = "auto",
+    difference: bool = False,
 ) -> MixedPrecision:
-    """Put a 3D network on its device, in its memory format and precision (see `choose_device`, `choose_precision`)."""
+    """Put a 3D network on its device, in its memory format and precision (see `choose_device`, `choose_precision`).
+
+    For inference it is a `FastNetwork`, which ``backend`` and ``difference`` are for.
+
+    Raises:
+        ConfigError: the device, the precision or the backend does not exist, or cannot be had here.
+    """
     chosen = choose_device(device)
     dtype = choose_precision(precision, chosen, training)
-    logger.info("network on %s in %s", chosen, str(dtype).removeprefix("torch."))
-    return MixedPrecision(network, chosen, dtype)
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend {backend!r} is not known: use {', '.join(BACKENDS)}")
+    logger.info("network on %s in %s", chosen, _name(dtype))
+    if training:
+        return MixedPrecision(network, chosen, dtype)
+    return FastNetwork(network, chosen, dtype, backend, difference)
 
 
-def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: a file of tensors alone, or of one under the key "model". No pickle is run.
+def build_network(definition: dict[str, object]) -> nn.Module:
+    """The network of a config's ``network_def``, with fresh weights.
 
     Raises:
-        CheckpointError: the file is missing, is no checkpoint, or holds anything but tensors.
+        ConfigError: there is no such class, or it refuses its arguments.
     """
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; give a model.pt that training wrote")
+    arguments = dict(definition)
+    target = str(arguments.pop("_target_", ""))
+    module, _, name = target.rpartition(".")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a file that is not its own
-        raise CheckpointError(f"{path}: not a checkpoint of tensors alone, so it is not loaded") from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"{path}: holds no state dict of tensors")
-    return content
-
-
-def load_weights(network: nn.Module, checkpoint: str | Path) -> None:
-    """Load a checkpoint of this package's own format (any float precision) into ``network``.
-
-    Raises:
-        CheckpointError: the file cannot be read, or its weights belong to another network.
-    """
-    weights = read_weights(checkpoint)
-    problem = _misfit(network.state_dict(), weights)
-    if problem:
-        raise CheckpointError(
-            f"{checkpoint}: does not fit this network ({problem}); give the preset it was trained with"
-        )
-    network.load_state_dict(weights)
-
-
-def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    missing = [key for key in wanted if key not in given]
-    extra = [key for key in given if key not in wanted]
-    if missing or extra:
-        first = f"it lacks {missing[0]}" if missing else f"it has {extra[0]} besides"
-        return f"{len(missing)} keys missing, {len(extra)} unknown: {first}"
-    for key, value in wanted.items():
-        if given[key].shape != value.shape:
-            return f"{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
-        if given[key].is_floating_point() and not bool(torch.isfinite(given[key]).all()):
-            return f"{key} has values that are not finite"
-    return None
-
-
-def save_weights(weights: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
-    """Write a state dict with its floating-point tensors in ``dtype``, atomically: half precision halves the file."""
-    from attunet3d.io.writer import atomic_path
-
-    compact = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights.items()}
-    with atomic_path(Path(path)) as temporary:
-        torch.save(compact, temporary)
-    return Path(path)
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        network = getattr(importlib.import_module(module), name)(**arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"network_def cannot be built: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"network_def: {target!r} is no torch module")
+    return network
 
 
 def load_network(
@@ -188,8 +270,7 @@ def load_network(
         CheckpointError: the weights cannot be read or do not fit.
         ConfigError: the device or precision cannot be had.
     """
-    from attunet3d.workflow import bundle_network, installed_bundle
-
-    network: AttentionUNet = bundle_network()
-    load_weights(network, checkpoint or installed_bundle() / "models" / "model.pt")
+    values = inference_values()
+    network = build_network(values["network_def"])
+    load_weights(network, checkpoint or values["checkpoint"])
     return prepare(network, device, precision).eval()

@@ -1,35 +1,48 @@
-"""Segment CTs with the bundle's inference config: one session, many cases."""
+"""Segment CTs with the values of the bundle's inference config: one session, many cases."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
+import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import LoadImaged, SaveImaged
 
-from attunet3d import __version__
-from attunet3d.io import CTReader, atomic_path, case_name
-from attunet3d.io.writer import make_folder, save_mask
-from attunet3d.runtime import choose_device, file_sha256, load_weights
-from attunet3d.transforms.model_grid import source_grid
-from attunet3d.workflow import make_workflow, parsed
+from attunet3d.checkpoint import load_weights
+from attunet3d.config import inference_values
+from attunet3d.errors import CancelledError, ConfigError, MemoryLimitError
+from attunet3d.inferers.stitching import Cancel, embed
+from attunet3d.inferers.windows import SMALLEST_SIDE, SlidingWindow, WindowPlan
+from attunet3d.io.cases import case_name
+from attunet3d.io.reader import open_ct
+from attunet3d.io.slabs import StoredImage, to_hu
+from attunet3d.io.writer import atomic_path, make_folder, save_mask
+from attunet3d.memory import (
+    MemoryPlan,
+    keep_freed_memory,
+    network_bytes_per_voxel,
+    peak_bytes,
+    plan_memory,
+    resident_bytes,
+)
+from attunet3d.record import case_record, session_record
+from attunet3d.runtime import FastNetwork, build_network, choose_device, prepare
+from attunet3d.transforms.components import keep_largest_component
+from attunet3d.transforms.intensity import scale_hu_
+from attunet3d.transforms.resample import AIR_HU, Grid, crop, mask_from_logits, model_grid, resample_image
 
-# Values of the config that can change a voxel of the mask, and so belong in every record.
-_RECORDED_IDS = ("spacing", "hu_window", "roi_size", "overlap", "skip_below", "num_classes", "channels", "network_def")
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,19 +62,48 @@ class Segmentation:
     record: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Case:
+    """One CT of many: its path as it was given, and either its segmentation or what went wrong."""
+
+    ct: str | Path
+    segmentation: Segmentation | None
+    error: Exception | None
+
+
+class _Read:
+    """A CT that has been read, and the memory plan that was made from its header."""
+
+    def __init__(self, image: StoredImage, model: Grid, memory: MemoryPlan, start: float) -> None:
+        self._hu: np.ndarray | None = to_hu(image)
+        self.grid = Grid(image.shape, image.affine)
+        self.model = model
+        self.facts = image.facts
+        self.memory = memory
+        self.seconds = round(time.perf_counter() - start, 3)
+
+    def take(self) -> np.ndarray:
+        """The voxels, HU int16 (X, Y, Z). They are given away: whoever takes them can free them."""
+        hu, self._hu = self._hu, None
+        if hu is None:
+            raise RuntimeError("the voxels have been taken already")
+        return hu
+
+
 class Segmenter:
-    """The network loaded once, for many CTs.
+    """The network loaded and prepared once, for many CTs.
 
     Args:
         checkpoint: weights; the bundle's own by default.
         device: "auto", "cpu", "cuda", "cuda:1".
         precision: "auto", "fp32", "bf16" or "fp16".
         presets: preset names or files, merged in order over the bundle's inference config.
+        memory_limit: most that this process may take, GB; by default what the machine, or its container, has left.
         overrides: ids of that config and their values, e.g. ``overlap=0.5``.
 
     Raises:
         CheckpointError: the weights cannot be read or do not fit the network.
-        ConfigError: a preset, an id, the device or the precision does not exist.
+        ConfigError: a preset, an id, the device or the precision does not exist, or a value is out of range.
     """
 
     def __init__(
@@ -70,34 +112,42 @@ class Segmenter:
         device: str = "auto",
         precision: str = "auto",
         presets: Sequence[str | Path] = (),
+        memory_limit: float | None = None,
         **overrides: Any,
     ) -> None:
-        self.device = choose_device(device)
-        changes = {"device": str(self.device), "precision": precision, **overrides}
+        changes = {"device": str(device), "precision": precision, **overrides}
         if checkpoint is not None:
             changes["checkpoint"] = str(checkpoint)
-        workflow = make_workflow("inference", presets, changes)
-        self.checkpoint = Path(parsed(workflow, "checkpoint"))
-        # Device and precision are refused here, before the weights are read; both ids share their parameters.
-        self._network = parsed(workflow, "network").eval()
-        load_weights(parsed(workflow, "network_def"), self.checkpoint)
-        self._inferer = parsed(workflow, "inferer")
-        self._before = list(parsed(workflow, "preprocessing").transforms)
-        # What SaveImaged would write, `segment` returns, and writes with its record.
-        self._after = [t for t in parsed(workflow, "postprocessing").transforms if not isinstance(t, SaveImaged)]
-        self._session = {
-            "attunet3d": __version__,
-            "bundle": workflow.parser["_meta_::version"],
-            "checkpoint": {"file": self.checkpoint.name, "sha256": file_sha256(self.checkpoint)},
-            "device": _device_name(self.device),
-            "precision": str(self._network.dtype).removeprefix("torch."),
-            "presets": [Path(preset).stem for preset in presets],
-            "config": {name: workflow.parser[name] for name in _RECORDED_IDS},
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")},
-            },
-        }
+        values = inference_values(presets, changes)
+        self.device = choose_device(values["device"])
+        self.checkpoint = Path(values["checkpoint"])
+        try:
+            self._spacing = _three(values["spacing"])
+            self._hu_window = tuple(float(hu) for hu in values["hu_window"])
+            self._window = SlidingWindow(
+                values["roi_size"],
+                values["sw_batch_size"],
+                values["overlap"],
+                skip_below=values["skip_below"],
+                max_window_voxels=values["max_window_voxels"],
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"a value of the inference config does not fit: {error}") from error
+        if len(self._hu_window) != 2 or not self._hu_window[0] < self._hu_window[1]:
+            raise ConfigError(f"hu_window must be two HU values, the lower first, got {values['hu_window']}")
+        # Device and precision are refused here, before the weights are read.
+        network = build_network(values["network_def"])
+        prepared = prepare(network, self.device, values["precision"], backend=values["backend"], difference=True).eval()
+        if not isinstance(prepared, FastNetwork):
+            raise TypeError("prepare gives a FastNetwork for inference")
+        self._network = prepared
+        load_weights(network, self.checkpoint)
+        self._limit_bytes = None if memory_limit is None else int(memory_limit * 1e9)
+        self._bytes_per_voxel = network_bytes_per_voxel(network, prepared.dtype)
+        with torch.inference_mode():  # the fast form is made and tested now, not in the first case
+            prepared(torch.zeros((1, 1, *[2 * int(getattr(network, "min_size", 16))] * 3), device=self.device))
+        self._session = session_record(self.checkpoint, self.device, prepared.form, presets, values)
+        self._base_bytes = resident_bytes() or 0
 
     def segment(
         self,
@@ -107,104 +157,183 @@ class Segmenter:
         name: str | None = None,
         series_uid: str | None = None,
         qc: bool = False,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
     ) -> Segmentation:
         """Segment the pancreas in one CT.
 
         Args:
             ct: a NIfTI, NRRD or MetaImage file, or a folder with a DICOM series.
             output_dir: with it, ``<name>_seg.nii.gz`` (the CT's shape and affine) and ``<name>_seg.json`` (the record:
-                versions, checkpoint hash, configuration, geometry, stage seconds, peak memory in MB, volume in mL,
+                versions, checkpoint hash, configuration, geometry, windows, stage seconds, memory, volume in mL,
                 warnings) are written; it is made if it does not exist.
             name: what the files are called; by default as the CT.
             series_uid: which series of a DICOM folder.
             qc: also write ``<name>_seg.png``.
             progress: called as ``progress(stage, done, total)``.
+            cancel: asked between windows and stages whether to stop.
 
         Raises:
-            AttUNet3dError: the CT cannot be read, is no CT volume, or the output cannot be written; nothing is left
-                half written.
+            AttUNet3dError: the CT cannot be read, is no CT volume, does not fit into memory, or the output cannot be
+                written; `CancelledError` if ``cancel`` said so. Nothing is left half written.
         """
-        seconds: dict[str, float] = {}
-        notify = progress or (lambda stage, done, total: None)
-
+        notify = progress or _silent
         notify("read", 0, 1)
-        with _timed(seconds, "read"):
-            load, *rest = self._before
-            if series_uid is not None:
-                load = LoadImaged(keys="image", reader=CTReader(series_uid), dtype=None, ensure_channel_first=True)
-            data = load({"image": str(ct)})
-        hu = data["image"][0].numpy() if qc else None
-        with _timed(seconds, "preprocess"):
-            for transform in rest:
-                data = transform(data)
-            model_shape = tuple(data["image"].shape[1:])
-        self._inferer.progress = lambda done, total: notify("network", done, total)
-        with _timed(seconds, "network"), torch.inference_mode():
-            image = data["image"].as_tensor()[None].to(self.device)
-            logits = self._inferer(image, self._network)[0].cpu()
-        data["pred"] = MetaTensor(logits, affine=data["image"].affine)
-        notify("postprocess", 0, 1)
-        with _timed(seconds, "postprocess"):
-            for transform in self._after:
-                data = transform(data)
-            mask = data["pred"].as_tensor()[0].numpy()
-        grid = source_grid(data["image"])
-        source = _source_facts(data["image"])
-        record = self._record(ct, mask, grid.affine, source, model_shape, seconds)
-        if output_dir is None:
-            return Segmentation(mask, grid.affine, None, record)
+        return self._segment(self._read(ct, series_uid, qc), ct, output_dir, name, qc, notify, cancel)
 
-        notify("write", 0, 1)
+    def segment_all(
+        self,
+        cts: Sequence[str | Path],
+        output_dir: str | Path | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        series_uid: str | None = None,
+        qc: bool = False,
+        progress: Callable[[int, str, int, int], None] | None = None,
+        cancel: Cancel | None = None,
+    ) -> Iterator[Case]:
+        """Segment many CTs, in order; a case that fails does not stop the others.
+
+        While one CT is in the network the next one is read, if there is memory for both; never more than one.
+        Arguments as for `segment`; ``names`` has one for each CT, and ``progress`` the case's index before the stage.
+
+        Raises:
+            CancelledError: ``cancel`` said so.
+        """
+        names = names or [case_name(ct) for ct in cts]
+        waiting: Future[_Read | None] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+            for index, (ct, name) in enumerate(zip(cts, names, strict=True)):
+                notify = _silent if progress is None else partial(progress, index)
+                notify("read", 0, 1)
+                try:
+                    ahead, waiting = waiting, None
+                    read = (ahead.result() if ahead else None) or self._read(ct, series_uid, qc)
+                    if index + 1 < len(cts):
+                        waiting = reader.submit(self._read_ahead, cts[index + 1], series_uid, qc, read.memory)
+                    case = Case(ct, self._segment(read, ct, output_dir, name, qc, notify, cancel), None)
+                except CancelledError:
+                    raise
+                except Exception as error:
+                    case = Case(ct, None, error)
+                yield case
+
+    def _read(self, ct: str | Path, series_uid: str | None, qc: bool) -> _Read:
+        start = time.perf_counter()
+        return self._read_voxels(open_ct(ct, series_uid=series_uid), qc, start)
+
+    def _read_ahead(self, ct: str | Path, series_uid: str | None, qc: bool, current: MemoryPlan) -> _Read | None:
+        """Read a CT while another is in the network; None if there is no room for both."""
+        start = time.perf_counter()
+        image = open_ct(ct, series_uid=series_uid)
+        return self._read_voxels(image, qc, start) if current.has_room_for(2 * math.prod(image.shape)) else None
+
+    def _read_voxels(self, image: StoredImage, qc: bool, start: float) -> _Read:
+        """Plan the memory from the header, then read."""
+        model = model_grid(Grid(image.shape, image.affine), self._spacing)
+        memory = plan_memory(
+            image.shape,
+            model.shape,
+            self._window.most_voxels(model.shape, self.device),
+            self._bytes_per_voxel,
+            self.device,
+            base_bytes=self._base_bytes,
+            keeps_ct=qc,
+            limit_bytes=self._limit_bytes,
+        )
+        return _Read(image, model, memory, start)
+
+    def _segment(
+        self,
+        read: _Read,
+        ct: str | Path,
+        output_dir: str | Path | None,
+        name: str | None,
+        qc: bool,
+        notify: Progress,
+        cancel: Cancel | None,
+    ) -> Segmentation:
+        seconds = {"read": read.seconds}
+        stage = partial(self._stage, seconds, notify, cancel)
+        hu: np.ndarray | None = read.take()
+        with torch.inference_mode():
+            with stage("preprocess"):
+                volume = torch.from_numpy(hu).to(self.device)
+                if not qc:
+                    hu = None
+                image = resample_image(volume, read.grid, read.model, fill=AIR_HU)
+                del volume
+                image = scale_hu_(image, self._hu_window)[None, None]
+            with stage("network"):
+                logits, plan = self._logits(image, read.memory.limit_voxels, notify, cancel)
+                region = plan.region(read.model.shape)
+                logits = embed(logits, plan.box, region)
+                del image
+            with stage("postprocess"):
+                found = mask_from_logits(logits[0], crop(read.model, region), read.grid).cpu()
+                del logits
+                keep_largest_component(found)
+                mask = found.numpy()
+        run = {
+            "model_grid_shape": list(read.model.shape),
+            "windows": {"size": list(plan.roi), "run": len(plan.jobs), "skipped": plan.skipped, "batch": plan.batch},
+            "seconds": seconds,
+            "memory_mb": {"predicted": _mb(read.memory.peak_bytes), "peak": _mb(peak_bytes())},
+        }
+        record = case_record(ct, mask, read.grid, read.facts, self._session, run)
+        if output_dir is None:
+            return Segmentation(mask, read.grid.affine, None, record)
+
         name = name or case_name(ct)
         folder = make_folder(output_dir)
         path = folder / f"{name}_seg.nii.gz"
         # All or nothing: each file is complete before the first one takes its place.
         with ExitStack() as files:
             new = {s: files.enter_context(atomic_path(folder / f"{name}_seg{s}")) for s in _suffixes(qc)}
-            with _timed(seconds, "write"):
-                save_mask(new[".nii.gz"], mask, grid.affine, like=source)
+            with stage("write"):
+                save_mask(new[".nii.gz"], mask, read.grid.affine, like=read.facts)
                 if hu is not None:
                     from attunet3d.report.qc import qc_picture
 
                     title = f"{name}: {record['volume_ml']:.1f} mL (research use only)"
-                    qc_picture(new[".png"], hu, mask, grid.affine, title)
+                    qc_picture(new[".png"], hu, mask, read.grid.affine, title)
             record["output"] = path.name
+            record["memory_mb"]["peak"] = _mb(peak_bytes())
             new[".json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        return Segmentation(mask, grid.affine, path, record)
+        return Segmentation(mask, read.grid.affine, path, record)
 
-    def _record(
-        self,
-        ct: str | Path,
-        mask: np.ndarray,
-        affine: np.ndarray,
-        source: dict[str, Any],
-        model_shape: tuple[int, ...],
-        seconds: dict[str, float],
-    ) -> dict[str, Any]:
-        voxels = int(np.count_nonzero(mask))
-        warnings = list(source.get("warnings", []))
-        if voxels == 0:
-            warnings.append("the mask is empty: no pancreas was found")
-        return {
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "input": Path(os.path.abspath(ct)).name,
-            "source": {key: value for key, value in source.items() if key in ("format", "series_uid")},
-            **self._session,
-            "geometry": {
-                "shape": list(mask.shape),
-                "spacing_mm": [float(s) for s in nib.affines.voxel_sizes(affine)],
-                "orientation": "".join(nib.aff2axcodes(affine)),
-                "affine_ras_mm": affine.tolist(),
-                "model_grid_shape": list(model_shape),
-            },
-            "seconds": seconds,
-            "peak_memory_mb": _peak_memory_mb(),
-            "voxels": voxels,
-            "volume_ml": voxels * abs(float(np.linalg.det(affine[:3, :3]))) / 1000,
-            "warnings": warnings,
-            "intended_use": "research only, not a medical device",
-        }
+    def _logits(
+        self, image: torch.Tensor, limit_voxels: int | None, notify: Progress, cancel: Cancel | None
+    ) -> tuple[torch.Tensor, WindowPlan]:
+        """Logits (1, channels, *plan.box) of an image (1, 1, X, Y, Z); smaller windows where memory runs out."""
+        self._window.progress = partial(notify, "network")
+        self._window.cancel = cancel
+        while True:
+            plan = self._window.plan(image, limit_voxels)
+            try:
+                with keep_freed_memory():
+                    return self._window.run(image, self._network, plan), plan
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                    raise
+                limit_voxels = plan.voxels // 2
+                if limit_voxels < SMALLEST_SIDE**3:
+                    raise MemoryLimitError(
+                        f"the smallest windows do not fit into the memory of {self.device}"
+                    ) from error
+                logger.warning("out of memory with windows of %s: smaller ones are tried", plan.roi)
+
+    @contextmanager
+    def _stage(self, seconds: dict[str, float], notify: Progress, cancel: Cancel | None, name: str) -> Iterator[None]:
+        """Time a stage, unless it is to be cancelled."""
+        if cancel is not None and cancel():
+            raise CancelledError("cancelled")
+        notify(name, 0, 1)
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds[name] = round(time.perf_counter() - start, 3)
 
 
 def segment(ct: str | Path, output: str | Path | None = None, **kwargs: Any) -> Segmentation:
@@ -212,32 +341,19 @@ def segment(ct: str | Path, output: str | Path | None = None, **kwargs: Any) -> 
     return Segmenter(**kwargs).segment(ct, output)
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = round(time.perf_counter() - start, 3)
-
-
 def _suffixes(qc: bool) -> tuple[str, ...]:
     """Of the files of one case, the mask last: where it is, the others are."""
     return (".nii.gz", ".json", ".png") if qc else (".nii.gz", ".json")
 
 
-def _source_facts(image: MetaTensor) -> dict[str, Any]:
-    facts = image.meta.get("source", "{}")
-    return json.loads(facts) if isinstance(facts, str) else dict(facts)
+def _three(values: Any) -> tuple[float, float, float]:
+    x, y, z = (values,) * 3 if isinstance(values, int | float) else values
+    return float(x), float(y), float(z)
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def _mb(n: int | None) -> float | None:
+    return None if n is None else round(n / 1e6, 1)
 
 
-def _peak_memory_mb() -> float | None:
-    """Peak resident memory of this process so far, in MB; unknown on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
-    return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10, 1)
+def _silent(*args: Any) -> None:
+    pass

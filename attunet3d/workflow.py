@@ -1,4 +1,4 @@
-"""The bundle's configs, presets and overrides: the only place that builds MONAI's ConfigWorkflow."""
+"""Training and evaluation through the bundle: the only place that builds MONAI's ConfigWorkflow."""
 
 from __future__ import annotations
 
@@ -7,71 +7,13 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from attunet3d.config import CONFIG_FILES, Mode, config_changes, installed_bundle
 from attunet3d.errors import ConfigError, InputNotFoundError, own_error
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
-
-    from attunet3d.networks import AttentionUNet
-
-BUNDLE = "pancreas_ct_attunet3d_segmentation"
-Mode = Literal["train", "evaluate", "inference"]
-# evaluate is an overlay on train, as in MONAI's model zoo.
-_CONFIGS: dict[Mode, tuple[str, ...]] = {
-    "train": ("train.yaml",),
-    "evaluate": ("train.yaml", "evaluate.yaml"),
-    "inference": ("inference.yaml",),
-}
-
-
-def _shipped(folder: str) -> Path:
-    """A data folder: inside the package when installed from a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / folder
-    return inside if inside.is_dir() else package.parent / folder
-
-
-def bundle_root() -> Path:
-    """The bundle's folder: the working directory if it is a copy of this bundle, else the one that is installed."""
-    here = Path.cwd()
-    if (here / "configs" / "inference.yaml").is_file() and _bundle_name(here) == _bundle_name(installed_bundle()):
-        return here
-    return installed_bundle()
-
-
-def installed_bundle() -> Path:
-    """The bundle that came with this package."""
-    return _shipped("bundles") / BUNDLE
-
-
-def _bundle_name(root: Path) -> str | None:
-    try:
-        content = json.loads((root / "configs" / "metadata.json").read_text())
-    except (OSError, ValueError):
-        return None
-    name = content.get("name") if isinstance(content, dict) else None
-    return name if isinstance(name, str) else None
-
-
-def preset_path(preset: str | Path) -> Path:
-    """A preset's file: a path to a YAML file, or the name of one that is shipped.
-
-    Raises:
-        ConfigError: there is no such preset; the message lists those that are.
-    """
-    path = Path(preset)
-    if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
-        return path
-    shipped = _shipped("configs")
-    named = shipped / f"{path.name}.yaml"
-    if path.name == str(preset) and named.is_file():
-        return named
-    names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
-    raise ConfigError(f"no preset {str(preset)!r}: give a YAML file, or one of {names}")
 
 
 def make_workflow(
@@ -79,56 +21,22 @@ def make_workflow(
 ) -> ConfigWorkflow:
     """The bundle's workflow for ``mode``, with presets merged in order and then single ids overridden.
 
-    Presets and overrides only change what a config defines. One preset serves training and inference: ids that only
-    another of the bundle's configs defines are left out here.
-
     Raises:
         ConfigError: a preset does not exist or is no mapping, or an id is unknown.
     """
-    from monai.bundle import ConfigParser, ConfigWorkflow
+    from monai.bundle import ConfigWorkflow
 
     # MONAI warns that no logging file is applied; whoever calls this has set logging up already.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
+    changes = config_changes(mode, presets, overrides or {})
     configs = installed_bundle() / "configs"
-    files = [str(configs / name) for name in _CONFIGS[mode]]
-    parser = ConfigParser()
-    parser.read_config(files)
-    other = ConfigParser()
-    other.read_config([str(configs / name) for names in _CONFIGS.values() for name in names])
-
-    changes: dict[str, Any] = {"bundle_root": str(installed_bundle())}
-    for preset in presets:
-        path = preset_path(preset)
-        try:
-            content = ConfigParser.load_config_file(path)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: not a preset that can be read ({error})") from error
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path}: a preset is a mapping of ids to values, got {type(content).__name__}")
-        changes.update({key.removeprefix("+"): value for key, value in content.items()})
-    for key in list(changes):
-        if not _defines(parser, key):
-            if not _defines(other, key):
-                raise ConfigError(f"id {key!r} is not in the bundle's configs: see {configs}")
-            del changes[key]
-    for key in overrides or {}:
-        if not _defines(parser, key):
-            raise ConfigError(f"id {key!r} is not in the bundle's {mode} config: see {', '.join(files)}")
-    changes.update(overrides or {})
     return ConfigWorkflow(
-        config_file=files,
+        config_file=[str(configs / name) for name in CONFIG_FILES[mode]],
         meta_file=str(configs / "metadata.json"),
         logging_file=False,
         workflow_type="infer" if mode == "inference" else "train",
-        **changes,
+        **{"bundle_root": str(installed_bundle()), **changes},
     )
-
-
-def _defines(parser: Any, key: str) -> bool:
-    try:
-        return key in parser
-    except (KeyError, ValueError, TypeError):  # a path through something that is no mapping
-        return False
 
 
 def parsed(workflow: ConfigWorkflow, name: str) -> Any:
@@ -147,12 +55,6 @@ def parsed(workflow: ConfigWorkflow, name: str) -> Any:
         while (deeper := root.__cause__ or root.__context__) is not None:
             root = deeper
         raise ConfigError(f"config id {name!r} cannot be built: {root}") from error
-
-
-def bundle_network() -> AttentionUNet:
-    """The network that the bundle's inference config defines, with fresh weights."""
-    network: AttentionUNet = parsed(make_workflow("inference"), "network_def")
-    return network
 
 
 def train(
@@ -201,7 +103,7 @@ def evaluate(
         ConfigError: a preset or an id does not exist.
         CheckpointError: the checkpoint cannot be read.
     """
-    from attunet3d.runtime import load_weights
+    from attunet3d.checkpoint import load_weights
 
     changes = _dataset_ids(dataset_dir, datalist, ("validation",))
     changes |= {"checkpoint": str(checkpoint), "output_dir": str(output_dir)}

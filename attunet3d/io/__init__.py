@@ -1,8 +1,24 @@
 """Reading CT and labels, writing masks: int16 HU or uint8 arrays (X, Y, Z) with RAS+ mm affines, or a typed error."""
 
-from attunet3d.io.cases import MaskLayout, case_name, find_cases
-from attunet3d.io.reader import CTReader, LabelReader, Volume, read_ct, read_label, read_volume
-from attunet3d.io.writer import AtomicNibabelWriter, atomic_path, write_mask, write_text_atomic
+from typing import TYPE_CHECKING
+
+from attunet3d._lazy import lazy_names
+
+_PUBLIC = {
+    "AtomicNibabelWriter": "monai_io",
+    "CTReader": "monai_io",
+    "LabelReader": "monai_io",
+    "MaskLayout": "monai_io",
+    "Volume": "reader",
+    "atomic_path": "writer",
+    "case_name": "cases",
+    "find_cases": "cases",
+    "read_ct": "reader",
+    "read_label": "reader",
+    "read_volume": "reader",
+    "write_mask": "writer",
+    "write_text_atomic": "writer",
+}
 
 __all__ = [
     "AtomicNibabelWriter",
@@ -19,3 +35,11 @@ __all__ = [
     "write_mask",
     "write_text_atomic",
 ]
+
+if TYPE_CHECKING:
+    from attunet3d.io.cases import case_name, find_cases
+    from attunet3d.io.monai_io import AtomicNibabelWriter, CTReader, LabelReader, MaskLayout
+    from attunet3d.io.reader import Volume, read_ct, read_label, read_volume
+    from attunet3d.io.writer import atomic_path, write_mask, write_text_atomic
+
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

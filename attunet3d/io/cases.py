@@ -6,9 +6,6 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from monai.config import PathLike
-from monai.data import FolderLayoutBase
-
 from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
@@ -43,21 +40,3 @@ def find_cases(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
         if names[case_name(path)] > 1:
             raise ConfigError(f"{root}: holds several CTs named {case_name(path)!r}; rename all but one")
     return [{"image": str(p)} for p in found or [root]]
-
-
-class MaskLayout(FolderLayoutBase):
-    """Where `SaveImaged` puts a mask: ``<output_dir>/<case>_seg.nii.gz``, in the folders the CT has below ``root``.
-
-    So that ``a/ct.nii.gz`` and ``b/ct.nii.gz`` do not share a mask; nor do series in folders named by UIDs, which
-    MONAI's own layout cuts at the last dot.
-    """
-
-    def __init__(self, output_dir: PathLike, root: PathLike) -> None:
-        self.output_dir = Path(output_dir)
-        self.root = Path(os.path.abspath(root))
-
-    def filename(self, subject: PathLike = "subject", idx: object = None, **kwargs: object) -> str:
-        folder = Path(os.path.abspath(subject)).parent
-        below = folder.relative_to(self.root) if folder.is_relative_to(self.root) else Path()
-        (self.output_dir / below).mkdir(parents=True, exist_ok=True)
-        return str(self.output_dir / below / f"{case_name(subject)}_seg.nii.gz")

@@ -12,7 +12,7 @@ import pydicom
 
 from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io.dicom import ENHANCED_CT, Series, SliceHeader, numbers
-from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, check_affine, read_failed, to_hu
+from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, check_affine, read_failed
 
 # A slice may lie this far (mm) from where the affine puts it. Headers that round positions to 0.1 mm stay within it,
 # and it is far below what a mask can show. A missing slice moves some slice by half a spacing or more, so the second
@@ -35,8 +35,8 @@ _Numbers = tuple[float, ...] | None
 _DECODERS = ("pylibjpeg", "libjpeg", "openjpeg")
 
 
-def read_series(series: Series) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """HU int16 (X, Y, Z), affine (voxel to RAS+ mm), and facts for the record, of one CT series.
+def open_series(series: Series) -> StoredImage:
+    """One CT series as an image whose voxels are still to be decoded.
 
     A tilted gantry gives a sheared affine. Raises UnsupportedImageError (not a CT in HU), GeometryError (slices
     missing, doubled, or not on one grid) and UnreadableInputError (pixels or headers damaged, decoder missing).
@@ -59,8 +59,7 @@ def read_series(series: Series) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]
     if any(s.lossy for s in slices):
         notes.append("the images were compressed with loss")
     shape = (slices[0].columns, slices[0].rows, len(slices))
-    image = StoredImage(series.folder, shape, affine, facts, _slabs(slices, notes))
-    return to_hu(image), affine, facts
+    return StoredImage(series.folder, shape, affine, facts, _slabs(slices, notes))
 
 
 def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:

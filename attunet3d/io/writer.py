@@ -1,7 +1,6 @@
 """Results out: whole or not at all. Each file is written beside its place and then renamed into it."""
 
 import errno
-import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import ImageWriter, NibabelWriter
 from nibabel.spatialimages import HeaderDataError
 
 from attunet3d.errors import OutputError
@@ -92,34 +90,11 @@ def save_mask(path: Path, mask: np.ndarray, affine: np.ndarray, *, like: Mapping
     # NIfTI-2 holds its affine in double precision: only it can repeat that of a NIfTI-2 CT exactly.
     kind = nib.Nifti2Image if (like or {}).get("nifti_version") == 2 else nib.Nifti1Image
     image = kind(mask.astype(np.uint8, copy=False), affine)
-    _place(image, np.asarray(affine, np.float64), like)
+    place_like(image, np.asarray(affine, np.float64), like)
     nib.save(image, path)
 
 
-class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer, whole or not at all, with a header that places the image as the CT's does.
-
-    Use: `SaveImaged(keys="pred", writer="attunet3d.io.AtomicNibabelWriter", ...)`.
-    """
-
-    source: Mapping[str, Any] | None = None
-
-    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
-        """As MONAI's; remembers the facts that CTReader left in `meta_dict`."""
-        super().set_metadata(meta_dict, resample=resample, **options)
-        source = (meta_dict or {}).get("source")
-        self.source = json.loads(source) if isinstance(source, str) else None
-
-    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
-        """As MONAI's. Raises OutputError, which `SaveImage` turns into a RuntimeError that quotes it."""
-        ImageWriter.write(self, filename, verbose=verbose)
-        image = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **obj_kwargs)
-        _place(image, np.asarray(image.affine, np.float64), self.source)
-        with atomic_path(filename) as temporary:
-            nib.save(image, temporary)
-
-
-def _place(image: nib.Nifti1Image, affine: np.ndarray, like: Mapping[str, Any] | None) -> None:
+def place_like(image: nib.Nifti1Image, affine: np.ndarray, like: Mapping[str, Any] | None) -> None:
     """Put `affine` (voxel to RAS+ mm) into the header, with the source's own fields if they say the same."""
     image.header.set_xyzt_units("mm")
     geometry = (like or {}).get("nifti_geometry")

@@ -74,7 +74,7 @@ class DecoderLevel(nn.Module):
         self.conv = double_conv(spatial_dims, skip_channels + up_channels, skip_channels, dropout)
 
     def forward(self, skip: Tensor, coarse: Tensor, gating: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode one level.
+        """What ``conv`` is run on. Apart from it, so that skip and upsampled features are freed before it runs.
 
         Args:
             skip: encoder features (B, F_l, *spatial).
@@ -82,7 +82,8 @@ class DecoderLevel(nn.Module):
             gating: the `grid` gate's signal on the coarse grid (B, F_g, *spatial // 2).
 
         Returns:
-            features (B, F_l, *spatial) and alpha (B, gates, *spatial), which is empty where there is no gate.
+            gated skip and upsampled features (B, F_l + F_g, *spatial), or F_l + F_l with learned upsampling, and alpha
+            (B, gates, *spatial), which is empty where there is no gate.
         """
         if self.up_conv is not None:
             # AttU_Net: nearest neighbour, then a learned convolution.
@@ -92,7 +93,7 @@ class DecoderLevel(nn.Module):
         alpha = torch.empty(0)
         if self.gate is not None:
             skip, alpha = self.gate(skip, up if self.gated_by_upsampled else gating)
-        return self.conv(torch.cat([skip, up], dim=1)), alpha
+        return torch.cat([skip, up], dim=1), alpha
 
 
 class AttentionUNet(nn.Module):
@@ -151,6 +152,7 @@ class AttentionUNet(nn.Module):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
+        self.channels = tuple(channels)
         self.min_size = 2 ** (len(channels) - 1)
         self.mode = LINEAR_MODE[spatial_dims]
         self.pool = nn.MaxPool3d(2) if spatial_dims == 3 else nn.MaxPool2d(2)
@@ -230,25 +232,30 @@ class AttentionUNet(nn.Module):
                 x = self.pool(x)
             x = block(x)
             skips.append(x)
+        skips.pop()  # the centre is no skip
         gating = self.gating(x) if self.gating is not None else x  # (B, channels[-1], *spatial // 2**(L-1))
 
         features: list[Tensor] = []  # coarsest first: (B, channels[l], *spatial // 2**l)
         alphas: list[Tensor] = []
-        for step, level in enumerate(self.decoder):
-            x, alpha = level(skips[len(skips) - 2 - step], x, gating)
+        for level in self.decoder:
+            joined, alpha = level(skips.pop(), x, gating)
+            x = level.conv(joined)  # (B, channels[l], *spatial // 2**l)
             gating = x
             features.append(x)
             alphas.append(alpha)
 
-        if self.final is None:
-            for head in self.heads:
-                x = head(x)
-            return x, alphas
-        maps: list[Tensor] = []  # coarsest first, each (B, out_channels, *spatial)
+        # Coarsest first, each (B, out_channels, *spatial).
+        first = len(features) - len(self.heads)
+        maps: list[Tensor] = []
         for step, head in enumerate(self.heads):
-            y = head(features[step])
-            if step < len(features) - 1:
+            y = head(features[first + step])
+            if first + step < len(features) - 1:
                 y = resample(y, full_size, self.mode)
             maps.append(y)
-        # The published network concatenates finest first.
-        return self.final(torch.cat(maps[::-1], dim=1)), alphas
+        if self.final is not None:
+            # The published network concatenates finest first.
+            return self.final(torch.cat(maps[::-1], dim=1)), alphas
+        y = maps[0]
+        for other in maps[1:]:  # folded for inference: the fusion is in the heads
+            y = y + other
+        return y, alphas

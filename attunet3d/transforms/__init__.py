@@ -1,9 +1,24 @@
 """Resampling to the network's grid and back, and what is done to masks on the way."""
 
-from attunet3d.transforms.model_grid import FromModelGridd, LargestComponentd, SelectLabelsd, ToModelGridd
-from attunet3d.transforms.resample import Grid, mask_from_logits, model_grid, resample_image, resample_label
+from typing import TYPE_CHECKING
+
+from attunet3d._lazy import lazy_names
+
+_PUBLIC = {
+    "ClassMapd": "monai_transforms",
+    "FromModelGridd": "monai_transforms",
+    "Grid": "resample",
+    "LargestComponentd": "monai_transforms",
+    "SelectLabelsd": "monai_transforms",
+    "ToModelGridd": "monai_transforms",
+    "mask_from_logits": "resample",
+    "model_grid": "resample",
+    "resample_image": "resample",
+    "resample_label": "resample",
+}
 
 __all__ = [
+    "ClassMapd",
     "FromModelGridd",
     "Grid",
     "LargestComponentd",
@@ -14,3 +29,15 @@ __all__ = [
     "resample_image",
     "resample_label",
 ]
+
+if TYPE_CHECKING:
+    from attunet3d.transforms.monai_transforms import (
+        ClassMapd,
+        FromModelGridd,
+        LargestComponentd,
+        SelectLabelsd,
+        ToModelGridd,
+    )
+    from attunet3d.transforms.resample import Grid, mask_from_logits, model_grid, resample_image, resample_label
+
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

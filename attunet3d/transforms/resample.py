@@ -7,7 +7,7 @@ outside it the fill value is taken. Only one slab is ever held in floating point
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attunet3d.errors import ConfigError
 
+AIR_HU = -1024.0  # outside the scanned field
 # Two grids count as aligned when treating them so moves no sample by more than this (voxels of the source).
 _ALIGNED_TOLERANCE = 1e-3
 # Shares of two classes that differ by less are equal but for rounding.
@@ -107,20 +108,48 @@ def resample_label(label: Tensor, source: Grid, target: Grid) -> Tensor:
     return out
 
 
+def class_map(logits: Tensor) -> Tensor:
+    """Logits (C, X, Y, Z) -> class per voxel (X, Y, Z), uint8; C = 1 is the logit of class 1 against background."""
+    return (logits[0] > 0).to(torch.uint8) if logits.shape[0] == 1 else logits.argmax(dim=0).to(torch.uint8)
+
+
 def mask_from_logits(logits: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Logits (C, X, Y, Z) on the model grid -> class map on ``target``, uint8.
+    """Logits (C, X, Y, Z) on the model grid, or on a box of it -> class map on ``target``, uint8, 0 outside the box.
 
     C = 1 is the logit of the foreground against the background; C >= 2 takes the largest. With two classes only their
     difference is resampled: linear interpolation and subtraction commute.
     """
-    out = torch.empty(target.shape, dtype=torch.uint8, device=logits.device)
+    # In Fortran order, as files hold volumes; numpy's zeros take no memory until something is written.
+    out = torch.from_numpy(np.zeros(target.shape, dtype=np.uint8, order="F")).to(logits.device)
     if logits.shape[0] == 2:
         logits = logits[1:2] - logits[0:1]
-    binary = logits.shape[0] == 1
+    box = _covered(source, target)
+    part = out[box]
+    if part.numel() == 0:
+        return out
     # Zero logits outside the grid: never foreground, since ties go to the background.
-    for planes, values in resample_slabs(logits, source, target, fill=0.0):
-        out[..., planes] = (values[0] > 0) if binary else values.argmax(dim=0)
+    for planes, values in resample_slabs(logits, source, crop(target, box), fill=0.0):
+        part[..., planes] = class_map(values)
     return out
+
+
+def crop(grid: Grid, box: Sequence[slice]) -> Grid:
+    """The grid of the voxels ``box`` of ``grid``."""
+    affine = np.array(grid.affine, dtype=np.float64)
+    affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
+    shape = tuple(s.stop - s.start for s in box)
+    return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def _covered(source: Grid, target: Grid) -> tuple[slice, slice, slice]:
+    """The box of ``target`` that holds every voxel whose centre lies in ``source``."""
+    sides = [(-0.5, n - 0.5) for n in source.shape]
+    corners = np.array([(x, y, z, 1.0) for x in sides[0] for y in sides[1] for z in sides[2]])
+    index = (np.linalg.inv(target.affine) @ source.affine @ corners.T)[:3]
+    # One voxel to spare: positions at the very edge count as inside.
+    first = np.clip(np.floor(index.min(axis=1)) - 1, 0, target.shape).astype(int)
+    last = np.clip(np.ceil(index.max(axis=1)) + 2, first, target.shape).astype(int)
+    return slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2])
 
 
 def _aligned_axes(to_source: np.ndarray, shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
@@ -153,18 +182,27 @@ def _sample_separable(
     planes: slice,
     fill: float,
 ) -> Tensor:
-    values = volume.permute(*range(volume.ndim - 3), *(volume.ndim - 3 + axis for axis in axes))
+    # Worked on as (..., Z, Y, X): so files and readers hold CTs, and index_select then moves whole planes and rows.
+    first = volume.ndim - 3
+    values = volume.permute(*range(first), *(first + axis for axis in reversed(axes)))
     centre = (np.asarray(shape) - 1) / 2  # the small off-axis terms count at the middle, where they err least
-    outside: list[Tensor] = []
-    # The last axis first: it cuts the work of the other two down to the slab.
-    for axis in (2, 0, 1):
-        dim = values.ndim - 3 + axis
+    samples: list[tuple[float, int, tuple[Tensor, Tensor, Tensor, Tensor]]] = []
+    for axis in range(3):
+        dim = first + 2 - axis
         start, stop = (planes.start, planes.stop) if axis == 2 else (0, shape[axis])
-        index = np.arange(start, stop, dtype=np.float64)
         row = to_source[axes[axis]]
         offset = row[3] + sum(row[other] * centre[other] for other in range(3) if other != axis)
-        position = torch.from_numpy(row[axis] * index + offset).to(volume.device)
+        position = torch.from_numpy(row[axis] * np.arange(start, stop, dtype=np.float64) + offset).to(volume.device)
         lower, upper, weight, inside = _neighbours(position, values.shape[dim])
+        growth = shape[axis] / values.shape[dim]
+        if axis == 2:  # of the source only the planes that the slab needs
+            low, high = (int(n) for n in torch.stack([torch.minimum(lower, upper).min(), upper.max()]))
+            values = values.narrow(dim, low, high - low + 1)
+            lower, upper = lower - low, upper - low
+        samples.append((growth, dim, (lower, upper, weight, inside)))
+    outside: list[Tensor] = []
+    # The axis that shrinks most comes first: the others have less to do.
+    for _, dim, (lower, upper, weight, inside) in sorted(samples, key=lambda sample: sample[0]):
         view = [1] * values.ndim
         view[dim] = -1
         below = values.index_select(dim, lower).to(torch.float32)
@@ -174,7 +212,7 @@ def _sample_separable(
             outside.append(~inside.view(view))
     for mask in outside:
         values.masked_fill_(mask, fill)
-    return values
+    return values.transpose(first, first + 2)  # (..., X, Y, n)
 
 
 def _sample_general(

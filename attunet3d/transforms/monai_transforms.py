@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import cc3d
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -14,9 +13,17 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
 from attunet3d.errors import ConfigError, GeometryError
-from attunet3d.transforms.resample import Grid, mask_from_logits, model_grid, resample_image, resample_label
+from attunet3d.transforms.components import keep_largest_component
+from attunet3d.transforms.resample import (
+    AIR_HU,
+    Grid,
+    class_map,
+    mask_from_logits,
+    model_grid,
+    resample_image,
+    resample_label,
+)
 
-AIR_HU = -1024.0
 _SOURCE_SHAPE, _SOURCE_AFFINE = "source_shape", "source_affine"
 
 
@@ -152,30 +159,21 @@ class LargestComponentd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            mask = d[key][0]
-            found = mask.as_tensor() if isinstance(mask, MetaTensor) else mask
-            box = bounding_box(found)
-            if box is None:
-                continue
-            # Only the box that holds foreground: component labels take 4 bytes a voxel.
-            part = np.ascontiguousarray(found[box].cpu().numpy())
-            largest = cc3d.largest_k((part > 0).astype(np.uint8), k=1, connectivity=26)
-            found[box] = torch.from_numpy(part * (largest > 0)).to(found)
+            mask = d[key]
+            keep_largest_component((mask.as_tensor() if isinstance(mask, MetaTensor) else mask)[0])
+        return d
+
+
+class ClassMapd(MapTransform):
+    """Logits (C, X, Y, Z) -> class map uint8 (1, X, Y, Z) on the same grid; one channel is the foreground's logit."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = class_map(d[key])[None]
         return d
 
 
 def _meta_without_affine(image: MetaTensor) -> dict[str, Any]:
     """A copy of the metadata for an image on another grid, which brings its own affine."""
     return {key: value for key, value in image.meta.items() if key != "affine"}
-
-
-def bounding_box(mask: torch.Tensor) -> tuple[slice, slice, slice] | None:
-    """The smallest box of a mask (X, Y, Z) that holds every voxel that is not 0, or None if there is none."""
-    sides: list[slice] = []
-    for axis in range(3):
-        other = [a for a in range(3) if a != axis]
-        hit = torch.nonzero((mask != 0).any(dim=other[1]).any(dim=other[0])).flatten()
-        if hit.numel() == 0:
-            return None
-        sides.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return sides[0], sides[1], sides[2]

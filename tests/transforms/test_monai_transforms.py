@@ -10,7 +10,9 @@ from monai.transforms import Compose
 
 from attunet3d.errors import ConfigError, GeometryError
 from attunet3d.transforms import FromModelGridd, LargestComponentd, SelectLabelsd, ToModelGridd
-from attunet3d.transforms.model_grid import AIR_HU, bounding_box, source_grid
+from attunet3d.transforms.components import bounding_box
+from attunet3d.transforms.monai_transforms import source_grid
+from attunet3d.transforms.resample import AIR_HU
 
 Array = np.ndarray
 AFFINES = {

@@ -1,0 +1,79 @@
+"""Network weights in files: tensors alone, no pickle is run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from attunet3d.errors import CheckpointError
+from attunet3d.io.writer import atomic_path
+
+
+def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: a file of tensors alone, or of one under the key "model". No pickle is run.
+
+    Raises:
+        CheckpointError: the file is missing, is no checkpoint, or holds anything but tensors.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; give a model.pt that training wrote")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a file that is not its own
+        raise CheckpointError(f"{path}: not a checkpoint of tensors alone, so it is not loaded") from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path}: holds no state dict of tensors")
+    return content
+
+
+def load_weights(network: nn.Module, checkpoint: str | Path) -> None:
+    """Load a checkpoint of this package's own format (any float precision) into ``network``.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its weights belong to another network.
+    """
+    weights = read_weights(checkpoint)
+    problem = _misfit(network.state_dict(), weights)
+    if problem:
+        raise CheckpointError(
+            f"{checkpoint}: does not fit this network ({problem}); give the preset it was trained with"
+        )
+    network.load_state_dict(weights)
+
+
+def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    missing = [key for key in wanted if key not in given]
+    extra = [key for key in given if key not in wanted]
+    if missing or extra:
+        first = f"it lacks {missing[0]}" if missing else f"it has {extra[0]} besides"
+        return f"{len(missing)} keys missing, {len(extra)} unknown: {first}"
+    for key, value in wanted.items():
+        if given[key].shape != value.shape:
+            return f"{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
+        if given[key].is_floating_point() and not bool(torch.isfinite(given[key]).all()):
+            return f"{key} has values that are not finite"
+    return None
+
+
+def save_weights(weights: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
+    """Write a state dict with its floating-point tensors in ``dtype``, atomically: half precision halves the file."""
+    compact = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights.items()}
+    with atomic_path(Path(path)) as temporary:
+        torch.save(compact, temporary)
+    return Path(path)
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

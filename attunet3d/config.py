@@ -1,0 +1,200 @@
+"""The bundle's configs, presets and overrides as plain values.
+
+Segmenting reads them without MONAI, whose import takes longer than a CT; `workflow` gives the same to MONAI.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from attunet3d.errors import ConfigError
+
+BUNDLE = "pancreas_ct_attunet3d_segmentation"
+Mode = Literal["train", "evaluate", "inference"]
+# evaluate is an overlay on train, as in MONAI's model zoo.
+CONFIG_FILES: dict[Mode, tuple[str, ...]] = {
+    "train": ("train.yaml",),
+    "evaluate": ("train.yaml", "evaluate.yaml"),
+    "inference": ("inference.yaml",),
+}
+# The ids of inference.yaml that are values; the others are wiring, which only MONAI runs.
+INFERENCE_IDS = (
+    "checkpoint",
+    "device",
+    "precision",
+    "backend",
+    "spacing",
+    "hu_window",
+    "roi_size",
+    "max_window_voxels",
+    "sw_batch_size",
+    "overlap",
+    "skip_below",
+    "num_classes",
+    "channels",
+    "network_def",
+)
+
+
+def _shipped(folder: str) -> Path:
+    """A data folder: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def bundle_root() -> Path:
+    """The bundle's folder: the working directory if it is a copy of this bundle, else the one that is installed."""
+    here = Path.cwd()
+    if (here / "configs" / "inference.yaml").is_file() and _metadata(here).get("name") == bundle_metadata()["name"]:
+        return here
+    return installed_bundle()
+
+
+def installed_bundle() -> Path:
+    """The bundle that came with this package."""
+    return _shipped("bundles") / BUNDLE
+
+
+def bundle_metadata() -> dict[str, Any]:
+    """metadata.json of the installed bundle."""
+    return _metadata(installed_bundle())
+
+
+def _metadata(root: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def preset_path(preset: str | Path) -> Path:
+    """A preset's file: a path to a YAML file, or the name of one that is shipped.
+
+    Raises:
+        ConfigError: there is no such preset; the message lists those that are.
+    """
+    path = Path(preset)
+    if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+        return path
+    shipped = _shipped("configs")
+    named = shipped / f"{path.name}.yaml"
+    if path.name == str(preset) and named.is_file():
+        return named
+    names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
+    raise ConfigError(f"no preset {str(preset)!r}: give a YAML file, or one of {names}")
+
+
+def read_config(mode: Mode) -> dict[str, Any]:
+    """The bundle's config for ``mode`` as it stands in its files, nothing evaluated."""
+    content: dict[str, Any] = {}
+    for name in CONFIG_FILES[mode]:
+        for key, value in _read_mapping(installed_bundle() / "configs" / name).items():
+            _set(content, key, value)
+    return content
+
+
+def config_changes(mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What presets, merged in order, and then overrides change in the config for ``mode``: {id: value}.
+
+    They only change what the config defines. One preset serves training and inference: ids that only another of the
+    bundle's configs defines are left out.
+
+    Raises:
+        ConfigError: a preset does not exist or is no mapping, or an id is unknown.
+    """
+    own = read_config(mode)
+    others = [read_config(other) for other in CONFIG_FILES if other != mode]
+    changes: dict[str, Any] = {}
+    for preset in presets:
+        path = preset_path(preset)
+        for key, value in _read_mapping(path).items():
+            name = str(key).removeprefix("+")
+            if _defines(own, name):
+                changes[name] = value
+            elif not any(_defines(other, name) for other in others):
+                raise ConfigError(f"{path}: id {name!r} is not in the bundle's configs: see {_folder()}")
+    for key, value in overrides.items():
+        if not _defines(own, key):
+            raise ConfigError(f"id {key!r} is not in the bundle's {mode} config: see {_folder()}")
+        changes[key] = value
+    return changes
+
+
+def inference_values(presets: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The values of the bundle's inference config, references (``@id``) resolved, for each of `INFERENCE_IDS`.
+
+    Raises:
+        ConfigError: as `config_changes`; or an id is no value but wiring, or its value is an expression.
+    """
+    config = read_config("inference")
+    # Expressions in the file, for MONAI: here they are known.
+    config["checkpoint"] = str(installed_bundle() / "models" / "model.pt")
+    config["device"] = "auto"
+    for key, value in config_changes("inference", presets, overrides or {}).items():
+        if _path(key)[0] not in INFERENCE_IDS:
+            raise ConfigError(
+                f"id {key!r} is not a value, but a part of the pipeline: change it with "
+                "`python -m monai.bundle run --config_file <bundle>/configs/inference.yaml`"
+            )
+        _set(config, key, value)
+    return {name: _resolve(config[name], config, name) for name in INFERENCE_IDS}
+
+
+def _resolve(value: Any, config: Mapping[str, Any], name: str, depth: int = 0) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolve(item, config, name, depth) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, config, name, depth) for item in value]
+    if isinstance(value, str) and value.startswith("@"):
+        if value[1:] not in config or depth > len(config):
+            raise ConfigError(f"config id {name!r}: reference {value!r} leads nowhere")
+        return _resolve(config[value[1:]], config, name, depth + 1)
+    if isinstance(value, str) and value.startswith("$"):
+        raise ConfigError(f"config id {name!r}: expressions ({value}) are only run by `python -m monai.bundle run`")
+    return value
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not a preset that can be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a preset is a mapping of ids to values, got {type(content).__name__}")
+    return content
+
+
+def _folder() -> Path:
+    return installed_bundle() / "configs"
+
+
+def _path(key: str) -> list[str]:
+    """MONAI's nested ids: "network_def::gate", or with "#"."""
+    return str(key).replace("#", "::").split("::")
+
+
+def _defines(config: Mapping[str, Any], key: str) -> bool:
+    value: Any = config
+    for part in _path(key):
+        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, dict) and part in value:
+            value = value[part]
+        else:
+            return False
+    return True
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = _path(key)
+    target: Any = config
+    for part in parents:
+        target = target[part]
+    target[last] = value

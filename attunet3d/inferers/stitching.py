@@ -1,0 +1,150 @@
+"""Run a network on windows of an image and blend what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attunet3d.errors import CancelledError
+
+Progress = Callable[[int, int], None]
+Cancel = Callable[[], bool]
+Job = tuple[int, tuple[int, ...]]
+# The logit of voxels that no window reached: background.
+_BACKGROUND = -1.0
+
+
+def body_box(image: Tensor, above: float) -> tuple[slice, ...]:
+    """The smallest box of an image (B, C, *spatial) that holds each voxel above a value; its first voxel if none is."""
+    found = (image > above).flatten(0, 1).any(dim=0)
+    box: list[slice] = []
+    for axis in range(found.ndim):
+        others = [other for other in range(found.ndim) if other != axis]
+        hit = torch.nonzero(found.sum(dim=others)).flatten()
+        box.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.numel() else slice(0, 1))
+    return tuple(box)
+
+
+def embed(logits: Tensor, box: Sequence[slice], region: Sequence[slice]) -> Tensor:
+    """Logits (B, C, *box) of a part of an image as those of a larger part (B, C, *region): background around them."""
+    if tuple(box) == tuple(region):
+        return logits
+    out = torch.zeros((*logits.shape[:2], *(s.stop - s.start for s in region)), device=logits.device)
+    # Of several channels the first is the background's.
+    out[:, :1] = -_BACKGROUND if out.shape[1] > 1 else _BACKGROUND
+    inner = tuple(slice(b.start - r.start, b.stop - r.start) for b, r in zip(box, region, strict=True))
+    out[(slice(None), slice(None)) + inner] = logits
+    return out
+
+
+def stitch(
+    image: Tensor,
+    network: Callable[..., Tensor],
+    roi: Sequence[int],
+    jobs: Sequence[Job],
+    *,
+    region: Sequence[slice] | None = None,
+    sw_batch_size: int = 1,
+    sigma_scale: float = 0.125,
+    difference: bool = True,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+) -> Tensor:
+    """Logits of ``network`` on windows of an image, blended with Gaussian weights.
+
+    Args:
+        image: (B, C, *spatial); what lies beyond it counts as 0.
+        network: window (b, C, *roi) -> logits (b, classes, *roi).
+        roi: window size, voxels.
+        jobs: batch index and first voxel of each window to run.
+        region: the part of the image to give logits for; by default all of it.
+        sw_batch_size: windows per forward pass.
+        sigma_scale: standard deviation of the Gaussian as a share of the window.
+        difference: of two classes only the difference of their logits is kept, in one channel.
+        progress: called as ``progress(done, total)`` after each forward pass.
+        cancel: asked before each forward pass whether to stop.
+        args, kwargs: passed on to the network.
+
+    Returns:
+        float32 (B, channels, *region). Voxels that no window reached are background.
+
+    Raises:
+        CancelledError: ``cancel`` said so.
+    """
+    kwargs = kwargs or {}
+    size = tuple(image.shape[2:])
+    region = tuple(region or (slice(0, n) for n in size))
+    shape = tuple(s.stop - s.start for s in region)
+    weight = gaussian(roi, sigma_scale, image.device)
+
+    def forward(batch: Sequence[Job]) -> Tensor:
+        if cancel is not None and cancel():
+            raise CancelledError("cancelled")
+        out = network(torch.stack([_window(image[b], start, roi) for b, start in batch]), *args, **kwargs)
+        return (out[:, 1:2] - out[:, 0:1] if difference and out.shape[1] == 2 else out).float()
+
+    logits: Tensor | None = None
+    total = torch.zeros((len(image), 1, *shape), device=image.device)
+    steps = range(0, len(jobs), sw_batch_size)
+    for step, first in enumerate(steps):
+        batch = jobs[first : first + sw_batch_size]
+        out = forward(batch)
+        if logits is None:
+            logits = torch.zeros((len(image), out.shape[1], *shape), device=image.device)
+        for (b, start), values in zip(batch, out, strict=True):
+            there, here = _meet(start, roi, region)
+            logits[b][there] += values[here] * weight[here[1:]]
+            total[b][there] += weight[here[1:]]
+        if progress is not None:
+            progress(step + 1, len(steps))
+    if logits is None:  # nothing but air: one window is run to learn how many channels there are
+        channels = forward([(0, (0,) * len(roi))]).shape[1]
+        logits = torch.zeros((len(image), channels, *shape), device=image.device)
+    untouched = total == 0
+    logits /= total.masked_fill_(untouched, 1.0)
+    logits[:, :1].masked_fill_(untouched, -_BACKGROUND if logits.shape[1] > 1 else _BACKGROUND)
+    return logits
+
+
+def gaussian(roi: Sequence[int], sigma_scale: float, device: torch.device | None = None) -> Tensor:
+    """Weights of a window: a Gaussian around its centre, float32; nowhere below 0.001, so that corners count too."""
+    weight = torch.ones((), device=device)
+    for n in roi:
+        distance = torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2
+        weight = weight.unsqueeze(-1) * torch.exp(-(distance**2) / (2 * (sigma_scale * n) ** 2))
+    return weight.clamp_(min=1e-3)
+
+
+def inside(start: Sequence[int], roi: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    """The part of an image (C, *spatial) that a window takes in."""
+    return (slice(None), *(slice(max(s, 0), min(s + r, n)) for s, r, n in zip(start, roi, size, strict=True)))
+
+
+def _window(image: Tensor, start: Sequence[int], roi: Sequence[int]) -> Tensor:
+    """A window (C, *roi) of an image (C, *spatial), 0 beyond it."""
+    size = tuple(image.shape[1:])
+    part = image[inside(start, roi, size)]
+    sides = [(max(-s, 0), max(s + r - n, 0)) for s, r, n in zip(start, roi, size, strict=True)]
+    if any(side != (0, 0) for side in sides):
+        part = F.pad(part, [n for side in reversed(sides) for n in side])
+    return part
+
+
+def _meet(
+    start: Sequence[int], roi: Sequence[int], region: Sequence[slice]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where a window and the region overlap: in the region (C, *region), and in the window (C, *roi)."""
+    there: list[slice] = [slice(None)]
+    here: list[slice] = [slice(None)]
+    for s, r, side in zip(start, roi, region, strict=True):
+        first, last = max(s, side.start), min(s + r, side.stop)
+        last = max(first, last)
+        there.append(slice(first - side.start, last - side.start))
+        here.append(slice(first - s, last - s))
+    return tuple(there), tuple(here)

@@ -1,0 +1,181 @@
+"""Sliding-window inference without MONAI's base class: the settings, and what they mean for an image."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attunet3d.errors import ConfigError
+from attunet3d.inferers.stitching import Cancel, Progress, body_box, embed, inside, stitch
+from attunet3d.inferers.tiling import cover, scan
+
+# A GPU is busy with this many voxels at a time; a CPU with any one window.
+_GPU_BATCH_VOXELS = 4_000_000
+# A network of five levels can halve twice this often enough; less context than this would not do.
+SMALLEST_SIDE = 32
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """How an image is run.
+
+    Attributes:
+        roi: window size, voxels.
+        jobs: batch index and first voxel of each window to run.
+        skipped: how many windows hold nothing above ``skip_below`` and are not run.
+        box: the part of the image that the windows were laid over.
+        batch: windows per forward pass.
+    """
+
+    roi: tuple[int, ...]
+    jobs: list[tuple[int, tuple[int, ...]]]
+    skipped: int
+    box: tuple[slice, ...]
+    batch: int
+
+    def region(self, size: Sequence[int]) -> tuple[slice, ...]:
+        """The box and one voxel around it, where the image reaches that far."""
+        return tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(self.box, size, strict=True))
+
+    @property
+    def voxels(self) -> int:
+        """Voxels per forward pass."""
+        return self.batch * math.prod(self.roi)
+
+
+class SlidingWindow:
+    """Run a network on overlapping windows and blend its logits with Gaussian weights.
+
+    Args:
+        roi_size: window size in voxels, one number or one per axis, -1 for the whole axis; volumes smaller than it are
+            padded with 0.
+        sw_batch_size: windows per forward pass; None chooses for the device.
+        overlap: share of ``roi_size`` by which windows overlap, in [0, 1).
+        sigma_scale: standard deviation of the Gaussian weights as a share of the window size.
+        skip_below: windows in which no voxel is above this value are not run, and their voxels are background. With
+            the HU window scaled to [0, 1], 0 is its lower end: such a window holds no soft tissue. None runs all.
+        max_window_voxels: with it, windows of ``roi_size`` or larger, up to this many voxels, are laid over the box of
+            the voxels above ``skip_below``, as few as possible. None takes MONAI's windows: ``roi_size``, over all.
+        difference: of two classes only the difference of their logits is kept, foreground minus background.
+
+    Attributes:
+        progress: called as ``progress(done, total)`` after each forward pass.
+        cancel: asked before each forward pass; `CancelledError` is raised when it says yes.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int] | int,
+        sw_batch_size: int | None = None,
+        overlap: float = 0.25,
+        sigma_scale: float = 0.125,
+        skip_below: float | None = None,
+        max_window_voxels: int | None = None,
+        difference: bool = True,
+    ) -> None:
+        sides = [roi_size] if isinstance(roi_size, int) else list(roi_size)
+        if not sides or any(side == 0 or side < -1 for side in sides):
+            raise ConfigError(f"roi_size must be voxels, or -1 for a whole axis, got {roi_size}")
+        if not 0.0 <= overlap < 1.0:
+            raise ConfigError(f"overlap must be in [0, 1), got {overlap}")
+        if sw_batch_size is not None and sw_batch_size < 1:
+            raise ConfigError(f"sw_batch_size must be at least 1, got {sw_batch_size}")
+        if max_window_voxels is not None and max_window_voxels < 1:
+            raise ConfigError(f"max_window_voxels must be at least 1, got {max_window_voxels}")
+        self.roi_size = roi_size
+        self.sw_batch_size = sw_batch_size
+        self.overlap = overlap
+        self.sigma_scale = sigma_scale
+        self.skip_below = skip_below
+        self.max_window_voxels = max_window_voxels
+        self.difference = difference
+        self.progress: Progress | None = None
+        self.cancel: Cancel | None = None
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Image (B, C, X, Y, Z) -> logits (B, classes, X, Y, Z), float32; (B, 1, X, Y, Z) for two classes."""
+        image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        plan = self.plan(image)
+        logits = self.run(image, network, plan, *args, **kwargs)
+        return embed(logits, plan.box, [slice(0, n) for n in image.shape[2:]])
+
+    def plan(self, image: Tensor, limit_voxels: int | None = None) -> WindowPlan:
+        """The windows for an image (B, C, X, Y, Z), with at most ``limit_voxels`` in one forward pass if that is given.
+
+        Raises:
+            ConfigError: ``roi_size`` has another number of axes than the image.
+        """
+        size = tuple(image.shape[2:])
+        roi = self._roi(size)
+        while limit_voxels is not None and math.prod(roi) > limit_voxels and max(roi) > SMALLEST_SIDE:
+            longest = roi.index(max(roi))
+            roi[longest] = max((roi[longest] - 1) // 16 * 16, SMALLEST_SIDE)
+        box = tuple(slice(0, n) for n in size)
+        if self.max_window_voxels is None:
+            tiling = scan(size, roi, self.overlap)
+        else:
+            if self.skip_below is not None:
+                box = body_box(image, self.skip_below)
+            tiling = cover(size, box, roi, self.overlap, min(self.max_window_voxels, limit_voxels or sys.maxsize))
+        jobs = [(b, start) for b in range(len(image)) for start in tiling.starts]
+        run = jobs
+        if self.skip_below is not None:
+            above = image > self.skip_below
+            run = [(b, start) for b, start in jobs if bool(above[b][inside(start, tiling.roi, size)].any())]
+        batch = self._batch(math.prod(tiling.roi), image.device)
+        if limit_voxels is not None:
+            batch = max(1, min(batch, limit_voxels // math.prod(tiling.roi)))
+        return WindowPlan(tiling.roi, run, len(jobs) - len(run), box, batch)
+
+    def most_voxels(self, size: Sequence[int], device: torch.device) -> int:
+        """Voxels per forward pass, at most, for an image of this size that nothing else is known of."""
+        roi = self._roi(size)
+        window = math.prod(roi)
+        if self.max_window_voxels is not None:
+            whole = math.prod(max(r, math.ceil(n / 16) * 16) for r, n in zip(roi, size, strict=True))
+            window = max(window, min(whole, self.max_window_voxels))
+        return window * self._batch(window, device)
+
+    def run(
+        self,
+        image: Tensor,
+        network: Callable[..., Tensor],
+        plan: WindowPlan,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Logits (B, channels, *plan.box) of an image (B, C, X, Y, Z), float32; outside the box all is background."""
+        return stitch(
+            image,
+            network,
+            plan.roi,
+            plan.jobs,
+            region=plan.box,
+            sw_batch_size=plan.batch,
+            sigma_scale=self.sigma_scale,
+            difference=self.difference,
+            progress=self.progress,
+            cancel=self.cancel,
+            args=args,
+            kwargs=kwargs,
+        )
+
+    def _roi(self, size: Sequence[int]) -> list[int]:
+        roi = [self.roi_size] * len(size) if isinstance(self.roi_size, int) else list(self.roi_size)
+        if len(roi) != len(size):
+            raise ConfigError(f"roi_size {self.roi_size} has {len(roi)} axes, the image {len(size)}")
+        return [r if r > 0 else n for r, n in zip(roi, size, strict=True)]
+
+    def _batch(self, window_voxels: int, device: torch.device) -> int:
+        if self.sw_batch_size is not None:
+            return self.sw_batch_size
+        return 1 if device.type == "cpu" else max(1, _GPU_BATCH_VOXELS // window_voxels)

@@ -1,0 +1,116 @@
+"""The readers, the writer and the folder layout as MONAI's `LoadImaged` and `SaveImaged` take them."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.data import FolderLayoutBase, ImageReader, ImageWriter, NibabelWriter
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
+
+from attunet3d.errors import UnsupportedImageError
+from attunet3d.io.cases import case_name
+from attunet3d.io.reader import PathLike, open_label, read_volume
+from attunet3d.io.slabs import to_labels
+from attunet3d.io.writer import atomic_path, place_like
+
+
+class _Reader(ImageReader):
+    """MONAI's interface to a reader.
+
+    `LoadImage` swallows what `read` raises and tries MONAI's own readers instead, which would take what was refused
+    here; what `get_data` raises reaches the caller. So `read` only keeps the path.
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        return True
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[Path]:
+        return [Path(data)] if isinstance(data, (str, os.PathLike)) else [Path(p) for p in data]
+
+    def get_data(self, img: list[Path]) -> tuple[np.ndarray, dict[str, Any]]:
+        if len(img) != 1:
+            raise UnsupportedImageError(f"{img[0]}: one of {len(img)} files for one image; for DICOM give the folder")
+        path = img[0]
+        array, affine, source = self._load(path)
+        meta = {
+            MetaKeys.AFFINE: affine.copy(),
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.array(array.shape),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),  # MONAI's "no channel"
+            ImageMetaKey.FILENAME_OR_OBJ: str(path),
+            # As text, because MONAI's collation wants the same keys and lengths from every image of a batch.
+            "source": json.dumps(source),
+        }
+        return array, meta
+
+    def _load(self, path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        raise NotImplementedError
+
+
+class CTReader(_Reader):
+    """Reads CT for MONAI: `LoadImaged(keys="image", reader=CTReader, dtype=None)` gives int16 HU.
+
+    The metadata is that of MONAI's readers (affine in RAS+ mm) and "source", the JSON text of `Volume.source`.
+    `series_uid` chooses among several DICOM series. Errors as in `open_ct`.
+    """
+
+    def __init__(self, series_uid: str | None = None) -> None:
+        self.series_uid = series_uid
+
+    def _load(self, path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        volume = read_volume(path, series_uid=self.series_uid)
+        return volume.array, volume.affine, volume.source
+
+
+class LabelReader(_Reader):
+    """Reads label maps for MONAI: `LoadImaged(keys="label", reader=LabelReader, dtype=None)` gives uint8."""
+
+    def _load(self, path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        image = open_label(path)
+        return to_labels(image), image.affine, image.facts
+
+
+class AtomicNibabelWriter(NibabelWriter):
+    """MONAI's NIfTI writer, whole or not at all, with a header that places the image as the CT's does.
+
+    Use: `SaveImaged(keys="pred", writer="attunet3d.io.AtomicNibabelWriter", ...)`.
+    """
+
+    source: Mapping[str, Any] | None = None
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
+        """As MONAI's; remembers the facts that CTReader left in `meta_dict`."""
+        super().set_metadata(meta_dict, resample=resample, **options)
+        source = (meta_dict or {}).get("source")
+        self.source = json.loads(source) if isinstance(source, str) else None
+
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
+        """As MONAI's. Raises OutputError, which `SaveImage` turns into a RuntimeError that quotes it."""
+        ImageWriter.write(self, filename, verbose=verbose)
+        image = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **obj_kwargs)
+        place_like(image, np.asarray(image.affine, np.float64), self.source)
+        with atomic_path(filename) as temporary:
+            nib.save(image, temporary)
+
+
+class MaskLayout(FolderLayoutBase):
+    """Where `SaveImaged` puts a mask: ``<output_dir>/<case>_seg.nii.gz``, in the folders the CT has below ``root``.
+
+    So that ``a/ct.nii.gz`` and ``b/ct.nii.gz`` do not share a mask; nor do series in folders named by UIDs, which
+    MONAI's own layout cuts at the last dot.
+    """
+
+    def __init__(self, output_dir: PathLike, root: PathLike) -> None:
+        self.output_dir = Path(output_dir)
+        self.root = Path(os.path.abspath(root))
+
+    def filename(self, subject: PathLike = "subject", idx: object = None, **kwargs: object) -> str:
+        folder = Path(os.path.abspath(subject)).parent
+        below = folder.relative_to(self.root) if folder.is_relative_to(self.root) else Path()
+        (self.output_dir / below).mkdir(parents=True, exist_ok=True)
+        return str(self.output_dir / below / f"{case_name(subject)}_seg.nii.gz")

@@ -1,0 +1,101 @@
+"""The record of a run: what a mask was made from, with what, and how long it took."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from attunet3d import __version__
+from attunet3d.checkpoint import file_sha256
+from attunet3d.config import bundle_metadata
+from attunet3d.transforms.resample import Grid
+
+# Values of the config that can change a voxel of the mask, and so belong in every record.
+_RECORDED_IDS = (
+    "spacing",
+    "hu_window",
+    "roi_size",
+    "max_window_voxels",
+    "overlap",
+    "skip_below",
+    "num_classes",
+    "channels",
+    "network_def",
+)
+_LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
+
+
+def session_record(
+    checkpoint: Path, device: torch.device, form: str, presets: Sequence[str | Path], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What holds for all cases of a session.
+
+    Args:
+        checkpoint: the weights' file.
+        device: where the network runs.
+        form: what runs there, see `FastNetwork.form`.
+        presets: as they were given.
+        values: the inference config's.
+    """
+    backend, _, precision = form.partition(" ")
+    return {
+        "attunet3d": __version__,
+        "bundle": bundle_metadata().get("version"),
+        "checkpoint": {"file": checkpoint.name, "sha256": file_sha256(checkpoint)},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "backend": backend,
+        "precision": precision,
+        "presets": [Path(preset).stem for preset in presets],
+        "config": {name: values[name] for name in _RECORDED_IDS},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+    }
+
+
+def case_record(
+    ct: str | Path,
+    mask: np.ndarray,
+    grid: Grid,
+    facts: Mapping[str, Any],
+    session: Mapping[str, Any],
+    run: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of one case.
+
+    Args:
+        ct: its path; only the name is kept.
+        mask: uint8 (X, Y, Z).
+        grid: of the CT.
+        facts: what its reader said, see `Volume.source`.
+        session: from `session_record`.
+        run: how it was run: model grid, windows, seconds, memory.
+    """
+    voxels = int(np.count_nonzero(mask))
+    warnings = list(facts.get("warnings", []))
+    if voxels == 0:
+        warnings.append("the mask is empty: no pancreas was found")
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "input": Path(os.path.abspath(ct)).name,
+        "source": {key: value for key, value in facts.items() if key in ("format", "series_uid")},
+        **session,
+        "geometry": {
+            "shape": list(mask.shape),
+            "spacing_mm": [float(s) for s in nib.affines.voxel_sizes(grid.affine)],
+            "orientation": "".join(nib.aff2axcodes(grid.affine)),
+            "affine_ras_mm": grid.affine.tolist(),
+        },
+        **run,
+        "voxels": voxels,
+        "volume_ml": voxels * abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000,
+        "warnings": warnings,
+        "intended_use": "research only, not a medical device",
+    }

@@ -1,0 +1,228 @@
+"""The benchmark: its processes, its arithmetic, and the stock pipeline it compares this package with."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from attunet3d.benchmark import CONTENDERS, BenchmarkError, _run, dice, ratios, run_benchmark, table
+from attunet3d.errors import ConfigError
+from attunet3d.metrics import score
+from attunet3d.stock_pipeline import monai_network, same_network, stock_pipeline
+
+# A parent as small as the command line: what pytest has imported would hide the children's peaks of memory.
+DRIVER = """
+import json, sys
+from attunet3d.benchmark import run_benchmark
+assert not {"torch", "monai"} & set(sys.modules)
+run_benchmark(**json.loads(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_complete_run(write_phantom: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    ct, out = write_phantom("LPS"), tmp_path / "out"
+    arguments = {"ct": str(ct), "output_dir": str(out), "repeat": 1, "threads": 1, "device": "cpu", **TINY}
+    arguments["checkpoint"] = str(tiny_checkpoint)
+    driver = [sys.executable, "-c", DRIVER, json.dumps(arguments)]
+    done = subprocess.run(driver, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+    text = (out / "benchmark.json").read_text()
+    assert str(tmp_path) not in text
+    assert str(tiny_checkpoint.parent) not in text
+    result = json.loads(text)
+    assert result["ct"] == {"file": ct.name, "shape": [60, 56, 44], "spacing_mm": _spacing(ct)}
+    assert result["machine"]["threads"] == 1
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["settings"]["order"]["warm"] == list(CONTENDERS) == list(result["contenders"])
+    assert result["settings"]["stock"] == TINY | {"hu_window": [-160.0, 240.0]}
+    for figures in result["contenders"].values():
+        seconds = figures["seconds"]
+        assert all(value > 0 for value in seconds.values()), figures
+        stages = ("read_and_preprocess", "network", "postprocess_and_write")
+        assert sum(seconds[stage] for stage in stages) <= seconds["warm"] + 0.01
+        assert figures["seconds_of_warm_cases"] == [seconds["warm"]]
+        assert seconds["process"] > seconds["imports_and_setup"] / 2
+        assert 100 < figures["peak_memory_mb"] < 4000
+        mask = nib.load(out / figures["mask"])
+        assert mask.shape == (60, 56, 44)
+        assert mask.get_data_dtype() == np.uint8
+        np.testing.assert_allclose(mask.affine, nib.load(ct).affine, atol=1e-5)
+    ours = result["contenders"]["attunet3d"]
+    for name, figures in result["attunet3d_beside"].items():
+        assert figures == ratios(ours, result["contenders"][name])
+    assert list(result["attunet3d_beside"]) == ["monai-same-network", "monai-attentionunet"]
+    for name, value in result["dice_of_attunet3d_against"].items():
+        expected = score(out / ours["mask"], out / result["contenders"][name]["mask"])["dice"]
+        assert value == pytest.approx(expected, abs=1e-5)
+    assert list(result["dice_of_attunet3d_against"]) == ["attunet3d-fp32", "monai-same-network"]
+    assert all(name in table(result) for name in CONTENDERS)
+
+
+def _spacing(ct: Path) -> list[float]:
+    return [round(float(zoom), 4) for zoom in nib.load(ct).header.get_zooms()]
+
+
+def _contender(warm: float, network: float, process: float, memory: float | None) -> dict[str, Any]:
+    stages = {"read_and_preprocess": 0.1, "network": network, "postprocess_and_write": 0.2}
+    seconds = {**stages, "warm": warm, "process": process, "imports_and_setup": 0.5}
+    return {"seconds": seconds, "peak_memory_mb": memory}
+
+
+def test_ratios_are_stock_over_ours_and_for_memory_ours_over_stock() -> None:
+    ours, stock = _contender(2.0, 1.0, 5.0, 500.0), _contender(20.0, 15.0, 25.0, 2000.0)
+    expected = {"warm_times": 10.0, "network_times": 15.0, "process_times": 5.0, "memory_share": 0.25}
+    assert ratios(ours, stock) == expected
+    # Not known, or nothing to divide by: every window may have been skipped.
+    blank = _contender(2.0, 0.0, 5.0, None)
+    assert ratios(blank, stock) == expected | {"network_times": None, "memory_share": None}
+
+
+def test_table_shows_what_is_not_known_as_a_dash() -> None:
+    ours, stock = _contender(2.0, 0.0, 5.0, None), _contender(20.0, 15.0, 25.0, 2000.0)
+    result = {
+        "ct": {"file": "ct.nii.gz", "shape": [512, 512, 72], "spacing_mm": [0.7, 0.7, 2.5]},
+        "machine": {"device": "cpu", "threads": 2, "cpu": "some CPU"},
+        "contenders": {"attunet3d": ours, "monai-attentionunet": stock},
+        "attunet3d_beside": {"monai-attentionunet": ratios(ours, stock)},
+        "dice_of_attunet3d_against": {"attunet3d-fp32": None, "monai-same-network": 0.99876},
+    }
+    assert table(result).splitlines() == [
+        "ct.nii.gz: 512 x 512 x 72 voxels of 0.7 x 0.7 x 2.5 mm; cpu, 2 threads, some CPU",
+        "seconds              read+pre  network  post+write  warm case  whole process  imports+setup  peak MB",
+        "attunet3d                0.10     0.00        0.20       2.00           5.00           0.50        -",
+        "monai-attentionunet      0.10    15.00        0.20      20.00          25.00           0.50     2000",
+        "attunet3d beside monai-attentionunet: a warm case 10.0 times as fast, the whole process 5.0 times, "
+        "- of its memory",
+        "Dice of attunet3d against attunet3d-fp32: -",
+        "Dice of attunet3d against monai-same-network: 0.9988",
+    ]
+
+
+def test_dice(tmp_path: Path) -> None:
+    def mask(name: str, voxels: int) -> Path:
+        array = np.zeros((4, 4, 4), np.uint8)
+        array.flat[:voxels] = 1
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / name)
+        return tmp_path / name
+
+    some, more, none = mask("some.nii.gz", 8), mask("more.nii.gz", 24), mask("none.nii.gz", 0)
+    assert dice(some, some) == 1.0
+    assert dice(some, more) == 0.5
+    assert dice(some, none) == 0.0
+    assert dice(none, none) is None
+
+
+def _python(code: str) -> list[str]:
+    return [sys.executable, "-S", "-c", code]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys; sys.exit('log\\nerror: no such weights\\n\\n')", "the contender: no such weights"),
+        ("raise ValueError('bad size')", "the contender: ValueError: bad size"),
+        ("raise SystemExit(3)", "the contender: exit code 3"),
+        ("import os; os.kill(os.getpid(), 9)", "the contender: ended by signal 9; is there too little memory?"),
+    ],
+)
+def test_a_process_that_fails_is_one_clear_error(code: str, message: str) -> None:
+    with pytest.raises(BenchmarkError) as caught:
+        _run("the contender", _python(code), threads=1)
+    assert str(caught.value) == message
+
+
+def test_an_interrupt_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def interrupt(pid: int, options: int) -> None:
+        started.append(pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "wait4", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _run("the contender", _python("import time; time.sleep(60)"), threads=1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
+
+
+def test_the_memory_of_a_process_is_its_own() -> None:
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    size = int(own) + 100
+    peak = _run("large", _python(f"b'x' * ({size} << 20)"), threads=1)["peak"]
+    assert peak is not None
+    assert size <= peak < size + 60
+    # What such a small process would be credited with is the peak of this one.
+    assert _run("small", _python("pass"), threads=1)["peak"] is None
+
+
+def test_each_process_has_the_same_threads(tmp_path: Path) -> None:
+    code = f"import os; open({str(tmp_path / 'n')!r}, 'w').write(os.environ['OMP_NUM_THREADS'])"
+    answer = _run("threads", _python(code), threads=3)
+    assert (tmp_path / "n").read_text() == "3"
+    assert answer["wall"] is not None
+    assert 0 < answer["wall"] < 10
+
+
+def test_what_cannot_be_run_is_refused_at_once(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="choose among attunet3d, attunet3d-fp32, monai-same"):
+        run_benchmark("ct.nii.gz", out, only=("attunet3d", "nnunet"))
+    with pytest.raises(ConfigError, match="0 warm cases"):
+        run_benchmark("ct.nii.gz", out, repeat=0)
+    with pytest.raises(ConfigError, match="'nonsense'"):
+        run_benchmark("ct.nii.gz", out, nonsense=1)
+    assert not out.exists()
+    with pytest.raises(BenchmarkError, match=r"^the CT and the device: \S*none\.nii\.gz: does not exist"):
+        run_benchmark(tmp_path / "none.nii.gz", out)
+    assert not (out / "benchmark.json").exists()
+
+
+class _Brighter(torch.nn.Module):
+    """Logits whose larger one says whether a voxel is brighter than half the window."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([0.5 - x, x - 0.5], dim=1)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS"])
+def test_the_stock_pipeline_puts_the_mask_in_its_place(
+    orientation: str, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    ct = write_phantom(orientation)
+    image = nib.load(ct)
+    hu = np.asarray(image.dataobj)
+    segment = stock_pipeline(
+        _Brighter(), spacing=_spacing(ct), hu_window=(-160, 240), roi_size=[32] * 3, device="cpu", output_dir=tmp_path
+    )
+    path, seconds = segment(str(ct))
+    assert list(seconds) == ["read_and_preprocess", "network", "postprocess_and_write"]
+    mask = nib.load(path)
+    np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
+    assert mask.get_data_dtype() == np.uint8
+    # The model grid has the CT's own voxels, so nothing is lost on the way.
+    agree = np.asarray(mask.dataobj) == (hu > 40)
+    assert agree.mean() > 0.999
+
+
+def test_networks_of_the_stock_pipeline(tiny_checkpoint: Path) -> None:
+    weights = torch.load(tiny_checkpoint, weights_only=True)
+    definition = {"_target_": "attunet3d.networks.AttentionUNet", "channels": TINY["channels"]}
+    same = same_network({"network_def": definition, "checkpoint": tiny_checkpoint}).state_dict()
+    assert all(torch.equal(same[key], value) for key, value in weights.items())
+    config = {"channels": TINY["channels"], "num_classes": 2}
+    one, other = monai_network(config).state_dict(), monai_network(config).state_dict()
+    assert all(torch.equal(one[key], other[key]) for key in one)
