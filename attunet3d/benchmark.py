@@ -7,9 +7,9 @@ MONAI: on Linux no new process has a lower peak of memory than the one that star
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,22 +24,24 @@ import yaml
 
 from attunet3d import __version__
 from attunet3d.config import inference_values
-from attunet3d.errors import AttUNet3dError, ConfigError
+from attunet3d.errors import AttUNet3dError, ConfigError, GeometryError
 from attunet3d.io.writer import make_folder, write_text_atomic
+from attunet3d.stock_pipeline import busy_seconds
 
+logger = logging.getLogger(__name__)
 RESULT = "benchmark.json"
 CONTENDERS = {
     "attunet3d": "this package as shipped",
     "attunet3d-fp32": "this package in fp32, overlap 0.5, nothing skipped: the reference for correctness",
     "monai-same-network": "MONAI's stock pipeline in fp32, overlap 0.5, with this package's network and weights",
-    "monai-attentionunet": "MONAI's stock pipeline in fp32, overlap 0.5, with its AttentionUnet of the same widths; "
-    "the weights are random: its time means something, its mask nothing",
+    "monai-attentionunet": "MONAI's stock pipeline in fp32, overlap 0.5, with its AttentionUnet, as wide, not trained",
 }
 _OURS: dict[str, dict[str, Any]] = {
     "attunet3d": {"precision": "auto"},
     "attunet3d-fp32": {"precision": "fp32", "overlap": 0.5, "skip_below": None},
 }
 _STOCK = {"monai-same-network": "same", "monai-attentionunet": "monai"}
+_QUIET = 0.2  # cores with other work, from which on a figure is not to be relied on
 _STAGES = ("read_and_preprocess", "network", "postprocess_and_write")
 
 
@@ -64,21 +66,19 @@ def run_benchmark(
 
     Of each contender one process segments the CT once and then ``repeat`` times warm. Another segments it once and
     ends: its whole time and its peak memory are taken from outside. For this package that one is the command line.
+    What ``benchmark.json`` holds is also returned: seconds, and MB of 2**20 bytes.
 
     Args:
         ct: what `attunet3d.segment` reads.
         output_dir: it is made if it does not exist.
         only: which of `CONTENDERS`.
-        repeat: warm cases, at least 1. The figures are those of the median one (of two, the slower).
+        repeat: warm cases, at least 1; the median one counts, of two the faster: other work only ever slows a case.
         threads: for each contender; by default the cores that this process may use.
         device: "auto", "cpu", "cuda", "cuda:1"; the same for all.
         checkpoint: weights; the bundle's own by default.
         presets: preset names or files. Spacing, HU window, window size and widths are the stock pipeline's too.
         progress: called as ``progress(what, done, total)``.
         overrides: ids of the bundle's inference config and their values; as for the presets.
-
-    Returns:
-        what ``benchmark.json`` holds: seconds, and MB of 2**20 bytes.
 
     Raises:
         BenchmarkError: a contender failed.
@@ -88,17 +88,15 @@ def run_benchmark(
     names = [name for name in CONTENDERS if name in only]
     if not names or set(only) - set(names):
         raise ConfigError(f"contenders {', '.join(only) or '(none)'}: choose among {', '.join(CONTENDERS)}")
-    threads = _cores() if threads is None else threads
-    if min(repeat, threads) < 1:
-        raise ConfigError(f"{repeat} warm cases, {threads} threads: at least one of each is needed")
+    if repeat < 1 or (threads is not None and threads < 1):
+        raise ConfigError(f"{repeat} warm cases, threads: {threads}; at least one of each is needed")
     if checkpoint is not None:
         overrides["checkpoint"] = os.path.abspath(checkpoint)
     config = inference_values(presets, overrides)
     path, folder = os.path.abspath(ct), make_folder(os.path.abspath(output_dir))
     notify, total = progress or (lambda what, done, total: None), 1 + 2 * len(names)
-    warm: dict[str, dict[str, Any]] = {}
-    once: dict[str, dict[str, float | None]] = {}
-    with tempfile.TemporaryDirectory() as scratch, _limited_to(threads):
+    warm, once = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
+    with tempfile.TemporaryDirectory() as scratch, _limited_to(threads) as threads:
         answer = Path(scratch) / "answer.json"
         plan = {"ct": path, "device": device, "threads": threads, "answer": str(answer)}
 
@@ -113,19 +111,19 @@ def run_benchmark(
         specs = {name: _spec(name, str(folder / name), ours, config) for name in names}
         for done, name in enumerate(names, start=1):
             notify(f"{name}: warm cases", done, total)
-            _run(name, child(specs[name] | {"cases": 1 + repeat}), threads)
-            warm[name] = json.loads(answer.read_text(encoding="utf-8"))
+            warm[name] = _run(name, child(specs[name] | {"cases": 1 + repeat}), threads)
+            warm[name] |= json.loads(answer.read_text(encoding="utf-8"))
         # The other way round: a machine that slows down meanwhile wrongs no contender twice.
         for done, name in enumerate(reversed(names), start=1 + len(names)):
             notify(f"{name}: whole process", done, total)
             command = child(specs[name] | {"cases": 1}) if name in _STOCK else _command_line(plan, specs[name]["ours"])
             once[name] = _run(name, command, threads)
     contenders = {name: _figures(name, warm[name], once[name]) for name in names}
+    masks = {name: folder / figures["mask"] for name, figures in contenders.items()}
     others = [name for name in names if name != "attunet3d" and "attunet3d" in names]
     result = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        # Names of files, not their paths: these may say whose they are.
-        "ct": {"file": Path(path).name, **found["ct"]},
+        "ct": {"file": Path(path).name, **found["ct"]},  # not the path: it may say whose CT this is
         "machine": {"threads": threads, **found["machine"]},
         "versions": {"attunet3d": __version__, **found["versions"]},
         "settings": {
@@ -141,9 +139,7 @@ def run_benchmark(
             name: ratios(contenders["attunet3d"], contenders[name]) for name in others if name in _STOCK
         },
         "dice_of_attunet3d_against": {
-            name: dice(folder / contenders["attunet3d"]["mask"], folder / contenders[name]["mask"])
-            for name in others
-            if name != "monai-attentionunet"
+            name: dice(masks["attunet3d"], masks[name]) for name in others if name != "monai-attentionunet"
         },
     }
     write_text_atomic(folder / RESULT, json.dumps(result, indent=2) + "\n")
@@ -151,10 +147,7 @@ def run_benchmark(
 
 
 def ratios(ours: Mapping[str, Any], stock: Mapping[str, Any]) -> dict[str, float | None]:
-    """How many times as fast ``ours`` is as ``stock``, and its share of the other's peak memory (None: not known).
-
-    Both are entries of "contenders" in `run_benchmark`'s result.
-    """
+    """How many times as fast one of "contenders" is as another, and its share of that one's memory; None: not known."""
 
     def quotient(a: float | None, b: float | None) -> float | None:
         return round(a / b, 3) if a and b else None
@@ -165,10 +158,14 @@ def ratios(ours: Mapping[str, Any], stock: Mapping[str, Any]) -> dict[str, float
 
 
 def dice(mask: Path, reference: Path) -> float | None:
-    """Dice of two masks of one CT; None where both are empty. Raises GeometryError."""
+    """Dice of two masks; None where both are empty, or (logged) not on the same voxels: a reader may misplace a CT."""
     from attunet3d.metrics import score  # not before the contenders have run: it needs memory
 
-    value = score(mask, reference)["dice"]
+    try:
+        value = score(mask, reference)["dice"]
+    except GeometryError as error:
+        logger.error("no Dice: %s", error)
+        return None
     return None if math.isnan(value) else round(value, 5)
 
 
@@ -178,15 +175,14 @@ def table(result: Mapping[str, Any]) -> str:
     def show(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    keys = (*_STAGES, "warm", "process", "imports_and_setup")
     rows = [("seconds", "read+pre", "network", "post+write", "warm case", "whole process", "imports+setup", "peak MB")]
     for name, figures in result["contenders"].items():
-        seconds = (f"{figures['seconds'][key]:.2f}" for key in keys)
+        seconds = (f"{figures['seconds'][key]:.2f}" for key in (*_STAGES, "warm", "process", "imports_and_setup"))
         rows.append((name, *seconds, show(figures["peak_memory_mb"], 0)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     ct, machine = result["ct"], result["machine"]
     size = f"{' x '.join(map(str, ct['shape']))} voxels of {' x '.join(f'{s:g}' for s in ct['spacing_mm'])} mm"
-    lines = [f"{ct['file']}: {size}; {machine['device']}, {machine['threads']} threads, {machine['cpu']}"]
+    lines = [f"{ct['file']}: {size}; {machine['device']}, threads: {machine['threads']}, {machine['cpu']}"]
     lines += ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     for name, of in result["attunet3d_beside"].items():
         lines.append(
@@ -195,6 +191,9 @@ def table(result: Mapping[str, Any]) -> str:
         )
     for name, value in result["dice_of_attunet3d_against"].items():
         lines.append(f"Dice of attunet3d against {name}: {show(value, 4)}")
+    for name, figures in result["contenders"].items():
+        if (other := max(value or 0.0 for value in figures["cores_disturbed"].values())) > _QUIET:
+            lines.append(f"not to be relied on: other work took {other:.1f} cores while {name} was measured")
     return "\n".join(lines)
 
 
@@ -220,34 +219,37 @@ def _command_line(plan: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
 
 
 def _run(name: str, command: Sequence[str], threads: int) -> dict[str, float | None]:
-    """Run a process to its end: its seconds ("wall", "cpu"), and its peak of resident memory in MB ("peak").
+    """Run a process to its end: its seconds ("wall", "cpu"), its peak of resident memory in MB ("peak"), and how many
+    of its cores had other work meanwhile, on average ("disturbed"); as the system accounts for them, or None.
 
-    The last two are the system's own account (None on Windows). On Linux a process inherits the account of memory of
-    the one that started it and never falls below it: its peak by vfork or posix_spawn, its present size by fork, and
-    subprocess chooses among these. Hence a peak that is not above our own need not be the child's: None.
+    On Linux a process inherits the account of memory of the one that started it and never falls below it: its peak by
+    vfork or posix_spawn, its present size by fork, and subprocess chooses among these. Hence a peak that is not above
+    our own need not be the child's: None.
     """
     environment = os.environ | {variable: str(threads) for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    answer: dict[str, float | None] = {"cpu": None, "peak": None}
+    answer: dict[str, float | None] = {"cpu": None, "peak": None, "disturbed": None}
     with tempfile.TemporaryFile() as stderr:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), busy_seconds()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment) as process:
             try:
                 if sys.platform != "win32":
                     _, status, usage = os.wait4(process.pid, 0)
                     process.returncode = os.waitstatus_to_exitcode(status)
-                    answer = {"cpu": usage.ru_utime + usage.ru_stime, "peak": _above_our_own_mb(usage.ru_maxrss)}
+                    answer |= {"cpu": usage.ru_utime + usage.ru_stime, "peak": _above_our_own_mb(usage.ru_maxrss)}
                 code = process.wait()
             except BaseException:
                 process.kill()
                 raise
-        answer["wall"] = time.perf_counter() - start
+        wall = time.perf_counter() - start
+        if busy is not None and answer["cpu"] is not None:
+            answer["disturbed"] = max((busy_seconds() or busy) - busy - answer["cpu"], 0.0) / wall
         stderr.seek(0)
         lines = [line.strip() for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
     if code < 0:
-        lines = [f"ended by signal {-code}" + ("; is there too little memory?" if code == -signal.SIGKILL else "")]
+        lines = [f"ended by signal {-code}" + ("; is there too little memory?" if code == -9 else "")]
     if code:
         raise BenchmarkError(f"{name}: {lines[-1].removeprefix('error: ') if lines else f'exit code {code}'}")
-    return answer
+    return answer | {"wall": wall}
 
 
 def _above_our_own_mb(maxrss: int) -> float | None:
@@ -259,7 +261,7 @@ def _above_our_own_mb(maxrss: int) -> float | None:
 
 def _figures(name: str, warm: Mapping[str, Any], once: Mapping[str, float | None]) -> dict[str, Any]:
     first, *cases = warm["cases"]
-    median = sorted(cases, key=lambda case: case["total"])[len(cases) // 2]
+    median = sorted(cases, key=lambda case: case["total"])[(len(cases) - 1) // 2]
     seconds = {stage: median[stage] for stage in _STAGES} | {
         "warm": median["total"],
         "first_case": first["total"],
@@ -269,8 +271,10 @@ def _figures(name: str, warm: Mapping[str, Any], once: Mapping[str, float | None
     }
     return {
         "what": CONTENDERS[name],
+        "ran_as": warm["ran_as"],
         "seconds": {key: _rounded(value, 3) for key, value in seconds.items()},
         "seconds_of_warm_cases": [_rounded(case["total"], 3) for case in cases],
+        "cores_disturbed": {"warm": _rounded(warm["disturbed"], 2), "process": _rounded(once["disturbed"], 2)},
         "peak_memory_mb": _rounded(once["peak"], 1),
         "peak_gpu_memory_mb": _rounded(warm["gpu_peak"], 1),
         "mask": f"{name}/{warm['mask']}",
@@ -281,19 +285,15 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
-def _limited_to(threads: int) -> Iterator[None]:
-    """No more cores than threads for the processes started here, if the system can: not every pool heeds a variable."""
+def _limited_to(threads: int | None) -> Iterator[int]:
+    """As many cores as threads for the processes started here, if the system can: not every pool heeds a variable."""
     if not hasattr(os, "sched_setaffinity"):
-        yield
+        yield threads or os.cpu_count() or 1
         return
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:threads])
     try:
-        yield
+        yield threads or len(before)
     finally:
         os.sched_setaffinity(0, before)

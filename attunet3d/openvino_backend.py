@@ -20,7 +20,7 @@ class OpenVINONetwork:
     """A network converted in memory, compiled anew whenever the size of its input changes.
 
     The weights are copied: what happens to ``network`` later changes nothing here. Memory for one input size is kept
-    until another size is given.
+    until another size is given, or until `release_memory`.
 
     Args:
         network: a float32 module on the CPU, in eval mode, from one tensor to one tensor; BatchNorm is folded here if
@@ -70,6 +70,11 @@ class OpenVINONetwork:
             raise ValueError(f"x must be float32 on the CPU with B at least 1, got {x.dtype} on {x.device}, {len(x)}")
         # One image at a time: another B is not another size, and takes no more memory.
         return torch.cat([self._run(image) for image in x.detach().split(1)])
+
+    def release_memory(self) -> None:
+        """Give back the memory for intermediate results; the next run takes it again, and a little longer."""
+        if self._compiled is not None:
+            self._compiled.release_memory()
 
     def _run(self, x: Tensor) -> Tensor:
         """(1, C, X, Y, Z) -> (1, classes, X, Y, Z)."""

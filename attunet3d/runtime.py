@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import logging
 from collections.abc import Callable, Iterator
@@ -167,20 +166,27 @@ class FastNetwork(MixedPrecision):
 
     def _forms(self) -> Iterator[tuple[str, torch.dtype, Callable[[Tensor], Form]]]:
         """Name, dtype, and builder from an example image, best first."""
-        folded = fold(self.network, self.difference)
-        if self.backend != "torch" and self.device_type == "cpu":
+        on_cpu = self.device_type == "cpu"
+        if self.backend != "torch" and on_cpu:
             from attunet3d.openvino_backend import OpenVINONetwork, is_installed
 
             if is_installed():
                 name = f"openvino {_name(self.dtype)}"
-                yield name, self.dtype, lambda example: self._finish(OpenVINONetwork(folded, example, self.dtype))
+                yield (
+                    name,
+                    self.dtype,
+                    lambda example: self._finish(
+                        OpenVINONetwork(fold(self.network, self.difference), example, self.dtype)
+                    ),
+                )
             elif self.backend == "openvino":
                 logger.warning("OpenVINO is not installed (pip install 'attunet3d[openvino]'): torch is used")
         for dtype in dict.fromkeys((self.dtype, torch.float32)):
-            yield f"torch {_name(dtype)}", dtype, partial(self._torch_form, folded, dtype)
+            yield f"torch {_name(dtype)}", dtype, partial(self._torch_form, dtype, on_cpu)
 
-    def _torch_form(self, folded: nn.Module, dtype: torch.dtype, example: Tensor) -> Form:
-        network = copy.deepcopy(folded).to(dtype=dtype, memory_format=torch.channels_last_3d)
+    def _torch_form(self, dtype: torch.dtype, split: bool, example: Tensor) -> Form:
+        folded = fold(self.network, self.difference, split)
+        network = folded.to(dtype=dtype, memory_format=torch.channels_last_3d)
         return self._finish(lambda x: network(x.to(dtype).contiguous(memory_format=torch.channels_last_3d)))
 
     def _plain(self) -> Form:

@@ -187,6 +187,18 @@ def _cpu_model() -> str:
     return next(models, platform.processor() or platform.machine())
 
 
+def busy_seconds() -> float | None:
+    """How long the cores that this process may use have worked for anyone since the system's start; None: not known."""
+    try:
+        rows = [line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return None
+    cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    # user, nice, system; irq, softirq, steal: not idle and not waiting for a disk.
+    ticks = sum(int(ticks) for row in rows if row[0] in cores for ticks in row[1:4] + row[6:9])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _measure(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Segment one CT ``spec["cases"]`` times; the clock around each case is the same for all contenders."""
     import torch
@@ -201,7 +213,11 @@ def _measure(spec: Mapping[str, Any]) -> dict[str, Any]:
         mask, stages = segment(spec["ct"])
         cases.append({"total": time.perf_counter() - start, **stages})
     gpu_peak = torch.cuda.max_memory_reserved(device) / 2**20 if device.startswith("cuda") else None
-    return {"setup": setup, "cases": cases, "mask": mask.name, "gpu_peak": gpu_peak}
+    # What "auto" came to is in our record of the case; the stock pipeline has no such choice.
+    record = mask.with_name(mask.name.removesuffix(".nii.gz") + ".json")
+    ran = json.loads(record.read_text(encoding="utf-8")) if "ours" in spec else {"precision": "float32"}
+    ran_as = {key: ran.get(key, "torch") for key in ("backend", "precision")}
+    return {"setup": setup, "cases": cases, "mask": mask.name, "ran_as": ran_as, "gpu_peak": gpu_peak}
 
 
 def _ours(output_dir: str, **settings: Any) -> Segment:

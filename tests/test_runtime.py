@@ -1,23 +1,48 @@
-"""Device, precision and weights."""
+"""Device and precision, and the fast form of a network: checked before it is trusted."""
 
 from __future__ import annotations
 
-import pickle
+import logging
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from attunet3d import AttentionUNet, load_network
-from attunet3d.errors import CheckpointError, ConfigError
-from attunet3d.runtime import choose_device, choose_precision, load_weights, prepare, read_weights, save_weights
+from attunet3d.checkpoint import load_weights
+from attunet3d.config import inference_values
+from attunet3d.errors import ConfigError
+from attunet3d.runtime import FastNetwork, MixedPrecision, build_network, choose_device, choose_precision, prepare
 
 CPU = torch.device("cpu")
+# float32 sums in another order, over some 500 terms a layer in some 20 layers.
+FP32_TOLERANCE = 1e-5
+# bf16 rounds to 8 bits (4e-3 of a value) after each of some 20 layers.
+BF16_TOLERANCE = 0.05
 
 
-def small() -> AttentionUNet:
+def small(**kwargs: Any) -> AttentionUNet:
+    """A network whose BatchNorm is not that of a new one, so that what is done to it matters."""
     torch.manual_seed(0)
-    return AttentionUNet(channels=(4, 8, 8, 8, 8)).eval()
+    net = AttentionUNet(channels=(4, 8, 8, 8, 8), **kwargs)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return net.eval()
+
+
+def image(*size: int) -> Tensor:
+    return torch.rand(1, 1, *(size or (33, 20, 16)), generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(logits: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
 def test_device_and_precision() -> None:
@@ -35,15 +60,16 @@ def test_device_and_precision() -> None:
         choose_device("cuda:99")
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05)])
-def test_prepared_network_computes_the_same(precision: str, tolerance: float) -> None:
+# --- in training
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", FP32_TOLERANCE), ("bf16", BF16_TOLERANCE)])
+@torch.no_grad()
+def test_network_prepared_for_training_computes_the_same(precision: str, tolerance: float) -> None:
     net = small()
-    x = torch.rand(1, 1, 33, 20, 16)
-    with torch.no_grad():
-        expected = net(x)
-        logits = prepare(net, "cpu", precision)(x)
-    assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+    prepared = prepare(net, "cpu", precision, training=True)
+    assert not isinstance(prepared, FastNetwork)
+    assert_same(prepared(image()), net(image()), tolerance)
 
 
 @pytest.mark.parametrize("depth", [16, 32, 47, 64])
@@ -61,57 +87,209 @@ def test_bf16_gradients_are_those_of_fp32(depth: int) -> None:
     assert torch.nn.functional.cosine_similarity(exact, low, dim=0) > 0.9
 
 
-def test_weights_loaded_later_take_effect(tmp_path: Path) -> None:
-    """The bundle loads weights into network_def after `prepare` has wrapped it."""
+@torch.no_grad()
+def test_in_train_mode_dropout_is_active() -> None:
+    """As for dropout at inference, which estimates uncertainty; in eval mode the same network is certain."""
+    network = prepare(small(dropout=0.5), "cpu", "fp32", backend="torch")
+    x = image()
+    network.train()
+    assert not torch.allclose(network(x), network(x), atol=1e-2)
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+# --- the fast form
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", FP32_TOLERANCE), ("bf16", BF16_TOLERANCE)])
+@torch.no_grad()
+def test_fast_network_computes_the_same(precision: str, tolerance: float, classes: int) -> None:
+    net = small(out_channels=classes)
+    network = prepare(net, "cpu", precision, backend="torch").eval()
+    for size in ((33, 20, 16), (16, 16, 16), (17, 48, 31)):
+        assert_same(network(image(*size)), net(image(*size)), tolerance)
+    assert isinstance(network, FastNetwork)
+    assert network.form == {"fp32": "torch float32", "bf16": "torch bfloat16"}[precision]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@torch.no_grad()
+def test_difference_is_that_of_the_two_classes_in_either_mode(training: bool) -> None:
+    net = small().train(training)
+    network = prepare(net, "cpu", "fp32", backend="torch", difference=True).train(training)
+    logits = net(image())
+    assert_same(network(image()), logits[:, 1:] - logits[:, :1], FP32_TOLERANCE)
+
+
+@torch.no_grad()
+def test_networks_of_others_give_their_difference_too() -> None:
+    net = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.Conv3d(4, 2, 1)).eval()
+    network = prepare(net, "cpu", "fp32", backend="torch", difference=True).eval()
+    logits = net(image())
+    assert_same(network(image()), logits[:, 1:] - logits[:, :1], FP32_TOLERANCE)
+
+
+@pytest.mark.parametrize("already_run", [True, False])
+@torch.no_grad()
+def test_weights_loaded_later_take_effect(tmp_path: Path, already_run: bool) -> None:
+    """The bundle loads weights into network_def after `prepare` has wrapped it; a study may load others in turn."""
     net, other = small(), AttentionUNet(channels=(4, 8, 8, 8, 8)).eval()
     torch.save(other.state_dict(), tmp_path / "other.pt")
-    prepared = prepare(net, "cpu", "fp32")
+    network = prepare(net, "cpu", "fp32", backend="torch").eval()
+    x = image()
+    if already_run:
+        assert not torch.allclose(network(x), other(x), atol=1e-2)
     load_weights(net, tmp_path / "other.pt")
-    x = torch.rand(1, 1, 16, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(prepared(x), other(x))
+    assert_same(network(x), other(x), FP32_TOLERANCE)
+    # BatchNorm's statistics are buffers, not parameters.
+    nn.init.constant_(net.encoder[0].first.norm.running_mean, 3.0)
+    assert not torch.allclose(network(x), other(x), atol=1e-2)
+    assert_same(network(x), net(x), FP32_TOLERANCE)
 
 
-def test_half_precision_weights_round_trip(tmp_path: Path) -> None:
-    net, copy = small(), AttentionUNet(channels=(4, 8, 8, 8, 8)).eval()
-    save_weights(net.state_dict(), tmp_path / "half.pt")
-    torch.save(net.state_dict(), tmp_path / "full.pt")
-    assert (tmp_path / "half.pt").stat().st_size < 0.75 * (tmp_path / "full.pt").stat().st_size
-    load_weights(copy, tmp_path / "half.pt")
-    for key, value in net.state_dict().items():
-        torch.testing.assert_close(copy.state_dict()[key], value, rtol=1e-3, atol=1e-6)
-        assert copy.state_dict()[key].dtype == value.dtype
+@torch.no_grad()
+def test_the_fast_form_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    original = FastNetwork._fastest
+
+    def counted(self: FastNetwork, x: Tensor) -> Any:
+        made.append(1)
+        return original(self, x)
+
+    monkeypatch.setattr(FastNetwork, "_fastest", counted)
+    network = prepare(small(), "cpu", "fp32", backend="torch").eval()
+    for size in ((16, 16, 16), (20, 16, 16), (16, 16, 16)):
+        network(image(*size))
+    assert len(made) == 1
 
 
-def test_no_pickle_is_run(tmp_path: Path) -> None:
-    class Harm:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (tmp_path / "harm",)  # type: ignore[return-value]
-
-    torch.save({"model": Harm()}, tmp_path / "harm.pt")
-    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Harm()))
-    for name in ("harm.pt", "raw.pt"):
-        with pytest.raises(CheckpointError, match="not loaded"):
-            read_weights(tmp_path / name)
-    assert not (tmp_path / "harm").exists()
+def test_names_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ConfigError, match="backend 'tensorrt' is not known: use auto, torch, openvino"):
+        prepare(small(), "cpu", "fp32", backend="tensorrt")
+    with pytest.raises(ConfigError, match=r"network_def cannot be built.*NoSuchNet"):
+        build_network({"_target_": "attunet3d.networks.NoSuchNet"})
+    with pytest.raises(ConfigError, match=r"network_def cannot be built.*dropout"):
+        build_network({"_target_": "attunet3d.networks.AttentionUNet", "dropout": 2.0})
+    with pytest.raises(ConfigError, match="is no torch module"):
+        build_network({"_target_": "fractions.Fraction"})
 
 
-def test_unfit_weights_say_why(tmp_path: Path) -> None:
-    weights = small().state_dict()
-    cases = {
-        "wide.pt": (AttentionUNet(channels=(8, 8, 8, 8, 8)).state_dict(), "not"),
-        "gateless.pt": (AttentionUNet(channels=(4, 8, 8, 8, 8), gate=None).state_dict(), "missing"),
-        "nan.pt": ({**weights, "final.bias": torch.full((2,), float("nan"))}, "not finite"),
-        "list.pt": ([1, 2], "no state dict"),
-    }
-    for name, (content, why) in cases.items():
-        torch.save(content, tmp_path / name)
-        with pytest.raises(CheckpointError, match=why):
-            load_weights(small(), tmp_path / name)
+@torch.no_grad()
+def test_a_backend_that_is_not_installed_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("attunet3d.openvino_backend.is_installed", lambda: False)
+    net = small()
+    for backend, warned in (("openvino", True), ("auto", False), ("torch", False)):
+        caplog.clear()
+        network = FastNetwork(net, CPU, torch.float32, backend).eval()
+        assert_same(network(image()), net(image()), FP32_TOLERANCE)
+        assert network.form == "torch float32"
+        assert ("OpenVINO is not installed" in caplog.text) == warned
+
+
+# --- the self-test
+
+
+class Forms:
+    """Replaces `FastNetwork._forms` by some that are wrong, in ways a compiler or a driver may have."""
+
+    def __init__(self, net: nn.Module, *, right: bool) -> None:
+        self.net = net
+        self.right = right
+        self.run: list[str] = []
+
+    def __call__(self, _: FastNetwork) -> Iterator[tuple[str, torch.dtype, Any]]:
+        yield "swapped float32", torch.float32, lambda example: self.counted("swapped", lambda x: self.net(x).flip(1))
+        yield "nan float32", torch.float32, lambda example: self.counted("nan", lambda x: self.net(x) * float("nan"))
+        yield "zero bfloat16", torch.bfloat16, lambda example: self.counted("zero", lambda x: self.net(x) * 0.0)
+        yield "slightly off float16", torch.float16, lambda example: lambda x: self.net(x) * 1.02
+        yield "not built", torch.float32, self.not_built
+        yield "not run", torch.float32, lambda example: self.not_run
+        if self.right:
+            yield "right float32", torch.float32, lambda example: self.counted("right", self.net)
+            yield "never tried", torch.float32, self.not_built
+
+    def counted(self, name: str, form: Any) -> Any:
+        def run(x: Tensor) -> Tensor:
+            self.run.append(name)
+            result: Tensor = form(x)
+            return result
+
+        return run
+
+    def not_built(self, example: Tensor) -> Any:
+        raise ValueError("no such instruction")
+
+    def not_run(self, x: Tensor) -> Tensor:
+        raise RuntimeError("driver has gone")
+
+
+WRONG_FORMS = {
+    "swapped float32": "fails its self-test",
+    "nan float32": "fails its self-test (error inf)",
+    "zero bfloat16": "fails its self-test (error 1.0e+00)",
+    "slightly off float16": "fails its self-test (error 2.0e-02)",
+    "not built": "does not run (no such instruction)",
+    "not run": "does not run (driver has gone)",
+}
+
+
+@pytest.mark.parametrize("right", [True, False])
+@torch.no_grad()
+def test_forms_that_are_wrong_are_skipped_and_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, right: bool
+) -> None:
+    """In a process with a broken compiler the result is slower, not wrong; with none that works it is plain torch."""
+    net = small()
+    forms = Forms(net, right=right)
+    monkeypatch.setattr(FastNetwork, "_forms", lambda self: forms(self))
+    network = FastNetwork(net, CPU, torch.float32).eval()
+    with caplog.at_level(logging.INFO, "attunet3d.runtime"):
+        found = network(image())
+        assert_same(found, net(image()), FP32_TOLERANCE)
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == len(WRONG_FORMS)
+    for message, (name, why) in zip(warned, WRONG_FORMS.items(), strict=True):
+        assert message.startswith(f"{name} {why}"), message
+    assert network.form == ("right float32" if right else "torch float32, plain")
+    # Each was tried on the example; after that only the right one runs.
+    assert forms.run == ["swapped", "nan", "zero"] + ["right"] * (2 * right)
+
+
+@torch.no_grad()
+def test_the_self_test_is_not_the_callers_image() -> None:
+    """An image of air would pass any form; and where several windows follow, the test is made once."""
+    net = small()
+    seen: list[tuple[int, ...]] = []
+
+    class Watched(FastNetwork):
+        def _forms(self) -> Iterator[tuple[str, torch.dtype, Any]]:
+            def form(x: Tensor) -> Tensor:
+                seen.append((*x.shape, int(x.std() > 0.1)))
+                result: Tensor = net(x)
+                return result
+
+            yield "watched", torch.float32, lambda example: form
+
+    network = Watched(net, CPU, torch.float32).eval()
+    network(torch.zeros(2, 1, 16, 17, 18))
+    assert seen == [(1, 1, 32, 32, 32, 1), (2, 1, 16, 17, 18, 0)]
+
+
+@torch.no_grad()
+def test_the_self_test_of_the_bundles_network_takes_less_than_a_second() -> None:
+    network = build_network(inference_values()["network_def"]).eval()
+    prepared = FastNetwork(network, CPU, torch.float32, "torch").eval()
+    start = time.process_time()
+    prepared._fastest(image(32, 32, 32))
+    assert time.process_time() - start < 1.0
 
 
 def test_load_network_is_ready() -> None:
     network = load_network(device="cpu", precision="fp32")
+    assert isinstance(network, MixedPrecision)
     assert not network.training
     with torch.no_grad():
         assert network(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 2, 16, 16, 16)
@@ -120,10 +298,13 @@ def test_load_network_is_ready() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_gpu_agrees_with_cpu(precision: str) -> None:
+@pytest.mark.parametrize("fast", [True, False])
+@torch.no_grad()
+def test_gpu_agrees_with_cpu(precision: str, fast: bool) -> None:
     net = small()
-    x = torch.rand(1, 1, 32, 32, 32)
-    with torch.no_grad():
-        expected = net(x)
-        logits = prepare(net, "cuda", precision)(x.cuda()).cpu()
-    torch.testing.assert_close(logits, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+    x = image(32, 32, 32)
+    expected = net(x)
+    network = prepare(net, "cuda", precision, training=not fast and precision != "fp16").eval()
+    assert_same(network(x.cuda()).cpu(), expected, BF16_TOLERANCE)
+    if isinstance(network, FastNetwork):
+        assert network.form == {"fp32": "torch float32", "bf16": "torch bfloat16", "fp16": "torch float16"}[precision]

@@ -35,6 +35,14 @@ def double_conv(spatial_dims: int, in_channels: int, out_channels: int, dropout:
     )
 
 
+class Join(nn.Module):
+    """Concatenate features along their channels."""
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        """[(B, C1, *spatial), (B, C2, *spatial)] -> (B, C1 + C2, *spatial)."""
+        return torch.cat(parts, dim=1)
+
+
 class DecoderLevel(nn.Module):
     """One step up: upsample the coarser features, gate the skip, concatenate, convolve."""
 
@@ -71,6 +79,7 @@ class DecoderLevel(nn.Module):
                 gates,
                 conv_block(spatial_dims, gates_per_skip * skip_channels, skip_channels, 1) if combine else None,
             )
+        self.join = Join()
         self.conv = double_conv(spatial_dims, skip_channels + up_channels, skip_channels, dropout)
 
     def forward(self, skip: Tensor, coarse: Tensor, gating: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +102,7 @@ class DecoderLevel(nn.Module):
         alpha = torch.empty(0)
         if self.gate is not None:
             skip, alpha = self.gate(skip, up if self.gated_by_upsampled else gating)
-        return torch.cat([skip, up], dim=1), alpha
+        return self.join([skip, up]), alpha
 
 
 class AttentionUNet(nn.Module):

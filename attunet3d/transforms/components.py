@@ -20,11 +20,17 @@ def keep_largest_component(mask: torch.Tensor) -> None:
 
 def bounding_box(mask: torch.Tensor) -> tuple[slice, slice, slice] | None:
     """The smallest box of a mask (X, Y, Z) that holds every voxel that is not 0, or None if there is none."""
-    sides: list[slice] = []
-    for axis in range(3):
-        other = [a for a in range(3) if a != axis]
-        hit = torch.nonzero((mask != 0).any(dim=other[1]).any(dim=other[0])).flatten()
+    # Along the axes as they lie in memory, whole planes first: seconds become milliseconds in a long CT.
+    order = sorted(range(3), key=lambda axis: -mask.stride(axis))
+    part = mask.permute(order)
+    box = [slice(0, n) for n in mask.shape]
+    for dim, axis in enumerate(order):
+        others = [other for other in range(3) if other != dim]
+        hit = torch.nonzero(
+            part.flatten(1).any(dim=1) if dim == 0 else part.sum(dim=others, dtype=torch.int64)
+        ).flatten()
         if hit.numel() == 0:
             return None
-        sides.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return sides[0], sides[1], sides[2]
+        box[axis] = slice(int(hit[0]), int(hit[-1]) + 1)
+        part = part.narrow(dim, box[axis].start, box[axis].stop - box[axis].start)
+    return box[0], box[1], box[2]

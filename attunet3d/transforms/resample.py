@@ -54,7 +54,7 @@ def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Gri
 
 
 def resample_slabs(
-    volume: Tensor, source: Grid, target: Grid, *, fill: float, slab: int = 16
+    volume: Tensor, source: Grid, target: Grid, *, fill: float, slab: int = 8
 ) -> Iterator[tuple[slice, Tensor]]:
     """Resample ``volume`` linearly onto ``target``, a slab at a time.
 

@@ -1,0 +1,190 @@
+"""Where windows lie: what `cover` promises of every box, and `scan` beside MONAI's own windows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data.utils import dense_patch_slices
+from monai.inferers.utils import _get_scan_interval
+
+from attunet3d.inferers.tiling import Tiling, cover, scan
+
+examples = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of `cover`, and what is to be known of them."""
+
+    size: tuple[int, ...]
+    box: tuple[slice, ...]
+    roi: tuple[int, ...]
+    overlap: float
+    max_voxels: int
+
+    def cover(self) -> Tiling:
+        return cover(self.size, self.box, self.roi, self.overlap, self.max_voxels)
+
+    @property
+    def extents(self) -> list[int]:
+        return [side.stop - side.start for side in self.box]
+
+    @property
+    def shared(self) -> list[int]:
+        """Voxels that neighbours share: the overlap, rounded up; never a whole window, or they would not move on."""
+        return [min(math.ceil(self.overlap * r), r - 1) for r in self.roi]
+
+
+@st.composite
+def cases(draw: st.DrawFn, multiple: int = 1) -> Case:
+    """A box of an image, and windows from much smaller to much larger than it. ``multiple``: of it are the windows."""
+    size, box, roi = [], [], []
+    for _ in range(3):
+        start, extent, after = draw(st.integers(0, 40)), draw(st.integers(1, 130)), draw(st.integers(0, 40))
+        size.append(start + extent + after)
+        box.append(slice(start, start + extent))
+        roi.append(draw(st.integers(16 // multiple, 96 // multiple)) * multiple)
+    overlap = draw(st.one_of(st.sampled_from([0.0, 0.25, 0.5]), st.floats(0.0, 0.7)))
+    max_voxels = draw(st.one_of(st.integers(1, 200_000), st.integers(200_000, 4_000_000)))
+    return Case(tuple(size), tuple(box), tuple(roi), overlap, max_voxels)
+
+
+def on_axis(tiling: Tiling, axis: int) -> list[int]:
+    """The different first voxels of the windows on one axis, in order."""
+    return sorted({start[axis] for start in tiling.starts})
+
+
+@given(case=cases())
+@examples
+def test_every_voxel_of_the_box_lies_in_a_window(case: Case) -> None:
+    tiling = case.cover()
+    for axis, side in enumerate(case.box):
+        seen = {n for start in on_axis(tiling, axis) for n in range(start, start + tiling.roi[axis])}
+        assert seen >= set(range(side.start, side.stop))
+    # Each place on one axis meets each place on the others, once: so what holds for the axes holds for the box.
+    assert len(set(tiling.starts)) == len(tiling.starts) == math.prod(len(on_axis(tiling, axis)) for axis in range(3))
+
+
+@given(case=cases())
+@examples
+def test_windows_are_the_smallest_or_larger_multiples_of_16_up_to_the_cap(case: Case) -> None:
+    found = case.cover().roi
+    for window, roi in zip(found, case.roi, strict=True):
+        assert window == roi or (window > roi and window % 16 == 0)
+    assert found == case.roi or math.prod(found) <= case.max_voxels
+
+
+@given(case=cases())
+@examples
+def test_neighbours_share_at_least_the_overlap_of_the_smallest_window(case: Case) -> None:
+    tiling = case.cover()
+    for axis, shared in enumerate(case.shared):
+        starts = on_axis(tiling, axis)
+        for before, after in itertools.pairwise(starts):
+            assert before + tiling.roi[axis] - after >= shared
+
+
+@given(case=cases())
+@examples
+def test_windows_stay_in_the_image_where_it_is_long_enough_and_else_reach_beyond_both_ends_alike(case: Case) -> None:
+    tiling = case.cover()
+    for axis, total in enumerate(case.size):
+        starts = on_axis(tiling, axis)
+        before, after = -starts[0], starts[-1] + tiling.roi[axis] - total
+        if before + after <= 0:  # all windows together are no longer than the image
+            assert before <= 0
+            assert after <= 0
+        else:
+            assert abs(before - after) <= 1
+
+
+@given(case=cases())
+@examples
+def test_no_more_is_run_than_with_the_smallest_windows(case: Case) -> None:
+    tiling = case.cover()
+    fewest = [
+        1 if extent <= roi else math.ceil((extent - shared) / (roi - shared))
+        for extent, roi, shared in zip(case.extents, case.roi, case.shared, strict=True)
+    ]
+    assert len(tiling.starts) * math.prod(tiling.roi) <= math.prod(fewest) * math.prod(case.roi)
+    # Larger windows are for having fewer of them.
+    assert all(len(on_axis(tiling, axis)) <= n for axis, n in enumerate(fewest))
+
+
+@given(case=cases(multiple=16))
+@examples
+def test_one_window_where_the_box_fits_into_the_cap(case: Case) -> None:
+    """Of smallest windows that are multiples of 16: of others two small ones may take less than one, rounded up."""
+    one = [max(roi, math.ceil(extent / 16) * 16) for roi, extent in zip(case.roi, case.extents, strict=True)]
+    tiling = case.cover()
+    if math.prod(one) <= case.max_voxels or tuple(one) == case.roi:
+        assert tiling.roi == tuple(one)
+        assert len(tiling.starts) == 1
+    else:
+        assert len(tiling.starts) > 1
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "roi", "max_voxels", "windows", "starts"),
+    [
+        # 160 x 128 x 112 would take in all; of the ways to cut one axis in two, the first costs least. The two other
+        # windows stick out by 8 and 2 voxels, half of it before the first.
+        (
+            (150, 120, 110),
+            [(0, 150), (0, 120), (0, 110)],
+            96,
+            2_000_000,
+            (96, 128, 112),
+            [(0, -4, -1), (54, -4, -1)],
+        ),
+        ((150, 120, 110), [(0, 150), (0, 120), (0, 110)], 96, 2_300_000, (160, 128, 112), [(-5, -4, -1)]),
+        # The box is 80 long: one window of 80; then 90, of which 96 take in 3 more on each side.
+        ((200, 200, 64), [(50, 130), (40, 130), (0, 64)], 64, 2_000_000, (80, 96, 64), [(50, 37, 0)]),
+        # At the end of the image the window moves back into it.
+        ((200, 70, 64), [(110, 200), (0, 64), (0, 64)], 64, 2_000_000, (96, 64, 64), [(104, 0, 0)]),
+        # No larger window is allowed: 64s that share 16, as many as it takes: (160 - 16) / 48 = 3.
+        ((160, 64, 64), [(0, 160), (0, 64), (0, 64)], 64, 1, (64, 64, 64), [(0, 0, 0), (48, 0, 0), (96, 0, 0)]),
+        # Four of them could cover 208, and are spread evenly over the box: 180 - 64 = 116 in three steps.
+        (
+            (180, 64, 64),
+            [(0, 180), (0, 64), (0, 64)],
+            64,
+            1,
+            (64, 64, 64),
+            [(0, 0, 0), (39, 0, 0), (77, 0, 0), (116, 0, 0)],
+        ),
+    ],
+)
+def test_windows_by_hand(
+    size: tuple[int, int, int],
+    box: list[tuple[int, int]],
+    roi: int,
+    max_voxels: int,
+    windows: tuple[int, int, int],
+    starts: list[tuple[int, int, int]],
+) -> None:
+    assert cover(size, [slice(*side) for side in box], [roi] * 3, 0.25, max_voxels) == Tiling(windows, starts)
+
+
+@given(
+    size=st.tuples(*[st.integers(1, 120)] * 3),
+    roi=st.tuples(*[st.one_of(st.integers(8, 96), st.just(-1))] * 3),
+    overlap=st.one_of(st.sampled_from([0.0, 0.25, 0.5]), st.floats(0.0, 0.75)),
+)
+@examples
+def test_scan_is_monais(size: tuple[int, int, int], roi: tuple[int, int, int], overlap: float) -> None:
+    """The windows of its inferer: a volume that is too small is padded, half of it before the first voxel."""
+    sides = tuple(n if r == -1 else r for r, n in zip(roi, size, strict=True))
+    padded = tuple(max(n, r) for n, r in zip(size, sides, strict=True))
+    before = [(p - n) // 2 for p, n in zip(padded, size, strict=True)]
+    interval = _get_scan_interval(padded, sides, 3, [overlap] * 3)
+    expected = [
+        tuple(int(s.start) - b for s, b in zip(window, before, strict=True))
+        for window in dense_patch_slices(padded, sides, interval)
+    ]
+    assert scan(size, roi, overlap) == Tiling(sides, expected)

@@ -1,0 +1,77 @@
+"""Weights in files: tensors alone, in half the space, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from attunet3d import AttentionUNet
+from attunet3d.checkpoint import file_sha256, load_weights, read_weights, save_weights
+from attunet3d.errors import CheckpointError
+
+
+def small() -> AttentionUNet:
+    torch.manual_seed(0)
+    return AttentionUNet(channels=(4, 8, 8, 8, 8)).eval()
+
+
+def test_half_precision_weights_round_trip(tmp_path: Path) -> None:
+    net, copy = small(), AttentionUNet(channels=(4, 8, 8, 8, 8)).eval()
+    assert save_weights(net.state_dict(), tmp_path / "half.pt") == tmp_path / "half.pt"
+    torch.save(net.state_dict(), tmp_path / "full.pt")
+    assert (tmp_path / "half.pt").stat().st_size < 0.75 * (tmp_path / "full.pt").stat().st_size
+    load_weights(copy, tmp_path / "half.pt")
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(copy.state_dict()[key], value, rtol=1e-3, atol=1e-6)
+        assert copy.state_dict()[key].dtype == value.dtype
+
+
+def test_weights_may_lie_under_the_key_that_training_writes(tmp_path: Path) -> None:
+    weights = small().state_dict()
+    torch.save({"model": weights}, tmp_path / "nested.pt")
+    found = read_weights(tmp_path / "nested.pt")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], value) for key, value in weights.items())
+
+
+def test_no_pickle_is_run(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (tmp_path / "harm",)  # type: ignore[return-value]
+
+    torch.save({"model": Harm()}, tmp_path / "harm.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Harm()))
+    for name in ("harm.pt", "raw.pt"):
+        with pytest.raises(CheckpointError, match="not loaded"):
+            read_weights(tmp_path / name)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_unfit_weights_say_why(tmp_path: Path) -> None:
+    weights = small().state_dict()
+    cases = {
+        "wide.pt": (AttentionUNet(channels=(8, 8, 8, 8, 8)).state_dict(), "not"),
+        "gateless.pt": (AttentionUNet(channels=(4, 8, 8, 8, 8), gate=None).state_dict(), "missing"),
+        "more.pt": ({**weights, "head.weight": torch.zeros(1)}, "it has head.weight besides"),
+        "nan.pt": ({**weights, "final.bias": torch.full((2,), float("nan"))}, "not finite"),
+        "list.pt": ([1, 2], "no state dict"),
+        "empty.pt": ({}, "no state dict"),
+    }
+    for name, (content, why) in cases.items():
+        torch.save(content, tmp_path / name)
+        net = small()
+        with pytest.raises(CheckpointError, match=f"{name}: .*{why}"):
+            load_weights(net, tmp_path / name)
+        assert all(torch.equal(net.state_dict()[key], value) for key, value in weights.items())
+    with pytest.raises(CheckpointError, match=r"none\.pt: no such checkpoint"):
+        load_weights(small(), tmp_path / "none.pt")
+
+
+def test_hash_is_that_of_the_file(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 9000  # more than one block of what is read at a time
+    (tmp_path / "file").write_bytes(content)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
