@@ -114,6 +114,9 @@ class FastNetwork(MixedPrecision):
         backend: "torch", "openvino" (CPUs, ``attunet3d[openvino]``), or "auto": OpenVINO on CPUs where it is installed.
         difference: of two classes give only the difference of the logits, foreground minus background.
 
+    Raises:
+        ConfigError: an unknown backend.
+
     Attributes:
         form: what runs, after the first image: "torch bfloat16", ...
     """
@@ -127,6 +130,8 @@ class FastNetwork(MixedPrecision):
         difference: bool = False,
     ) -> None:
         super().__init__(network, device, dtype)
+        if backend not in BACKENDS:
+            raise ConfigError(f"backend {backend!r} is not known: use {', '.join(BACKENDS)}")
         self.backend = backend
         self.difference = difference
         self.form = ""
@@ -236,8 +241,6 @@ def prepare(
     """
     chosen = choose_device(device)
     dtype = choose_precision(precision, chosen, training)
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend {backend!r} is not known: use {', '.join(BACKENDS)}")
     logger.info("network on %s in %s", chosen, _name(dtype))
     if training:
         return MixedPrecision(network, chosen, dtype)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from attunet3d.case_reader import CaseReader, PlannedCT
 from attunet3d.checkpoint import load_weights
 from attunet3d.config import inference_values
 from attunet3d.errors import CancelledError, ConfigError, MemoryLimitError
 from attunet3d.inferers.stitching import Cancel, embed
 from attunet3d.inferers.windows import SMALLEST_SIDE, SlidingWindow, WindowPlan
 from attunet3d.io.cases import case_name
-from attunet3d.io.reader import open_ct
-from attunet3d.io.slabs import StoredImage, to_hu
+from attunet3d.io.slabs import StoredImage
 from attunet3d.io.writer import atomic_path, make_folder, save_mask
 from attunet3d.memory import (
     MemoryPlan,
@@ -35,10 +33,10 @@ from attunet3d.memory import (
     resident_bytes,
 )
 from attunet3d.record import case_record, session_record
-from attunet3d.runtime import FastNetwork, build_network, choose_device, prepare
+from attunet3d.runtime import FastNetwork, build_network, choose_device, choose_precision
 from attunet3d.transforms.components import keep_largest_component
 from attunet3d.transforms.intensity import scale_hu_
-from attunet3d.transforms.resample import AIR_HU, Grid, crop, mask_from_logits, model_grid, resample_image
+from attunet3d.transforms.resample import AIR_HU, Grid, crop, mask_from_logits, resample_image
 
 logger = logging.getLogger(__name__)
 
@@ -69,25 +67,6 @@ class Case:
     ct: str | Path
     segmentation: Segmentation | None
     error: Exception | None
-
-
-class _Read:
-    """A CT that has been read, and the memory plan that was made from its header."""
-
-    def __init__(self, image: StoredImage, model: Grid, memory: MemoryPlan, start: float) -> None:
-        self._hu: np.ndarray | None = to_hu(image)
-        self.grid = Grid(image.shape, image.affine)
-        self.model = model
-        self.facts = image.facts
-        self.memory = memory
-        self.seconds = round(time.perf_counter() - start, 3)
-
-    def take(self) -> np.ndarray:
-        """The voxels, HU int16 (X, Y, Z). They are given away: whoever takes them can free them."""
-        hu, self._hu = self._hu, None
-        if hu is None:
-            raise RuntimeError("the voxels have been taken already")
-        return hu
 
 
 class Segmenter:
@@ -137,17 +116,16 @@ class Segmenter:
             raise ConfigError(f"hu_window must be two HU values, the lower first, got {values['hu_window']}")
         # Device and precision are refused here, before the weights are read.
         network = build_network(values["network_def"])
-        prepared = prepare(network, self.device, values["precision"], backend=values["backend"], difference=True).eval()
-        if not isinstance(prepared, FastNetwork):
-            raise TypeError("prepare gives a FastNetwork for inference")
-        self._network = prepared
+        precision_used = choose_precision(values["precision"], self.device)
+        self._network = FastNetwork(network, self.device, precision_used, values["backend"], difference=True).eval()
         load_weights(network, self.checkpoint)
         self._limit_bytes = None if memory_limit is None else int(memory_limit * 1e9)
-        self._bytes_per_voxel = network_bytes_per_voxel(network, prepared.dtype)
+        self._bytes_per_voxel = network_bytes_per_voxel(network, precision_used)
         with torch.inference_mode():  # the fast form is made and tested now, not in the first case
-            prepared(torch.zeros((1, 1, *[2 * int(getattr(network, "min_size", 16))] * 3), device=self.device))
-        self._session = session_record(self.checkpoint, self.device, prepared.form, presets, values)
+            self._network(torch.zeros((1, 1, *[2 * int(getattr(network, "min_size", 16))] * 3), device=self.device))
+        self._session = session_record(self.checkpoint, self.device, self._network.form, presets, values)
         self._base_bytes = resident_bytes() or 0
+        self._reader = CaseReader(self._spacing, self._plan)
 
     def segment(
         self,
@@ -179,7 +157,7 @@ class Segmenter:
         """
         notify = progress or _silent
         notify("read", 0, 1)
-        return self._segment(self._read(ct, series_uid, qc), ct, output_dir, name, qc, notify, cancel)
+        return self._segment(self._reader.read(ct, series_uid, qc), ct, output_dir, name, qc, notify, cancel)
 
     def segment_all(
         self,
@@ -201,37 +179,23 @@ class Segmenter:
             CancelledError: ``cancel`` said so.
         """
         names = names or [case_name(ct) for ct in cts]
-        waiting: Future[_Read | None] | None = None
-        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            for index, (ct, name) in enumerate(zip(cts, names, strict=True)):
-                notify = _silent if progress is None else partial(progress, index)
-                notify("read", 0, 1)
-                try:
-                    ahead, waiting = waiting, None
-                    read = (ahead.result() if ahead else None) or self._read(ct, series_uid, qc)
-                    if index + 1 < len(cts):
-                        waiting = reader.submit(self._read_ahead, cts[index + 1], series_uid, qc, read.memory)
-                    case = Case(ct, self._segment(read, ct, output_dir, name, qc, notify, cancel), None)
-                except CancelledError:
-                    raise
-                except Exception as error:
-                    case = Case(ct, None, error)
-                yield case
+        reading = self._reader.read_all(cts, series_uid, qc)
+        for index, (ct, name) in enumerate(zip(cts, names, strict=True)):
+            notify = _silent if progress is None else partial(progress, index)
+            notify("read", 0, 1)
+            try:
+                read = next(reading)
+                if isinstance(read, Exception):
+                    raise read
+                case = Case(ct, self._segment(read, ct, output_dir, name, qc, notify, cancel), None)
+            except CancelledError:
+                raise
+            except Exception as error:
+                case = Case(ct, None, error)
+            yield case
 
-    def _read(self, ct: str | Path, series_uid: str | None, qc: bool) -> _Read:
-        start = time.perf_counter()
-        return self._read_voxels(open_ct(ct, series_uid=series_uid), qc, start)
-
-    def _read_ahead(self, ct: str | Path, series_uid: str | None, qc: bool, current: MemoryPlan) -> _Read | None:
-        """Read a CT while another is in the network; None if there is no room for both."""
-        start = time.perf_counter()
-        image = open_ct(ct, series_uid=series_uid)
-        return self._read_voxels(image, qc, start) if current.has_room_for(2 * math.prod(image.shape)) else None
-
-    def _read_voxels(self, image: StoredImage, qc: bool, start: float) -> _Read:
-        """Plan the memory from the header, then read."""
-        model = model_grid(Grid(image.shape, image.affine), self._spacing)
-        memory = plan_memory(
+    def _plan(self, image: StoredImage, model: Grid, qc: bool) -> MemoryPlan:
+        return plan_memory(
             image.shape,
             model.shape,
             self._window.most_voxels(model.shape, self.device),
@@ -241,11 +205,10 @@ class Segmenter:
             keeps_ct=qc,
             limit_bytes=self._limit_bytes,
         )
-        return _Read(image, model, memory, start)
 
     def _segment(
         self,
-        read: _Read,
+        read: PlannedCT,
         ct: str | Path,
         output_dir: str | Path | None,
         name: str | None,

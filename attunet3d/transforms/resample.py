@@ -192,11 +192,11 @@ def _sample_separable(
         start, stop = (planes.start, planes.stop) if axis == 2 else (0, shape[axis])
         row = to_source[axes[axis]]
         offset = row[3] + sum(row[other] * centre[other] for other in range(3) if other != axis)
-        position = torch.from_numpy(row[axis] * np.arange(start, stop, dtype=np.float64) + offset).to(volume.device)
+        position = torch.from_numpy(row[axis] * np.arange(start, stop, dtype=np.float64) + offset)
         lower, upper, weight, inside = _neighbours(position, values.shape[dim])
         growth = shape[axis] / values.shape[dim]
         if axis == 2:  # of the source only the planes that the slab needs
-            low, high = (int(n) for n in torch.stack([torch.minimum(lower, upper).min(), upper.max()]))
+            low, high = int(lower.min()), int(upper.max())
             values = values.narrow(dim, low, high - low + 1)
             lower, upper = lower - low, upper - low
         samples.append((growth, dim, (lower, upper, weight, inside)))
@@ -205,11 +205,11 @@ def _sample_separable(
     for _, dim, (lower, upper, weight, inside) in sorted(samples, key=lambda sample: sample[0]):
         view = [1] * values.ndim
         view[dim] = -1
-        below = values.index_select(dim, lower).to(torch.float32)
-        above = values.index_select(dim, upper).to(torch.float32)
-        values = below.lerp_(above, weight.view(view))
+        below = values.index_select(dim, lower.to(values.device)).to(torch.float32)
+        above = values.index_select(dim, upper.to(values.device)).to(torch.float32)
+        values = below.lerp_(above, weight.view(view).to(values.device))
         if not bool(inside.all()):
-            outside.append(~inside.view(view))
+            outside.append(~inside.view(view).to(values.device))
     for mask in outside:
         values.masked_fill_(mask, fill)
     return values.transpose(first, first + 2)  # (..., X, Y, n)
