@@ -35,6 +35,7 @@ INFERENCE_IDS = (
     "sw_batch_size",
     "overlap",
     "skip_below",
+    "body_threshold",
     "num_classes",
     "channels",
     "network_def",

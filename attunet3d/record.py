@@ -27,6 +27,7 @@ _RECORDED_IDS = (
     "max_window_voxels",
     "overlap",
     "skip_below",
+    "body_threshold",
     "num_classes",
     "channels",
     "network_def",

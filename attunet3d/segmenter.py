@@ -108,6 +108,7 @@ class Segmenter:
                 values["sw_batch_size"],
                 values["overlap"],
                 skip_below=values["skip_below"],
+                body_threshold=values["body_threshold"],
                 max_window_voxels=values["max_window_voxels"],
             )
         except (TypeError, ValueError) as error:

@@ -25,6 +25,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "two dimensions": {"spatial_dims": 2},
 }
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+splits = pytest.mark.parametrize("split", [False, True], ids=["joined", "split"])
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -56,23 +57,25 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 @configs
 @pytest.mark.parametrize("classes", [1, 2, 3])
+@splits
 @torch.no_grad()
-def test_logits_are_the_same(config: dict[str, Any], classes: int) -> None:
+def test_logits_are_the_same(config: dict[str, Any], classes: int, split: bool) -> None:
     net = lively(out_channels=classes, **config)
     x = image(net)
-    assert relative_error(fold(net)(x), net(x)) < 1e-4
+    assert relative_error(fold(net, split=split)(x), net(x)) < 1e-4
     # In double precision rounding cannot hide a small mistake.
     net.double()
-    assert relative_error(fold(net)(x.double()), net(x.double())) < 1e-9
+    assert relative_error(fold(net, split=split)(x.double()), net(x.double())) < 1e-9
 
 
 @configs
+@splits
 @torch.no_grad()
-def test_with_difference_one_channel_is_left_of_two_classes(config: dict[str, Any]) -> None:
+def test_with_difference_one_channel_is_left_of_two_classes(config: dict[str, Any], split: bool) -> None:
     net = lively(out_channels=2, **config).double()
     x = image(net).double()
     logits = net(x)
-    assert relative_error(fold(net, difference=True)(x), logits[:, 1:] - logits[:, :1]) < 1e-9
+    assert relative_error(fold(net, difference=True, split=split)(x), logits[:, 1:] - logits[:, :1]) < 1e-9
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -84,9 +87,10 @@ def test_difference_leaves_other_numbers_of_classes_as_they_are(classes: int) ->
 
 
 @configs
-def test_nothing_that_inference_does_not_need_is_left(config: dict[str, Any]) -> None:
+@splits
+def test_nothing_that_inference_does_not_need_is_left(config: dict[str, Any], split: bool) -> None:
     net = lively(**config)
-    folded = fold(net)
+    folded = fold(net, split=split)
     assert any(isinstance(module, NORMS) for module in net.modules())
     assert not any(isinstance(module, NORMS) for module in folded.modules())
     assert getattr(folded, "final", None) is None
@@ -96,10 +100,11 @@ def test_nothing_that_inference_does_not_need_is_left(config: dict[str, Any]) ->
 
 
 @configs
-def test_the_network_stays_as_it_is(config: dict[str, Any]) -> None:
+@splits
+def test_the_network_stays_as_it_is(config: dict[str, Any], split: bool) -> None:
     net = lively(**config).train()
     weights, layers = copy.deepcopy(net.state_dict()), str(net)
-    folded = fold(net, difference=True)
+    folded = fold(net, difference=True, split=split)
     assert net.training
     assert all(p.requires_grad for p in net.parameters())
     assert str(net) == layers
@@ -115,7 +120,25 @@ def test_folding_twice_is_folding_once() -> None:
     net = lively(out_channels=2).double()
     x = image(net).double()
     once = fold(net, difference=True)(x)
-    assert relative_error(fold(fold(net), difference=True)(x), once) < 1e-9
+    assert relative_error(fold(fold(net), difference=True, split=True)(x), once) < 1e-9
+
+
+@torch.no_grad()
+def test_split_networks_do_not_concatenate_skip_and_upsampled_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = lively(out_channels=2)
+    joined, split, x = fold(net), fold(net, split=True), image(net)
+    original, widths = torch.cat, []
+
+    def watched(parts: list[Tensor], dim: int) -> Tensor:
+        widths.append([part.shape[dim] for part in parts])
+        return original(parts, dim)
+
+    monkeypatch.setattr(torch, "cat", watched)
+    joined(x)
+    assert [w for w in widths if len(w) > 1] == [[8, 10], [6, 8], [4, 6]]  # of the three levels, coarsest first
+    widths.clear()
+    split(x)
+    assert [w for w in widths if len(w) > 1] == []
 
 
 @torch.no_grad()

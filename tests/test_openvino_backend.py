@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from attunet3d.networks import AttentionUNet
 from attunet3d.openvino_backend import OpenVINONetwork, is_installed
 
-pytest.importorskip("openvino")
+# Not importorskip: whoever imports OpenVINO itself sends its usage statistics.
+pytestmark = pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed")
 
 SIZES = [(16, 24, 8), (17, 23, 11)]  # one after the other: each is compiled anew
-# float32 sums in another order, over some 500 terms a layer in some 20 layers; measured 1e-6.
+# float32 sums in another order, over some 600 terms a layer in a dozen layers; measured 1e-6.
 FP32_TOLERANCE = 1e-5
 # bf16 rounds to 8 bits (4e-3) after each layer; measured 0.01, and as much for torch's own bf16.
 BF16_TOLERANCE = 0.05
@@ -27,7 +28,7 @@ BF16_TOLERANCE = 0.05
 def small(**kwargs: Any) -> AttentionUNet:
     """A network whose BatchNorm statistics are not those of a new one, so that folding them matters."""
     torch.manual_seed(0)
-    net = AttentionUNet(channels=(4, 8, 8, 16), **kwargs)
+    net = AttentionUNet(channels=(4, 8, 16), **kwargs)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm3d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)
@@ -101,7 +102,7 @@ def test_what_cannot_be_run_is_refused() -> None:
     with pytest.raises(ValueError, match="float64"):
         fast(torch.rand(1, 1, 16, 16, 16).double())
     with pytest.raises(RuntimeError):
-        fast(torch.rand(1, 1, 4, 16, 16))
+        fast(torch.rand(1, 1, 2, 16, 16))
     assert fast(torch.rand(1, 1, 16, 16, 16)).shape == (1, 2, 16, 16, 16)
     with pytest.raises(ValueError, match="eval"):
         openvino(net.train())
@@ -125,7 +126,3 @@ OpenVINONetwork(torch.nn.Conv3d(1, 1, 1).eval(), torch.rand(1, 1, 4, 4, 4), torc
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     assert list(tmp_path.iterdir()) == []
-
-
-def test_is_installed() -> None:
-    assert is_installed()

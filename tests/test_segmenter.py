@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import SHARED_DATA, TINY, needs_data
+import torch
+from conftest import ROOT, SHARED_DATA, TINY, needs_data
 from dicom_files import write_series
 
-from attunet3d import Segmenter, score, segment
-from attunet3d.errors import AttUNet3dError, CheckpointError, ConfigError, InputNotFoundError, OutputError
+from attunet3d import AttentionUNet, Segmenter, case_reader, score, segment
+from attunet3d.errors import (
+    AttUNet3dError,
+    CancelledError,
+    CheckpointError,
+    ConfigError,
+    InputNotFoundError,
+    MemoryLimitError,
+    OutputError,
+)
+from attunet3d.io.cases import case_name
+from attunet3d.io.slabs import StoredImage
+from attunet3d.workflow import make_workflow
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +108,17 @@ def test_record_says_how_the_mask_came_about(
     assert len(record["checkpoint"]["sha256"]) == 64
     assert record["geometry"]["orientation"] == "RAS"
     assert (tmp_path / "phantom_RAS_0_seg.png").read_bytes().startswith(b"\x89PNG")
+    assert [stage for stage, done, _ in stages if done == 0] == [
+        "read",
+        "preprocess",
+        "network",
+        "postprocess",
+        "write",
+    ]
     network = [(done, total) for stage, done, total in stages if stage == "network"]
-    assert network[-1][0] == network[-1][1] == len(network)
+    windows = record["windows"]
+    passes = -(-windows["run"] // windows["batch"])
+    assert network == [(0, 1)] + [(done, passes) for done in range(1, passes + 1)]
     assert str(tmp_path) not in json.dumps(record)
 
 
@@ -164,6 +190,272 @@ def test_mistakes_name_the_cure(tiny_checkpoint: Path, tmp_path: Path, write_pha
         Segmenter(tiny_checkpoint, device="tpu9")
     with pytest.raises(InputNotFoundError, match="nowhere"):
         Segmenter(tiny_checkpoint, **TINY).segment(tmp_path / "nowhere.nii.gz")
+
+
+# --- many CTs
+
+
+def test_many_cts_give_what_each_gives_alone(
+    session: Segmenter, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Five, of which one is broken: four masks in order, and one error that names its file."""
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(write_phantom().read_bytes()[:20000])
+    good = [write_phantom("RAS"), write_phantom("LPS"), write_phantom("RAS", 1), write_phantom("oblique", 2)]
+    cts = [*good[:2], broken, *good[2:]]
+    progress: list[tuple[int, str, int, int]] = []
+    cases = list(session.segment_all(cts, tmp_path / "out", progress=lambda *step: progress.append(step)))
+    assert [case.ct for case in cases] == cts
+    assert [case.error is None for case in cases] == [True, True, False, True, True]
+    assert isinstance(cases[2].error, AttUNet3dError)
+    assert "broken.nii.gz" in str(cases[2].error)
+    assert cases[2].segmentation is None
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == sorted(f"{case_name(ct)}_seg.{suffix}" for ct in good for suffix in ("json", "nii.gz"))
+    masks = []
+    for case in cases:
+        if case.segmentation is None:
+            continue
+        alone = session.segment(case.ct)
+        np.testing.assert_array_equal(case.segmentation.mask, alone.mask)
+        np.testing.assert_array_equal(np.asarray(nib.load(case.segmentation.path).dataobj), alone.mask)
+        np.testing.assert_array_equal(case.segmentation.affine, alone.affine)
+        assert case.segmentation.record["input"] == Path(case.ct).name
+        masks.append(alone.mask.sum())
+    assert len(set(masks)) == 4  # so that a mask under another's name would show
+    stages = ["read", "preprocess", "network", "postprocess", "write"]
+    started = [(index, stage) for index, stage, done, _ in progress if done == 0]
+    assert started == [(n, stage) for n in range(5) for stage in (stages[:1] if n == 2 else stages)]
+
+
+def test_names_and_pictures_of_many(session: Segmenter, write_phantom: Callable[..., Path], tmp_path: Path) -> None:
+    ct = write_phantom()
+    names = ["a", "b"]
+    for case in session.segment_all([ct, ct], tmp_path, names=names, qc=True):
+        assert case.error is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"{name}_seg.{suffix}" for name in names for suffix in ("json", "nii.gz", "png")
+    ]
+    with pytest.raises(ValueError, match="shorter"):
+        list(session.segment_all([ct, ct], names=["a"]))
+    assert list(session.segment_all([])) == []
+
+
+def test_the_next_ct_is_read_while_the_network_works_on_one(
+    session: Segmenter, write_phantom: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cts = [write_phantom("RAS"), write_phantom("LPS"), write_phantom("RAS", 1)]
+    opened: list[tuple[Path, str]] = []
+    second = threading.Event()
+    original_open, original_run = case_reader.open_ct, session._window.run
+
+    def watched_open(ct: Path, **kwargs: Any) -> StoredImage:
+        opened.append((ct, threading.current_thread().name))
+        if len(opened) == 2:
+            second.set()
+        return original_open(ct, **kwargs)
+
+    def run_when_the_second_is_open(*args: Any) -> torch.Tensor:
+        assert second.wait(timeout=60)
+        return original_run(*args)
+
+    monkeypatch.setattr(case_reader, "open_ct", watched_open)
+    monkeypatch.setattr(session._window, "run", run_when_the_second_is_open)
+    assert [case.error for case in session.segment_all(cts)] == [None] * 3
+    assert [ct for ct, _ in opened] == cts
+    here = threading.current_thread().name
+    assert [thread == here for _, thread in opened] == [True, False, False]
+
+
+# --- cancelling
+
+
+def test_a_case_can_be_cancelled_before_each_stage_and_window(
+    session: Segmenter, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Wherever it ends nothing is left, not even half a file, and the session goes on."""
+    asked = 0
+
+    def count() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    expected = session.segment(write_phantom(), tmp_path / "whole", cancel=count)
+    assert asked >= 4 + expected.record["windows"]["run"]  # the stages after reading, and the windows
+    for stop in range(asked):
+        left = stop
+
+        def cancel() -> bool:
+            nonlocal left
+            left -= 1
+            return left < 0
+
+        with pytest.raises(CancelledError):
+            session.segment(write_phantom(), tmp_path / "out", qc=True, cancel=cancel)
+        assert left == -1  # not asked again
+        assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+    np.testing.assert_array_equal(session.segment(write_phantom()).mask, expected.mask)
+
+
+def test_cancelling_many_keeps_those_that_are_done(
+    session: Segmenter, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    cts = [write_phantom("RAS"), write_phantom("LPS"), write_phantom("RAS", 1)]
+    stages: list[tuple[int, str]] = []
+    cases = session.segment_all(
+        cts,
+        tmp_path,
+        progress=lambda index, stage, done, total: stages.append((index, stage)),
+        cancel=lambda: (1, "network") in stages,  # while the network works on the second
+    )
+    first = next(cases)
+    assert first.error is None
+    with pytest.raises(CancelledError):
+        next(cases)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["phantom_RAS_0_seg.json", "phantom_RAS_0_seg.nii.gz"]
+    assert list(cases) == []
+    assert (1, "postprocess") not in stages
+
+
+# --- where memory runs out all the same
+
+
+class Narrow(torch.nn.Module):
+    """A device with memory for so many voxels."""
+
+    def __init__(self, network: torch.nn.Module, voxels: int, error: Exception) -> None:
+        super().__init__()
+        self.network = network
+        self.voxels = voxels
+        self.error = error
+        self.run: list[tuple[int, ...]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() > self.voxels:
+            raise self.error
+        self.run.append(tuple(x.shape[2:]))
+        result: torch.Tensor = self.network(x)
+        return result
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["GPU", "CPU"])
+def test_smaller_windows_are_tried_where_memory_runs_out(
+    tiny_checkpoint: Path,
+    write_phantom: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    session = Segmenter(tiny_checkpoint, "cpu", "fp32", **TINY)
+    whole = session.segment(write_phantom()).record["windows"]
+    assert whole["run"] == 1
+    narrow = Narrow(session._network, math.prod(whole["size"]) - 1, error)
+    monkeypatch.setattr(session, "_network", narrow)
+    found = session.segment(write_phantom())
+    windows = found.record["windows"]
+    assert windows["run"] == len(narrow.run) > 1
+    assert set(narrow.run) == {tuple(windows["size"])}
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        f"out of memory with windows of {tuple(whole['size'])}: smaller ones are tried"
+    ]
+    # As with windows that were set to be no larger than half of what failed.
+    limited = Segmenter(
+        tiny_checkpoint, "cpu", "fp32", **TINY, max_window_voxels=math.prod(whole["size"]) // 2
+    ).segment(write_phantom())
+    assert limited.record["windows"] == windows
+    np.testing.assert_array_equal(found.mask, limited.mask)
+
+
+def test_memory_for_no_window_at_all_is_said_and_other_errors_are_not_hidden(
+    tiny_checkpoint: Path, write_phantom: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    session = Segmenter(tiny_checkpoint, "cpu", "fp32", **TINY)
+    network = session._network
+    monkeypatch.setattr(session, "_network", Narrow(network, 0, OUT_OF_MEMORY[0]))
+    with pytest.raises(MemoryLimitError, match="the smallest windows do not fit into the memory of cpu"):
+        session.segment(write_phantom(), tmp_path / "out")
+    monkeypatch.setattr(session, "_network", Narrow(network, 0, RuntimeError("shapes do not match")))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        session.segment(write_phantom(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- the same voxels as MONAI's bundle
+
+
+def bundle_masks(cts: list[Path], folder: Path, **ids: Any) -> list[np.ndarray]:
+    """The masks of `python -m monai.bundle run` with the bundle's inference config, in this process."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    for ct in cts:
+        (images / ct.name).symlink_to(ct)
+    run = make_workflow("inference", [], {"dataset_dir": str(images), "output_dir": str(folder / "masks"), **ids})
+    run.initialize()
+    run.run()
+    run.finalize()
+    return [np.asarray(nib.load(folder / "masks" / f"{case_name(ct)}_seg.nii.gz").dataobj) for ct in cts]
+
+
+@pytest.mark.parametrize(
+    ("settings", "several"),
+    [
+        pytest.param({}, False, id="one window"),
+        pytest.param({"max_window_voxels": 40_000}, True, id="several windows"),
+        pytest.param({"max_window_voxels": None, "overlap": 0.5}, True, id="MONAI's windows"),
+        pytest.param({"max_window_voxels": 40_000, "sw_batch_size": 3, "skip_below": None}, True, id="nothing skipped"),
+        pytest.param({"num_classes": 3, "spacing": [5.0, 5.0, 5.0]}, False, id="three classes"),
+        pytest.param({"hu_window": [0.0, 80.0], "max_window_voxels": 40_000}, True, id="little above the window"),
+    ],
+)
+def test_voxels_are_those_of_the_bundle(
+    write_phantom: Callable[..., Path], tmp_path: Path, settings: dict[str, Any], several: bool
+) -> None:
+    """`segment` goes its own way to be fast; what comes out is what the bundle's wiring says, voxel for voxel."""
+    torch.manual_seed(5)
+    network = AttentionUNet(out_channels=settings.get("num_classes", 2), channels=TINY["channels"])
+    torch.save(network.state_dict(), tmp_path / "random.pt")
+    ids = {**TINY, "device": "cpu", "precision": "fp32", "checkpoint": str(tmp_path / "random.pt"), **settings}
+    cts = [write_phantom("LPS"), write_phantom("oblique", 2)]
+    expected = bundle_masks(cts, tmp_path / "bundle", **ids)
+    session = Segmenter(**ids)
+    for ct, mask in zip(cts, expected, strict=True):
+        found = session.segment(ct)
+        assert (found.record["windows"]["run"] > 1) == several
+        assert 0 < np.count_nonzero(mask) < mask.size
+        np.testing.assert_array_equal(found.mask, mask)
+
+
+def test_segmenting_a_nifti_imports_no_monai(
+    tiny_checkpoint: Path, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its import takes longer than many a CT: the session, and the command line, do without."""
+    values = repr({"checkpoint": str(tiny_checkpoint), "device": "cpu", "precision": "fp32", **TINY})
+    arguments = [str(write_phantom()), "-o", str(tmp_path / "out"), "--checkpoint", str(tiny_checkpoint), "--qc"]
+    for name, value in TINY.items():
+        arguments += ["--set", f"{name}={value}"]
+    program = f"""
+import sys
+from attunet3d import Segmenter
+assert Segmenter(**{values}).segment({str(write_phantom())!r}).mask.any()
+sys.argv = ["attunet3d", "segment", *{arguments!r}]
+from attunet3d import cli
+try:
+    cli.main()
+except SystemExit as stop:
+    assert not stop.code
+heavy = {{"monai", "ignite", "SimpleITK", "pydicom"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "phantom_RAS_0_seg.png").is_file()
 
 
 @needs_data

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Choice = tuple[tuple[int, int], ...]  # per axis the number of windows and their size
-# A network of five levels halves its input four times: sizes that are multiples of this lose nothing on the way.
+# A network of five levels halves its input four times: windows that are multiples of this lose nothing on the way.
 _MULTIPLE = 16
 
 
@@ -25,20 +25,20 @@ class Tiling:
     starts: list[tuple[int, ...]]
 
 
-def scan(size: Sequence[int], roi: Sequence[int], overlap: float) -> Tiling:
-    """MONAI's windows: steps of ``roi * (1 - overlap)``, the last one moved back to the end.
+def scan(box: Sequence[slice], roi: Sequence[int], overlap: float) -> Tiling:
+    """MONAI's windows over a box: steps of ``roi * (1 - overlap)``, the last one moved back to the end.
 
-    An image smaller than the window lies in its middle. -1 in ``roi`` is the image's own size.
+    A box smaller than the window lies in its middle.
     """
-    roi = tuple(n if r is None or r <= 0 else int(r) for r, n in zip(roi, size, strict=True))
     starts: list[list[int]] = []
-    for r, n in zip(roi, size, strict=True):
+    for side, r in zip(box, roi, strict=True):
+        n = side.stop - side.start
         if n <= r:
-            starts.append([-((r - n) // 2)])
+            starts.append([side.start - (r - n) // 2])
             continue
         step = max(int(r * (1 - overlap)), 1)
         count = math.ceil((n - r) / step) + 1
-        starts.append([min(i * step, n - r) for i in range(count)])
+        starts.append([side.start + min(i * step, n - r) for i in range(count)])
     return Tiling(tuple(roi), list(itertools.product(*starts)))
 
 
@@ -46,8 +46,9 @@ def cover(size: Sequence[int], box: Sequence[slice], roi: Sequence[int], overlap
     """Cover ``box`` of an image with the windows that are cheapest in total, and few.
 
     Windows are ``roi`` or larger, at most ``max_voxels``, and overlap by at least ``overlap * roi`` voxels: what blurs
-    seams is a length, not a share of whatever the window's size is. Where they are larger than the box they take in
-    the image around it.
+    seams is a length, not a share of whatever the window's size is. They start at multiples of 16 voxels from the box's
+    first one, so that a network of five levels pools the same voxels together in all of them, and whatever the overlap:
+    shifted by less it gives another mask. Windows that are larger than the box take in the image around it.
 
     Args:
         size: the image, voxels.
@@ -56,45 +57,53 @@ def cover(size: Sequence[int], box: Sequence[slice], roi: Sequence[int], overlap
         overlap: share of ``roi``, in [0, 1).
         max_voxels: largest window.
     """
-    extents = [s.stop - s.start for s in box]
-    shared = [min(math.ceil(overlap * r), r - 1) for r in roi]
-    choices = [
-        [(n, _window(extent, n, r, o)) for n in range(1, _most(extent, r, o) + 1)]
-        for extent, r, o in zip(extents, roi, shared, strict=True)
-    ]
+    axes = [_Axis(n, side, r, overlap) for n, side, r in zip(size, box, roi, strict=True)]
 
     def allowed(choice: Choice) -> bool:
-        smallest = all(w <= r for (_, w), r in zip(choice, roi, strict=True))
-        return smallest or math.prod(w for _, w in choice) <= max_voxels
+        smallest = all(window <= axis.roi for (_, window), axis in zip(choice, axes, strict=True))
+        return smallest or math.prod(window for _, window in choice) <= max_voxels
 
     def cost(choice: Choice) -> tuple[int, int]:
         count = math.prod(n for n, _ in choice)
-        return count * math.prod(w for _, w in choice), count
+        return count * math.prod(window for _, window in choice), count
 
-    plan = min(filter(allowed, itertools.product(*choices)), key=cost)  # the smallest windows are always allowed
-    starts = [
-        _starts(n, window, side, total, o) for (n, window), side, total, o in zip(plan, box, size, shared, strict=True)
-    ]
-    return Tiling(tuple(w for _, w in plan), list(itertools.product(*starts)))
-
-
-def _most(extent: int, roi: int, shared: int) -> int:
-    """How many windows of the smallest size cover an axis."""
-    return 1 if extent <= roi else math.ceil((extent - shared) / (roi - shared))
+    choices = itertools.product(*(axis.choices() for axis in axes))
+    plan = min(filter(allowed, choices), key=cost)  # the smallest windows are always allowed
+    starts = [axis.starts(n, window) for axis, (n, window) in zip(axes, plan, strict=True)]
+    return Tiling(tuple(window for _, window in plan), list(itertools.product(*starts)))
 
 
-def _window(extent: int, count: int, roi: int, shared: int) -> int:
-    """The smallest window of which ``count`` cover an axis."""
-    needed = math.ceil((extent + (count - 1) * shared) / count)
-    return roi if needed <= roi else math.ceil(needed / _MULTIPLE) * _MULTIPLE
+class _Axis:
+    """One axis of the box: how many windows of which size cover it, and where they start."""
 
+    def __init__(self, size: int, side: slice, roi: int, overlap: float) -> None:
+        self.size = size
+        self.start, self.stop = side.start, side.stop
+        self.roi = roi
+        # The lattice that windows start on; small windows, as in tests, have a finer one.
+        self.unit = min(_MULTIPLE, 2 ** int(math.log2(max(roi // 2, 1))))
+        self.shared = min(math.ceil(overlap * roi), roi - self.unit)
 
-def _starts(count: int, window: int, side: slice, total: int, shared: int) -> list[int]:
-    """Evenly spaced windows over one side of the box, centred on it, and inside the image where they can be."""
-    extent = side.stop - side.start
-    span = min(count * window - (count - 1) * shared, max(extent, window))
-    first = side.start - (span - extent) // 2
-    first = min(max(first, 0), total - span) if span <= total else -((span - total) // 2)
-    if count == 1:
-        return [first]
-    return [first + round(i * (span - window) / (count - 1)) for i in range(count)]
+    def _step(self, window: int) -> int:
+        return (window - self.shared) // self.unit * self.unit
+
+    def choices(self) -> list[tuple[int, int]]:
+        """(number of windows, their size) from one window to as many as are needed of size ``roi``."""
+        extent = self.stop - self.start
+        most = max(math.ceil((extent - self.roi) / self._step(self.roi)), 0) + 1
+        return [(count, self._window(extent, count)) for count in range(1, most + 1)]
+
+    def _window(self, extent: int, count: int) -> int:
+        """The smallest window of which ``count`` cover ``extent``."""
+        window = self.roi
+        while window + (count - 1) * self._step(window) < extent:
+            window = (window // self.unit + 1) * self.unit
+        return window
+
+    def starts(self, count: int, window: int) -> list[int]:
+        """Evenly spaced windows on the lattice; a single one lies inside the image if it can."""
+        if count == 1:
+            beyond = max(self.start + window - self.size, 0)
+            return [self.start - min(beyond, self.start) // self.unit * self.unit]
+        units = math.ceil(max(self.stop - window - self.start, 0) / self.unit)
+        return [self.start + round(index * units / (count - 1)) * self.unit for index in range(count)]

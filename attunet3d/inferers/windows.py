@@ -60,8 +60,10 @@ class SlidingWindow:
         sigma_scale: standard deviation of the Gaussian weights as a share of the window size.
         skip_below: windows in which no voxel is above this value are not run, and their voxels are background. With
             the HU window scaled to [0, 1], 0 is its lower end: such a window holds no soft tissue. None runs all.
-        max_window_voxels: with it, windows of ``roi_size`` or larger, up to this many voxels, are laid over the box of
-            the voxels above ``skip_below``, as few as possible. None takes MONAI's windows: ``roi_size``, over all.
+        body_threshold: windows are laid over the box of the voxels above this value, and beyond it all is background.
+            None takes the whole image.
+        max_window_voxels: with it, windows are ``roi_size`` or larger, up to this many voxels, as few as possible; see
+            `cover`. None takes MONAI's windows of ``roi_size``.
         difference: of two classes only the difference of their logits is kept, foreground minus background.
 
     Attributes:
@@ -79,6 +81,7 @@ class SlidingWindow:
         overlap: float = 0.25,
         sigma_scale: float = 0.125,
         skip_below: float | None = None,
+        body_threshold: float | None = None,
         max_window_voxels: int | None = None,
         difference: bool = True,
     ) -> None:
@@ -96,6 +99,7 @@ class SlidingWindow:
         self.overlap = overlap
         self.sigma_scale = sigma_scale
         self.skip_below = skip_below
+        self.body_threshold = body_threshold
         self.max_window_voxels = max_window_voxels
         self.difference = difference
         self.progress: Progress | None = None
@@ -120,11 +124,11 @@ class SlidingWindow:
             longest = roi.index(max(roi))
             roi[longest] = max((roi[longest] - 1) // 16 * 16, SMALLEST_SIDE)
         box = tuple(slice(0, n) for n in size)
+        if self.body_threshold is not None:
+            box = body_box(image, self.body_threshold)
         if self.max_window_voxels is None:
-            tiling = scan(size, roi, self.overlap)
+            tiling = scan(box, roi, self.overlap)
         else:
-            if self.skip_below is not None:
-                box = body_box(image, self.skip_below)
             tiling = cover(size, box, roi, self.overlap, min(self.max_window_voxels, limit_voxels or sys.maxsize))
         jobs = [(b, start) for b in range(len(image)) for start in tiling.starts]
         run = jobs

@@ -36,20 +36,20 @@ class Case:
 
     @property
     def shared(self) -> list[int]:
-        """Voxels that neighbours share: the overlap, rounded up; never a whole window, or they would not move on."""
-        return [min(math.ceil(self.overlap * r), r - 1) for r in self.roi]
+        """Voxels that neighbours share: the overlap, rounded up; at least 16 are new, or they would not move on."""
+        return [min(math.ceil(self.overlap * r), r - 16) for r in self.roi]
 
 
 @st.composite
-def cases(draw: st.DrawFn, multiple: int = 1) -> Case:
+def cases(draw: st.DrawFn, smallest: int = 32, multiple: int = 1) -> Case:
     """A box of an image, and windows from much smaller to much larger than it. ``multiple``: of it are the windows."""
     size, box, roi = [], [], []
     for _ in range(3):
-        start, extent, after = draw(st.integers(0, 40)), draw(st.integers(1, 130)), draw(st.integers(0, 40))
+        start, extent, after = draw(st.integers(0, 60)), draw(st.integers(1, 180)), draw(st.integers(0, 60))
         size.append(start + extent + after)
         box.append(slice(start, start + extent))
-        roi.append(draw(st.integers(16 // multiple, 96 // multiple)) * multiple)
-    overlap = draw(st.one_of(st.sampled_from([0.0, 0.25, 0.5]), st.floats(0.0, 0.7)))
+        roi.append(draw(st.integers(smallest // multiple, 96 // multiple)) * multiple)
+    overlap = draw(st.one_of(st.sampled_from([0.0, 0.25, 0.5]), st.floats(0.0, 0.99)))
     max_voxels = draw(st.one_of(st.integers(1, 200_000), st.integers(200_000, 4_000_000)))
     return Case(tuple(size), tuple(box), tuple(roi), overlap, max_voxels)
 
@@ -59,7 +59,7 @@ def on_axis(tiling: Tiling, axis: int) -> list[int]:
     return sorted({start[axis] for start in tiling.starts})
 
 
-@given(case=cases())
+@given(case=st.one_of(cases(), cases(smallest=8)))
 @examples
 def test_every_voxel_of_the_box_lies_in_a_window(case: Case) -> None:
     tiling = case.cover()
@@ -79,28 +79,45 @@ def test_windows_are_the_smallest_or_larger_multiples_of_16_up_to_the_cap(case: 
     assert found == case.roi or math.prod(found) <= case.max_voxels
 
 
+@given(case=cases(smallest=8))
+@examples
+def test_small_windows_keep_to_the_cap_too(case: Case) -> None:
+    found = case.cover().roi
+    assert all(window >= roi for window, roi in zip(found, case.roi, strict=True))
+    assert found == case.roi or math.prod(found) <= case.max_voxels
+
+
 @given(case=cases())
 @examples
 def test_neighbours_share_at_least_the_overlap_of_the_smallest_window(case: Case) -> None:
     tiling = case.cover()
     for axis, shared in enumerate(case.shared):
-        starts = on_axis(tiling, axis)
-        for before, after in itertools.pairwise(starts):
+        for before, after in itertools.pairwise(on_axis(tiling, axis)):
             assert before + tiling.roi[axis] - after >= shared
 
 
 @given(case=cases())
 @examples
-def test_windows_stay_in_the_image_where_it_is_long_enough_and_else_reach_beyond_both_ends_alike(case: Case) -> None:
+def test_windows_start_on_a_lattice_of_16_voxels_from_the_box(case: Case) -> None:
+    """So that five levels pool the same voxels together, whatever the windows."""
     tiling = case.cover()
-    for axis, total in enumerate(case.size):
+    for axis, side in enumerate(case.box):
+        assert all((start - side.start) % 16 == 0 for start in on_axis(tiling, axis))
+
+
+@given(case=cases())
+@examples
+def test_windows_leave_the_image_only_where_the_lattice_makes_them(case: Case) -> None:
+    tiling = case.cover()
+    for axis, (total, side) in enumerate(zip(case.size, case.box, strict=True)):
         starts = on_axis(tiling, axis)
-        before, after = -starts[0], starts[-1] + tiling.roi[axis] - total
-        if before + after <= 0:  # all windows together are no longer than the image
-            assert before <= 0
-            assert after <= 0
-        else:
-            assert abs(before - after) <= 1
+        first, last = starts[0], starts[-1] + tiling.roi[axis]
+        assert first >= 0
+        if len(starts) > 1:  # from the box's first voxel to its last, and less than a step of the lattice more
+            assert first == side.start
+            assert last < side.stop + 16
+        elif last > total:  # one window, that could not start a step earlier
+            assert first < 16 or last - 16 < total
 
 
 @given(case=cases())
@@ -108,7 +125,7 @@ def test_windows_stay_in_the_image_where_it_is_long_enough_and_else_reach_beyond
 def test_no_more_is_run_than_with_the_smallest_windows(case: Case) -> None:
     tiling = case.cover()
     fewest = [
-        1 if extent <= roi else math.ceil((extent - shared) / (roi - shared))
+        1 if extent <= roi else math.ceil((extent - roi) / ((roi - shared) // 16 * 16)) + 1
         for extent, roi, shared in zip(case.extents, case.roi, case.shared, strict=True)
     ]
     assert len(tiling.starts) * math.prod(tiling.roi) <= math.prod(fewest) * math.prod(case.roi)
@@ -132,31 +149,29 @@ def test_one_window_where_the_box_fits_into_the_cap(case: Case) -> None:
 @pytest.mark.parametrize(
     ("size", "box", "roi", "max_voxels", "windows", "starts"),
     [
-        # 160 x 128 x 112 would take in all; of the ways to cut one axis in two, the first costs least. The two other
-        # windows stick out by 8 and 2 voxels, half of it before the first.
-        (
-            (150, 120, 110),
-            [(0, 150), (0, 120), (0, 110)],
-            96,
-            2_000_000,
-            (96, 128, 112),
-            [(0, -4, -1), (54, -4, -1)],
-        ),
-        ((150, 120, 110), [(0, 150), (0, 120), (0, 110)], 96, 2_300_000, (160, 128, 112), [(-5, -4, -1)]),
-        # The box is 80 long: one window of 80; then 90, of which 96 take in 3 more on each side.
-        ((200, 200, 64), [(50, 130), (40, 130), (0, 64)], 64, 2_000_000, (80, 96, 64), [(50, 37, 0)]),
-        # At the end of the image the window moves back into it.
-        ((200, 70, 64), [(110, 200), (0, 64), (0, 64)], 64, 2_000_000, (96, 64, 64), [(104, 0, 0)]),
-        # No larger window is allowed: 64s that share 16, as many as it takes: (160 - 16) / 48 = 3.
+        # 160 x 128 x 112 would take in all; of the ways to cut one axis in two, the first costs least: two of 96 that
+        # share 32, the next step of the lattice after 24.
+        ((150, 120, 110), [(0, 150), (0, 120), (0, 110)], 96, 2_000_000, (96, 128, 112), [(0, 0, 0), (64, 0, 0)]),
+        ((150, 120, 110), [(0, 150), (0, 120), (0, 110)], 96, 2_300_000, (160, 128, 112), [(0, 0, 0)]),
+        # The box is 80 and 90 long: one window of 80, and of 96.
+        ((200, 200, 64), [(50, 130), (40, 130), (0, 64)], 64, 2_000_000, (80, 96, 64), [(50, 40, 0)]),
+        # At the end of the image it moves back into it, by 32; then by 32 of the 34 it sticks out; then by none of 6.
+        ((200, 112, 112), [(120, 200), (0, 50), (0, 50)], 112, 1, (112, 112, 112), [(88, 0, 0)]),
+        ((198, 112, 112), [(120, 198), (0, 50), (0, 50)], 112, 1, (112, 112, 112), [(88, 0, 0)]),
+        ((200, 112, 112), [(94, 200), (0, 50), (0, 50)], 112, 1, (112, 112, 112), [(94, 0, 0)]),
+        # But not beyond its beginning: an image smaller than the window.
+        ((70, 64, 64), [(20, 60), (0, 64), (0, 64)], 64, 1, (64, 64, 64), [(20, 0, 0)]),
+        ((50, 64, 64), [(20, 50), (0, 64), (0, 64)], 64, 1, (64, 64, 64), [(4, 0, 0)]),
+        # No larger window is allowed: 64s that share 16, as many as it takes: 64 + 2 * 48 = 160.
         ((160, 64, 64), [(0, 160), (0, 64), (0, 64)], 64, 1, (64, 64, 64), [(0, 0, 0), (48, 0, 0), (96, 0, 0)]),
-        # Four of them could cover 208, and are spread evenly over the box: 180 - 64 = 116 in three steps.
+        # Four could cover 208, and are spread over 192, the box and the rest of a step: 3, 2 and 3 steps apart.
         (
             (180, 64, 64),
             [(0, 180), (0, 64), (0, 64)],
             64,
             1,
             (64, 64, 64),
-            [(0, 0, 0), (39, 0, 0), (77, 0, 0), (116, 0, 0)],
+            [(0, 0, 0), (48, 0, 0), (80, 0, 0), (128, 0, 0)],
         ),
     ],
 )
@@ -173,18 +188,21 @@ def test_windows_by_hand(
 
 @given(
     size=st.tuples(*[st.integers(1, 120)] * 3),
-    roi=st.tuples(*[st.one_of(st.integers(8, 96), st.just(-1))] * 3),
+    first=st.tuples(*[st.integers(0, 50)] * 3),
+    roi=st.tuples(*[st.integers(8, 96)] * 3),
     overlap=st.one_of(st.sampled_from([0.0, 0.25, 0.5]), st.floats(0.0, 0.75)),
 )
 @examples
-def test_scan_is_monais(size: tuple[int, int, int], roi: tuple[int, int, int], overlap: float) -> None:
-    """The windows of its inferer: a volume that is too small is padded, half of it before the first voxel."""
-    sides = tuple(n if r == -1 else r for r, n in zip(roi, size, strict=True))
-    padded = tuple(max(n, r) for n, r in zip(size, sides, strict=True))
-    before = [(p - n) // 2 for p, n in zip(padded, size, strict=True)]
-    interval = _get_scan_interval(padded, sides, 3, [overlap] * 3)
+def test_scan_is_monais(
+    size: tuple[int, int, int], first: tuple[int, int, int], roi: tuple[int, int, int], overlap: float
+) -> None:
+    """The windows of its inferer on the box alone: where that is too small it is padded, half of it before."""
+    padded = tuple(max(n, r) for n, r in zip(size, roi, strict=True))
+    before = [f - (p - n) // 2 for f, p, n in zip(first, padded, size, strict=True)]
+    interval = _get_scan_interval(padded, roi, 3, [overlap] * 3)
     expected = [
-        tuple(int(s.start) - b for s, b in zip(window, before, strict=True))
-        for window in dense_patch_slices(padded, sides, interval)
+        tuple(int(s.start) + b for s, b in zip(window, before, strict=True))
+        for window in dense_patch_slices(padded, roi, interval)
     ]
-    assert scan(size, roi, overlap) == Tiling(sides, expected)
+    box = [slice(f, f + n) for f, n in zip(first, size, strict=True)]
+    assert scan(box, roi, overlap) == Tiling(roi, expected)

@@ -9,9 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attunet3d.datasets.phantom import ORIENTATIONS as PHANTOM_ORIENTATIONS
+from attunet3d.datasets.phantom import make_phantom
 from attunet3d.errors import ConfigError
 from attunet3d.transforms import Grid, mask_from_logits, model_grid, resample_image, resample_label
-from attunet3d.transforms.resample import _aligned_axes, _sample_general, _sample_separable, resample_slabs
+from attunet3d.transforms.resample import (
+    _aligned_axes,
+    _covered,
+    _sample_general,
+    _sample_separable,
+    crop,
+    resample_slabs,
+)
 
 FILL = -1024.0
 Array = np.ndarray
@@ -517,3 +526,103 @@ def test_three_channels_agree_with_resampling_each_and_argmax() -> None:
     found = mask_from_logits(logits, source, target)
     assert torch.equal(found, expected.to(torch.uint8))
     assert set(found.unique().tolist()) == {0, 1, 2}
+
+
+def test_masks_of_grids_that_do_not_meet_are_empty() -> None:
+    model, ct = Grid((4, 4, 4), np.eye(4)), Grid((5, 6, 7), affine(np.eye(3), (0.0, 40.0, 0.0)))
+    found = mask_from_logits(torch.full((1, 4, 4, 4), 5.0), model, ct)
+    assert found.shape == (5, 6, 7)
+    assert not found.any()
+
+
+def test_masks_are_in_the_order_of_files() -> None:
+    """The first axis runs fastest, as in NIfTI: writing then needs no copy of the mask."""
+    model = Grid((4, 5, 6), np.diag([2.0, 2.0, 2.0, 1.0]))
+    found = mask_from_logits(torch.rand(2, 4, 5, 6), model, Grid((8, 9, 10), np.eye(4)))
+    assert found.numpy().flags.f_contiguous
+
+
+@pytest.mark.parametrize("orientation", PHANTOM_ORIENTATIONS)
+def test_mask_of_a_pancreas_survives_the_way_to_the_model_grid_and_back(orientation: str) -> None:
+    """Thinner and more bent than an ellipsoid; a CT with voxels no smaller than the model grid's loses nothing."""
+    phantom = make_phantom(1, spacing=(2.5, 2.5, 3.0), orientation=orientation)
+    index = np.argwhere(phantom.mask)  # with some background around it: the rest of the body only takes time
+    box = [slice(int(n) - 4, int(m) + 5) for n, m in zip(index.min(axis=0), index.max(axis=0), strict=True)]
+    ct, truth = crop(Grid(phantom.mask.shape, phantom.affine), box), np.ascontiguousarray(phantom.mask[tuple(box)])
+    model = model_grid(ct, 2.0)
+    soft = resample_image(torch.from_numpy(truth), ct, model, fill=0.0)
+    found = mask_from_logits(soft[None] - 0.5, model, ct).numpy()
+    centroid, volume = measure(found, ct)
+    true_centroid, true_volume = measure(truth, ct)
+    assert np.linalg.norm(centroid - true_centroid) < 0.05
+    assert volume == pytest.approx(true_volume, rel=0.01)
+
+
+# --- boxes of grids
+
+
+@st.composite
+def grids(draw: st.DrawFn, largest: int = 12) -> Grid:
+    """Of any orientation and spacing, a third of them oblique, within some centimetres of each other."""
+    orientation = draw(st.sampled_from(ORIENTATIONS))
+    angles = draw(st.sampled_from([(0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (31.0, -14.0, 77.0)]))
+    spacing = draw(st.tuples(*[st.floats(0.5, 5.0)] * 3))
+    shape = draw(st.tuples(*[st.integers(1, largest)] * 3))
+    placed = affine(rotation(*angles)) @ axes_affine(*orientation, spacing)
+    centre = placed[:3, :3] @ ((np.array(shape) - 1) / 2)
+    placed[:3, 3] = draw(st.tuples(*[st.floats(-25.0, 25.0)] * 3)) - centre
+    return Grid(shape, placed)
+
+
+@st.composite
+def boxes(draw: st.DrawFn, shape: tuple[int, int, int]) -> tuple[slice, slice, slice]:
+    starts = [draw(st.integers(0, n - 1)) for n in shape]
+    x, y, z = (slice(start, draw(st.integers(start + 1, n))) for start, n in zip(starts, shape, strict=True))
+    return x, y, z
+
+
+@given(data=st.data(), grid=grids())
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+def test_voxels_of_a_crop_stay_where_they_were(data: st.DataObject, grid: Grid) -> None:
+    box = data.draw(boxes(grid.shape))
+    kept = grid.affine.copy()
+    part = crop(grid, box)
+    np.testing.assert_allclose(positions(part), positions(grid)[box], rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(grid.affine, kept)
+
+
+@given(source=grids(), target=grids())
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+def test_no_voxel_in_the_source_is_outside_the_box_that_is_looked_at(source: Grid, target: Grid) -> None:
+    box = _covered(source, target)
+    inside = within(source, positions(target), 0.5)
+    around = inside.copy()
+    around[box] = False
+    assert not around.any()
+    # Nor is much more than that looked at. Where axes run along each other, two voxels on each side.
+    aligned = _aligned_axes(np.linalg.inv(source.affine) @ target.affine, target.shape) is not None
+    if aligned and inside.any():
+        for axis, side in enumerate(box):
+            hit = np.nonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))[0]
+            assert side.start >= hit[0] - 3
+            assert side.stop <= hit[-1] + 1 + 3
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@given(data=st.data(), model=grids(), ct=grids(largest=16))
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+def test_logits_of_a_box_give_the_mask_that_all_logits_give(
+    channels: int, data: st.DataObject, model: Grid, ct: Grid
+) -> None:
+    """Where the rest is background, and the box holds one voxel of it on each side."""
+    box = data.draw(boxes(model.shape))
+    logits = torch.zeros(channels, *model.shape)
+    logits[0] = -1.0 if channels == 1 else 1.0
+    generator = torch.Generator().manual_seed(0)
+    logits[(slice(None), *box)] = torch.randn(
+        (channels, *(s.stop - s.start for s in box)), generator=generator
+    ) + torch.tensor([0.0, 0.5, 0.5][:channels]).view(-1, 1, 1, 1)
+    region = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, model.shape, strict=True))
+    whole = mask_from_logits(logits, model, ct)
+    part = mask_from_logits(logits[(slice(None), *region)], crop(model, region), ct)
+    assert torch.equal(part, whole)
