@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from attunet3d.networks import AttentionUNet
+from attunet3d.networks.attention_gate import resample
 
 
 def fold(network: nn.Module, difference: bool = False, split: bool = False) -> nn.Module:
@@ -25,8 +26,8 @@ def fold(network: nn.Module, difference: bool = False, split: bool = False) -> n
     Args:
         network: any module; it stays as it is.
         difference: of an `AttentionUNet` with two classes keep only the difference of the logits: one output channel.
-        split: in the decoder of an `AttentionUNet` convolve skip and upsampled features apart and add the results. On
-            CPUs this is faster than to concatenate them first, and takes a quarter less memory.
+        split: in the decoder of an `AttentionUNet` convolve skip and upsampled features apart and add the results: on
+            CPUs faster than to concatenate them first, in half the memory.
     """
     folded = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(folded.modules()):
@@ -71,38 +72,58 @@ def _fold_heads(network: AttentionUNet, difference: bool) -> None:
         network.heads[index] = new.requires_grad_(False)
 
 
-class _ConvOfParts(nn.Module):
-    """conv(cat(parts)) without the concatenation: a convolution is linear in its input."""
+class _ListOf(nn.Module):
+    """In place of a `Join`: pass its inputs on."""
 
-    def __init__(self, conv: nn.Conv2d | nn.Conv3d, channels: list[int]) -> None:
+    def forward(self, skip: Tensor, up: Tensor) -> list[Tensor]:
+        return [skip, up]
+
+
+class _ConvOfParts(nn.Module):
+    """conv(Join(skip, up)) without the joined features: a convolution is linear in its input channels.
+
+    The upsampled features are made and used a few channels at a time, as many as the skip has.
+    """
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d, skip_channels: int, mode: str) -> None:
         super().__init__()
+        self.mode = mode
+        self.channels = skip_channels
         self.convs = nn.ModuleList()
-        for index, weight in enumerate(conv.weight.split(channels, dim=1)):
-            part = type(conv)(
-                weight.shape[1], conv.out_channels, conv.kernel_size, padding=conv.padding, bias=index == 0
-            )
+        for index, weight in enumerate(conv.weight.split(skip_channels, dim=1)):
+            inputs, outputs = weight.shape[1], conv.out_channels
+            part = type(conv)(inputs, outputs, conv.kernel_size, padding=conv.padding, bias=index == 0)
             part.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
             if part.bias is not None:
                 part.bias = conv.bias
             self.convs.append(part)
 
     def forward(self, parts: list[Tensor]) -> Tensor:
-        """[(B, C1, *spatial), (B, C2, *spatial)] -> (B, out, *spatial). Empties the list: parts are freed when used."""
-        total: Tensor | None = None
-        for conv in self.convs:
-            out = conv(parts.pop(0))
-            total = out if total is None else total.add_(out)
-        if total is None:
-            raise ValueError("nothing to convolve")
+        """[skip (B, F_l, *spatial), up (B, F_g, *coarse or *spatial)] -> (B, out, *spatial); empties the list."""
+        up, skip = parts.pop(), parts.pop()
+        size = skip.shape[2:]
+        total: Tensor = self.convs[0](skip)
+        del skip  # the only reference: its memory is free for what comes
+        for conv, part in zip(self.convs[1:], up.split(self.channels, dim=1), strict=True):
+            _add_conv_(total, part if part.shape[2:] == size else resample(part, size, self.mode), conv)
         return total
+
+
+def _add_conv_(total: Tensor, x: Tensor, conv: nn.Module) -> None:
+    """total += conv(x). Where torch has it, by the fused operator that its compiler uses: nothing to store and add."""
+    fused = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None)
+    if fused is None or x.ndim != 5 or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        total.add_(conv(x))
+        return
+    geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+    fused.binary(total, x, conv.weight, None, *geometry, "add", 1.0, None, [], None)
 
 
 def _split_joins(network: AttentionUNet) -> None:
     for level in network.decoder:
         first = level.conv.first
-        skip_channels = first.conv.out_channels
-        first.conv = _ConvOfParts(first.conv, [skip_channels, first.conv.in_channels - skip_channels])
-        level.join = nn.Identity()
+        first.conv = _ConvOfParts(first.conv, first.conv.out_channels, level.mode)
+        level.join = _ListOf()
 
 
 def _bias(conv: nn.Module) -> Tensor:

@@ -187,7 +187,10 @@ class FastNetwork(MixedPrecision):
             elif self.backend == "openvino":
                 logger.warning("OpenVINO is not installed (pip install 'attunet3d[openvino]'): torch is used")
         for dtype in dict.fromkeys((self.dtype, torch.float32)):
-            yield f"torch {_name(dtype)}", dtype, partial(self._torch_form, dtype, on_cpu)
+            name = f"torch {_name(dtype)}"
+            if on_cpu:
+                yield name, dtype, partial(self._torch_form, dtype, True)
+            yield name, dtype, partial(self._torch_form, dtype, False)
 
     def _torch_form(self, dtype: torch.dtype, split: bool, example: Tensor) -> Form:
         folded = fold(self.network, self.difference, split)

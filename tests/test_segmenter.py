@@ -450,7 +450,7 @@ try:
     cli.main()
 except SystemExit as stop:
     assert not stop.code
-heavy = {{"monai", "ignite", "SimpleITK", "pydicom"}} & set(sys.modules)
+heavy = {{"monai", "ignite", "SimpleITK"}} & set(sys.modules)
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -36,11 +36,17 @@ def double_conv(spatial_dims: int, in_channels: int, out_channels: int, dropout:
 
 
 class Join(nn.Module):
-    """Concatenate features along their channels."""
+    """Concatenate a skip and coarser features, which are upsampled to its size if they are not of it yet."""
 
-    def forward(self, parts: list[Tensor]) -> Tensor:
-        """[(B, C1, *spatial), (B, C2, *spatial)] -> (B, C1 + C2, *spatial)."""
-        return torch.cat(parts, dim=1)
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, skip: Tensor, up: Tensor) -> Tensor:
+        """skip (B, F_l, *spatial), up (B, F_g, *coarse or *spatial) -> (B, F_l + F_g, *spatial)."""
+        if up.shape[2:] != skip.shape[2:]:
+            up = resample(up, skip.shape[2:], self.mode)
+        return torch.cat([skip, up], dim=1)
 
 
 class DecoderLevel(nn.Module):
@@ -79,7 +85,7 @@ class DecoderLevel(nn.Module):
                 gates,
                 conv_block(spatial_dims, gates_per_skip * skip_channels, skip_channels, 1) if combine else None,
             )
-        self.join = Join()
+        self.join = Join(self.mode)
         self.conv = double_conv(spatial_dims, skip_channels + up_channels, skip_channels, dropout)
 
     def forward(self, skip: Tensor, coarse: Tensor, gating: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,15 +100,16 @@ class DecoderLevel(nn.Module):
             gated skip and upsampled features (B, F_l + F_g, *spatial), or F_l + F_l with learned upsampling, and alpha
             (B, gates, *spatial), which is empty where there is no gate.
         """
+        up = coarse
         if self.up_conv is not None:
             # AttU_Net: nearest neighbour, then a learned convolution.
             up = self.up_conv(F.interpolate(coarse, size=skip.shape[2:], mode="nearest"))
-        else:
+        elif self.gated_by_upsampled:
             up = resample(coarse, skip.shape[2:], self.mode)
         alpha = torch.empty(0)
         if self.gate is not None:
             skip, alpha = self.gate(skip, up if self.gated_by_upsampled else gating)
-        return self.join([skip, up]), alpha
+        return self.join(skip, up), alpha
 
 
 class AttentionUNet(nn.Module):

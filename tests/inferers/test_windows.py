@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 from toy_networks import Foreground, Recording, is_foreground, noise, small_network
 
 from attunet3d.errors import CancelledError, ConfigError
@@ -54,6 +56,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         draw(st.integers(1, 5)),
         draw(st.sampled_from([0.0, 0.25, 0.5])),
         skip_below=threshold,
+        body_threshold=draw(st.sampled_from([None, threshold, threshold - 1])),
         max_window_voxels=draw(st.one_of(st.none(), st.integers(1, 50_000))),
     )
     return Scene(image, window, threshold)
@@ -127,6 +130,34 @@ def test_logits_belong_to_the_voxels_they_were_computed_from(scene: Scene) -> No
     torch.testing.assert_close(found[tissue], expected[tissue], rtol=1e-4, atol=1e-4)
 
 
+@given(
+    size=st.tuples(*[st.integers(20, 90)] * 3),
+    first=st.tuples(*[st.integers(0, 40)] * 3),
+    roi=st.tuples(*[st.sampled_from([32, 48, 64])] * 3),
+    overlap=st.floats(0.0, 0.6),
+    max_window_voxels=st.integers(1, 400_000),
+)
+@settings(examples, max_examples=25)
+def test_a_network_that_pools_16_voxels_sees_the_same_in_all_windows(
+    size: tuple[int, ...], first: tuple[int, ...], roi: tuple[int, ...], overlap: float, max_window_voxels: int
+) -> None:
+    """Five levels pool blocks of 16: from the box's first voxel on, whatever the windows and their overlap."""
+    start = [min(f, n - 1) for f, n in zip(first, size, strict=True)]
+    image = torch.zeros(1, 1, *size)
+    body = (0, 0, *(slice(f, n) for f, n in zip(start, size, strict=True)))
+    image[body] = noise(*(n - f for f, n in zip(start, size, strict=True))).abs() + 0.01
+
+    def network(x: Tensor) -> Tensor:
+        return F.interpolate(F.avg_pool3d(x, 16), scale_factor=16, mode="nearest")
+
+    found = SlidingWindow(roi, 1, overlap, body_threshold=0.0, max_window_voxels=max_window_voxels)(image, network)
+    blocks = [-(-(n - f) // 16) * 16 for f, n in zip(start, size, strict=True)]
+    padding = [side for f, n, b in zip(start, size, blocks, strict=True) for side in (b - (n - f), 0)][::-1]
+    expected = network(F.pad(image[body][None, None], padding))
+    inner = tuple(slice(0, n - f) for f, n in zip(start, size, strict=True))
+    torch.testing.assert_close(found[body], expected[(0, 0, *inner)], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
 @pytest.mark.parametrize("seed", range(3))
 def test_tissue_gets_what_it_gets_without_skipping(seed: int, overlap: float) -> None:
@@ -161,23 +192,43 @@ def test_only_windows_with_something_above_the_threshold_are_run() -> None:
     assert torch.equal(mask, expected)
 
 
-def test_the_box_is_what_windows_are_laid_over() -> None:
+def test_the_box_of_the_body_is_what_windows_are_laid_over() -> None:
     """A body of 40 voxels in an image of 80: one window, which no scan of the image would have."""
     x = torch.zeros(1, 1, 80, 80, 80)
     x[0, 0, 20:60, 17:57, 33:73] = 0.5
-    plan = SlidingWindow(16, overlap=0.25, skip_below=0.0, max_window_voxels=48**3).plan(x)
+    window = SlidingWindow(32, overlap=0.25, body_threshold=0.0, max_window_voxels=48**3)
+    plan = window.plan(x)
     assert plan.box == (slice(20, 60), slice(17, 57), slice(33, 73))
     assert plan.roi == (48, 48, 48)  # the next multiple of 16
-    # 8 voxels more than the box: 4 before it, or what keeps the window inside the image (73 + 4 <= 80).
-    assert plan.jobs == [(0, (16, 13, 29))]
+    assert plan.jobs == [(0, (20, 17, 33))]
     assert plan.skipped == 0
     assert plan.region((80, 80, 80)) == (slice(19, 61), slice(16, 58), slice(32, 74))
     assert plan.region((60, 57, 80)) == (slice(19, 60), slice(16, 57), slice(32, 74))
+    # MONAI's windows over the box: 32 and its last 32 voxels.
+    scanned = SlidingWindow(32, overlap=0.25, body_threshold=0.0).plan(x)
+    assert scanned.box == plan.box
+    assert scanned.jobs == [(0, start) for start in product((20, 28), (17, 25), (33, 41))]
+    # What was in windows, but not in the box, is background.
+    mask = is_foreground(window(x, Foreground()))
+    assert torch.equal(mask, x[:, 0] > 0)
+
+
+def test_a_higher_threshold_for_the_body_leaves_what_is_between_to_the_background() -> None:
+    """Noise in the air, a table: above ``skip_below`` perhaps, but not the body."""
+    x = torch.zeros(1, 1, 32, 32, 32)
+    x[0, 0, 2:6, 2:6, 2:6] = 0.25
+    x[0, 0, 10:20, 11:21, 12:22] = 0.75
+    for max_window_voxels in (None, 32**3):
+        window = SlidingWindow(16, skip_below=0.0, body_threshold=0.25, max_window_voxels=max_window_voxels)
+        mask = is_foreground(window(x, Foreground()))
+        assert torch.equal(mask, x[:, 0] > 0.25)
 
 
 def test_a_value_at_the_threshold_is_air_and_one_above_is_not() -> None:
-    for max_window_voxels in (None, 32**3):
-        window = SlidingWindow((16, 16, 16), skip_below=0.25, max_window_voxels=max_window_voxels)
+    for max_window_voxels, body_threshold in product((None, 32**3), (None, 0.25)):
+        window = SlidingWindow(
+            (16, 16, 16), skip_below=0.25, body_threshold=body_threshold, max_window_voxels=max_window_voxels
+        )
         for value, found in ((0.25, False), (0.2501, True)):
             mask = is_foreground(window(torch.full((1, 1, 16, 16, 16), value), Foreground()))
             assert mask.unique().tolist() == [found]
@@ -220,14 +271,27 @@ def test_each_volume_of_a_batch_is_judged_by_itself() -> None:
 
 
 @pytest.mark.parametrize(("channels", "difference", "given"), [(1, True, 1), (2, True, 1), (2, False, 2), (5, True, 5)])
-@pytest.mark.parametrize("max_window_voxels", [None, 40_000])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"skip_below": 0.0},
+        {"skip_below": 0.0, "body_threshold": 0.0},
+        {"skip_below": 0.0, "body_threshold": 0.0, "max_window_voxels": 40_000},
+        pytest.param(
+            {"body_threshold": 0.0},
+            marks=pytest.mark.xfail(
+                strict=True, reason="bug: the box of no body is a voxel, which the network is asked"
+            ),
+        ),
+    ],
+)
 @pytest.mark.parametrize("size", [(20, 20, 20), (5, 40, 7)])
 def test_nothing_but_air_is_background(
-    size: tuple[int, ...], max_window_voxels: int | None, channels: int, difference: bool, given: int
+    size: tuple[int, ...], settings: dict[str, Any], channels: int, difference: bool, given: int
 ) -> None:
     """Whatever the network says; one window is run to learn how many channels it has."""
     network = Recording(Foreground(channels))
-    window = SlidingWindow((16, 16, 16), None, 0.25, 0.125, 0.0, max_window_voxels, difference)
+    window = SlidingWindow((16, 16, 16), difference=difference, **settings)
     logits = window(torch.zeros(2, 1, *size), network)
     assert network.batches == [1]
     assert logits.shape == (2, given, *size)
@@ -243,14 +307,22 @@ def test_padding_is_not_tissue() -> None:
 # --- the ends of the image
 
 
-@pytest.mark.parametrize("max_window_voxels", [None, 16**3])
-def test_windows_that_reach_beyond_the_image_see_zeros_there(max_window_voxels: int | None) -> None:
+@pytest.mark.parametrize(
+    ("max_window_voxels", "first"),
+    [
+        (None, (5, 0, 3)),  # MONAI's: (16 - 5) // 2 zeros before the first voxel, (16 - 9) // 2
+        (16**3, (0, 0, 0)),
+    ],
+)
+def test_windows_that_reach_beyond_the_image_see_zeros_there(
+    max_window_voxels: int | None, first: tuple[int, int, int]
+) -> None:
     x = noise(1, 1, 5, 16, 9)
     network = Recording(Foreground())
     SlidingWindow(16, max_window_voxels=max_window_voxels)(x, network)
     (seen,) = network.windows
     expected = torch.zeros(1, 1, 16, 16, 16)
-    expected[:, :, 5:10, :, 3:12] = x  # (16 - 5) // 2 = 5 before the first voxel, (16 - 9) // 2 = 3
+    expected[(0, 0, *(slice(f, f + n) for f, n in zip(first, (5, 16, 9), strict=True)))] = x[0, 0]
     assert torch.equal(seen, expected)
 
 
@@ -340,8 +412,8 @@ def test_most_voxels_bounds_every_plan_on_a_cpu(
 
 @pytest.mark.xfail(strict=True, reason="bug: smaller windows than the largest may make a larger batch")
 def test_most_voxels_bounds_what_is_run_at_once_on_a_gpu() -> None:
-    """The bundle's settings, on a CT of 194 x 458 x 602 mm."""
-    size = (97, 229, 301)
+    """The bundle's settings, on a CT of 534 x 430 x 608 mm."""
+    size = (267, 215, 304)
     window = SlidingWindow(96, None, 0.25, max_window_voxels=2_500_000)
     plan = window.plan(torch.empty(1, 1, *size, device=GPU_LIKE))
     at_once = min(plan.batch, len(plan.jobs)) * math.prod(plan.roi)
