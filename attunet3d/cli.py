@@ -205,6 +205,58 @@ def phantom(
     print(path)
 
 
+@app.command()
+def benchmark(
+    ct: Annotated[Path, typer.Argument(metavar="CT", help="NIfTI, NRRD or MetaImage file, or DICOM folder.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for benchmark.json and the masks; made if missing.")
+    ] = Path("benchmark"),
+    repeat: Annotated[int, typer.Option(min=1, help="Warm cases of each contender.")] = 2,
+    threads: Annotated[int | None, typer.Option(min=1, help="For each contender; by default all cores.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Of attunet3d, attunet3d-fp32, monai-same-network and monai-attentionunet; all by default.",
+        ),
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights; the bundle's own by default.")] = None,
+    device: Device = "auto",
+    preset: Presets = None,
+    set_: Overrides = None,
+) -> None:
+    """Time and memory on this machine, beside MONAI's stock pipeline on the same CT.
+
+    Example: attunet3d benchmark ct.nii.gz -o benchmark --repeat 3
+    """
+    _set_up_logging(verbose=False)
+    _refuse_bad_folder(output)
+    from attunet3d.benchmark import CONTENDERS, RESULT, run_benchmark, table
+
+    overrides = _overrides(set_, ("checkpoint", "device", "precision"))
+    names = list(CONTENDERS) if only is None else [name.strip() for name in only.split(",")]
+    with _products() as product, _progress() as (bar, console):
+        task = bar.add_task("start", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        result = run_benchmark(
+            ct,
+            output,
+            only=names,
+            repeat=repeat,
+            threads=threads,
+            device=device,
+            checkpoint=checkpoint,
+            presets=preset or (),
+            progress=show,
+            **overrides,
+        )
+        console.print(table(result), markup=False, highlight=False, soft_wrap=True)
+        product(output / RESULT)
+
+
 def main() -> None:
     """Entry point: an error of ours becomes one line on stderr and exit code 2."""
     try:

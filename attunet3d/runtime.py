@@ -137,6 +137,7 @@ class FastNetwork(MixedPrecision):
         self.form = ""
         self._fast: Form | None = None
         self._weights_seen: list[int] = []
+        self._release: Callable[[], None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Image (B, C, *spatial) -> logits (B, classes, *spatial), float32; (B, 1, *spatial) with ``difference``."""
@@ -147,6 +148,11 @@ class FastNetwork(MixedPrecision):
             self.form, self._fast = self._fastest(x)
             self._weights_seen = seen
         return self._fast(x)
+
+    def release_memory(self) -> None:
+        """Give back what a backend keeps for the next image of the same size."""
+        if self._release is not None:
+            self._release()
 
     def _fastest(self, x: Tensor) -> tuple[str, Form]:
         """The first form that passes the self-test, on a small fixed image with the channels and device of ``x``."""
@@ -173,7 +179,7 @@ class FastNetwork(MixedPrecision):
         """Name, dtype, and builder from an example image, best first."""
         on_cpu = self.device_type == "cpu"
         if self.backend != "torch" and on_cpu:
-            from attunet3d.openvino_backend import OpenVINONetwork, is_installed
+            from attunet3d.openvino_backend import is_installed
 
             if is_installed():
                 name = f"openvino {_name(self.dtype)}"
@@ -191,6 +197,15 @@ class FastNetwork(MixedPrecision):
             if on_cpu:
                 yield name, dtype, partial(self._torch_form, dtype, True)
             yield name, dtype, partial(self._torch_form, dtype, False)
+
+    def _openvino_form(self, example: Tensor) -> Form:
+        from attunet3d.openvino_backend import OpenVINONetwork
+
+        smallest = int(getattr(self.network, "min_size", min(example.shape[2:])))
+        corner = example[(..., *[slice(smallest)] * (example.ndim - 2))]  # the smaller, the sooner it is traced
+        form = OpenVINONetwork(fold(self.network, self.difference), corner, self.dtype)
+        self._release = form.release_memory
+        return self._finish(form)
 
     def _torch_form(self, dtype: torch.dtype, split: bool, example: Tensor) -> Form:
         folded = fold(self.network, self.difference, split)

@@ -230,6 +230,7 @@ class Segmenter:
                 image = scale_hu_(image, self._hu_window)[None, None]
             with stage("network"):
                 logits, plan = self._logits(image, read.memory.limit_voxels, notify, cancel)
+                self._network.release_memory()
                 region = plan.region(read.model.shape)
                 logits = embed(logits, plan.box, region)
                 del image
