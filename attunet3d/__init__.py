@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attunet3d._lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "AttUNet3dError": "errors",

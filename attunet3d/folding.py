@@ -125,9 +125,9 @@ def _double(x: Tensor, axis: int) -> Tensor:
     n = x.shape[axis]
     out = x.new_empty([2 * m if dim == axis else m for dim, m in enumerate(x.shape)])
     before, after = x.narrow(axis, 0, n - 1), x.narrow(axis, 1, n - 1)
-    all_before = (slice(None),) * axis
-    torch.lerp(before, after, 0.25, out=out[(*all_before, slice(1, -1, 2))])
-    torch.lerp(before, after, 0.75, out=out[(*all_before, slice(2, None, 2))])
+    lines = (slice(None),) * axis
+    torch.lerp(before, after, 0.25, out=out[lines + (slice(1, -1, 2),)])
+    torch.lerp(before, after, 0.75, out=out[lines + (slice(2, None, 2),)])
     for new, old in ((0, 0), (2 * n - 1, n - 1)):  # beyond the outermost centres values are held
         out.select(axis, new).copy_(x.select(axis, old))
     return out

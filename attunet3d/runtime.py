@@ -15,6 +15,7 @@ from attunet3d.checkpoint import load_weights
 from attunet3d.config import inference_values
 from attunet3d.errors import ConfigError
 from attunet3d.folding import fold
+from attunet3d.openvino_backend import OpenVINONetwork, is_installed
 
 logger = logging.getLogger(__name__)
 
@@ -179,8 +180,6 @@ class FastNetwork(MixedPrecision):
         """Name, dtype, and builder from an example image, best first."""
         on_cpu = self.device_type == "cpu"
         if self.backend != "torch" and on_cpu:
-            from attunet3d.openvino_backend import is_installed
-
             if is_installed():
                 name = f"openvino {_name(self.dtype)}"
                 yield (
@@ -199,10 +198,8 @@ class FastNetwork(MixedPrecision):
             yield name, dtype, partial(self._torch_form, dtype, False)
 
     def _openvino_form(self, example: Tensor) -> Form:
-        from attunet3d.openvino_backend import OpenVINONetwork
-
         smallest = int(getattr(self.network, "min_size", min(example.shape[2:])))
-        corner = example[(..., *[slice(smallest)] * (example.ndim - 2))]  # the smaller, the sooner it is traced
+        corner = example[(Ellipsis,) + (slice(smallest),) * (example.ndim - 2)]  # the smaller, the sooner it is traced
         form = OpenVINONetwork(fold(self.network, self.difference), corner, self.dtype)
         self._release = form.release_memory
         return self._finish(form)

@@ -111,6 +111,7 @@ class Segmenter:
                 body_threshold=values["body_threshold"],
                 max_window_voxels=values["max_window_voxels"],
             )
+            self._window.most_voxels((1, 1, 1), self.device)  # refuses a roi_size of other than three axes
         except (TypeError, ValueError) as error:
             raise ConfigError(f"a value of the inference config does not fit: {error}") from error
         if len(self._hu_window) != 2 or not self._hu_window[0] < self._hu_window[1]:
@@ -196,16 +197,19 @@ class Segmenter:
             yield case
 
     def _plan(self, image: StoredImage, model: Grid, qc: bool) -> MemoryPlan:
-        return plan_memory(
-            image.shape,
-            model.shape,
-            self._window.most_voxels(model.shape, self.device),
-            self._bytes_per_voxel,
-            self.device,
-            base_bytes=self._base_bytes,
-            keeps_ct=qc,
-            limit_bytes=self._limit_bytes,
-        )
+        try:
+            return plan_memory(
+                image.shape,
+                model.shape,
+                self._window.most_voxels(model.shape, self.device),
+                self._bytes_per_voxel,
+                self.device,
+                base_bytes=self._base_bytes,
+                keeps_ct=qc,
+                limit_bytes=self._limit_bytes,
+            )
+        except MemoryLimitError as error:
+            raise MemoryLimitError(f"{image.path}: {error}") from None
 
     def _segment(
         self,

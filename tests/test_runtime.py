@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -187,6 +187,47 @@ def test_a_backend_that_is_not_installed_is_replaced(
         assert_same(network(image()), net(image()), FP32_TOLERANCE)
         assert network.form == "torch float32"
         assert ("OpenVINO is not installed" in caplog.text) == warned
+
+
+class Backend:
+    """Stands for OpenVINO, which need not be installed."""
+
+    made: ClassVar[list[tuple[torch.Size, torch.dtype]]] = []
+    released = 0
+
+    def __init__(self, network: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
+        self.network = network
+        self.made.append((example.shape, dtype))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        result: Tensor = self.network(x)
+        return result
+
+    def release_memory(self) -> None:
+        Backend.released += 1
+
+
+@pytest.mark.parametrize(("backend", "form"), [("auto", "openvino"), ("openvino", "openvino"), ("torch", "torch")])
+@torch.no_grad()
+def test_openvino_runs_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, backend: str, form: str) -> None:
+    """And is not passed over for a mistake of ours, which the self-test would take for one of its own."""
+    monkeypatch.setattr("attunet3d.openvino_backend.is_installed", lambda: True)
+    monkeypatch.setattr("attunet3d.openvino_backend.OpenVINONetwork", Backend)
+    monkeypatch.setattr(Backend, "made", [])
+    monkeypatch.setattr(Backend, "released", 0)
+    net = small()
+    for precision in ("fp32", "bf16"):
+        network = prepare(net, "cpu", precision, backend=backend).eval()
+        assert isinstance(network, FastNetwork)
+        network.release_memory()  # nothing is kept yet
+        assert_same(network(image()), net(image()), {"fp32": FP32_TOLERANCE, "bf16": BF16_TOLERANCE}[precision])
+        assert network.form == f"{form} {'float32' if precision == 'fp32' else 'bfloat16'}"
+        network.release_memory()
+    if form == "openvino":
+        assert [dtype for _, dtype in Backend.made] == [torch.float32, torch.bfloat16]
+        assert Backend.released == 2
+    else:
+        assert Backend.made == []
 
 
 # --- the self-test

@@ -338,6 +338,9 @@ class Narrow(torch.nn.Module):
         result: torch.Tensor = self.network(x)
         return result
 
+    def release_memory(self) -> None:
+        pass
+
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),

@@ -49,7 +49,7 @@ def cases(draw: st.DrawFn, smallest: int = 32, multiple: int = 1) -> Case:
         size.append(start + extent + after)
         box.append(slice(start, start + extent))
         roi.append(draw(st.integers(smallest // multiple, 96 // multiple)) * multiple)
-    overlap = draw(st.one_of(st.sampled_from([0.0, 0.25, 0.5]), st.floats(0.0, 0.99)))
+    overlap = draw(st.one_of(st.sampled_from([0.0, 0.25, 0.251, 0.5, 0.501]), st.floats(0.0, 0.99)))
     max_voxels = draw(st.one_of(st.integers(1, 200_000), st.integers(200_000, 4_000_000)))
     return Case(tuple(size), tuple(box), tuple(roi), overlap, max_voxels)
 
@@ -87,7 +87,7 @@ def test_small_windows_keep_to_the_cap_too(case: Case) -> None:
     assert found == case.roi or math.prod(found) <= case.max_voxels
 
 
-@given(case=cases())
+@given(case=st.one_of(cases(), cases(multiple=16)))
 @examples
 def test_neighbours_share_at_least_the_overlap_of_the_smallest_window(case: Case) -> None:
     tiling = case.cover()
@@ -146,44 +146,52 @@ def test_one_window_where_the_box_fits_into_the_cap(case: Case) -> None:
         assert len(tiling.starts) > 1
 
 
+def whole(*size: int) -> list[tuple[int, int]]:
+    return [(0, n) for n in size]
+
+
 @pytest.mark.parametrize(
-    ("size", "box", "roi", "max_voxels", "windows", "starts"),
+    ("size", "box", "roi", "overlap", "max_voxels", "windows", "starts"),
     [
         # 160 x 128 x 112 would take in all; of the ways to cut one axis in two, the first costs least: two of 96 that
         # share 32, the next step of the lattice after 24.
-        ((150, 120, 110), [(0, 150), (0, 120), (0, 110)], 96, 2_000_000, (96, 128, 112), [(0, 0, 0), (64, 0, 0)]),
-        ((150, 120, 110), [(0, 150), (0, 120), (0, 110)], 96, 2_300_000, (160, 128, 112), [(0, 0, 0)]),
+        ((150, 120, 110), whole(150, 120, 110), 96, 0.25, 2_000_000, (96, 128, 112), [(0, 0, 0), (64, 0, 0)]),
+        ((150, 120, 110), whole(150, 120, 110), 96, 0.25, 2_300_000, (160, 128, 112), [(0, 0, 0)]),
         # The box is 80 and 90 long: one window of 80, and of 96.
-        ((200, 200, 64), [(50, 130), (40, 130), (0, 64)], 64, 2_000_000, (80, 96, 64), [(50, 40, 0)]),
+        ((200, 200, 64), [(50, 130), (40, 130), (0, 64)], 64, 0.25, 2_000_000, (80, 96, 64), [(50, 40, 0)]),
         # At the end of the image it moves back into it, by 32; then by 32 of the 34 it sticks out; then by none of 6.
-        ((200, 112, 112), [(120, 200), (0, 50), (0, 50)], 112, 1, (112, 112, 112), [(88, 0, 0)]),
-        ((198, 112, 112), [(120, 198), (0, 50), (0, 50)], 112, 1, (112, 112, 112), [(88, 0, 0)]),
-        ((200, 112, 112), [(94, 200), (0, 50), (0, 50)], 112, 1, (112, 112, 112), [(94, 0, 0)]),
+        ((200, 112, 112), [(120, 200), (0, 50), (0, 50)], 112, 0.25, 1, (112, 112, 112), [(88, 0, 0)]),
+        ((198, 112, 112), [(120, 198), (0, 50), (0, 50)], 112, 0.25, 1, (112, 112, 112), [(88, 0, 0)]),
+        ((200, 112, 112), [(94, 200), (0, 50), (0, 50)], 112, 0.25, 1, (112, 112, 112), [(94, 0, 0)]),
         # But not beyond its beginning: an image smaller than the window.
-        ((70, 64, 64), [(20, 60), (0, 64), (0, 64)], 64, 1, (64, 64, 64), [(20, 0, 0)]),
-        ((50, 64, 64), [(20, 50), (0, 64), (0, 64)], 64, 1, (64, 64, 64), [(4, 0, 0)]),
+        ((70, 64, 64), [(20, 60), (0, 64), (0, 64)], 64, 0.25, 1, (64, 64, 64), [(20, 0, 0)]),
+        ((50, 64, 64), [(20, 50), (0, 64), (0, 64)], 64, 0.25, 1, (64, 64, 64), [(4, 0, 0)]),
         # No larger window is allowed: 64s that share 16, as many as it takes: 64 + 2 * 48 = 160.
-        ((160, 64, 64), [(0, 160), (0, 64), (0, 64)], 64, 1, (64, 64, 64), [(0, 0, 0), (48, 0, 0), (96, 0, 0)]),
+        ((160, 64, 64), whole(160, 64, 64), 64, 0.25, 1, (64, 64, 64), [(0, 0, 0), (48, 0, 0), (96, 0, 0)]),
         # Four could cover 208, and are spread over 192, the box and the rest of a step: 3, 2 and 3 steps apart.
         (
             (180, 64, 64),
-            [(0, 180), (0, 64), (0, 64)],
+            whole(180, 64, 64),
             64,
+            0.25,
             1,
             (64, 64, 64),
             [(0, 0, 0), (48, 0, 0), (80, 0, 0), (128, 0, 0)],
         ),
+        # What counts is what is run, then the number: three of 48 are less than two of 80, and one of 144 is too large.
+        ((144, 32, 32), whole(144, 32, 32), 32, 0.0, 120_000, (48, 32, 32), [(0, 0, 0), (48, 0, 0), (96, 0, 0)]),
     ],
 )
 def test_windows_by_hand(
     size: tuple[int, int, int],
     box: list[tuple[int, int]],
     roi: int,
+    overlap: float,
     max_voxels: int,
     windows: tuple[int, int, int],
     starts: list[tuple[int, int, int]],
 ) -> None:
-    assert cover(size, [slice(*side) for side in box], [roi] * 3, 0.25, max_voxels) == Tiling(windows, starts)
+    assert cover(size, [slice(*side) for side in box], [roi] * 3, overlap, max_voxels) == Tiling(windows, starts)
 
 
 @given(
