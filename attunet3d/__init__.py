@@ -5,6 +5,7 @@ The public names are loaded on first use, so that ``import attunet3d`` and ``att
 
 from typing import TYPE_CHECKING
 
+from attunet3d._huge_pages import ask_for_huge_pages
 from attunet3d._lazy import lazy_names
 
 __version__ = "0.2.0"
@@ -64,4 +65,5 @@ if TYPE_CHECKING:
     from attunet3d.segmenter import Segmentation, Segmenter, segment
     from attunet3d.workflow import evaluate, train
 
+ask_for_huge_pages()
 __getattr__, __dir__ = lazy_names(__name__, _PUBLIC, _SUBMODULES)

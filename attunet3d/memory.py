@@ -136,8 +136,9 @@ def available_bytes() -> int | None:
 def keep_freed_memory() -> Iterator[None]:
     """Let glibc reuse the memory of freed tensors, and return it to the system at the end only.
 
-    By default each large tensor is fresh memory, whose pages the system has to clear: a sixth of a forward pass.
-    Elsewhere than on glibc this does nothing.
+    By default each large tensor is fresh memory, whose pages the system has to clear: a sixth of a forward pass. With
+    huge pages (see `ask_for_huge_pages`) that is soon done, so memory is only returned. Elsewhere than on glibc this
+    does nothing.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -145,13 +146,16 @@ def keep_freed_memory() -> Iterator[None]:
     except (OSError, TypeError, AttributeError):
         yield
         return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    huge = os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
+    if not huge:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
-        mallopt(_M_MMAP_MAX, 65536)  # glibc's defaults
-        mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+        if not huge:
+            mallopt(_M_MMAP_MAX, 65536)  # glibc's defaults
+            mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
         trim(0)
 
 

@@ -150,6 +150,12 @@ class FastNetwork(MixedPrecision):
             self._weights_seen = seen
         return self._fast(x)
 
+    def keep_fast_form_only(self) -> None:
+        """Drop the float32 weights once the fast form has been made: it stays as it is from now on."""
+        if self._fast is not None and not self.form.endswith("plain"):
+            self.network = nn.Identity()
+            self._weights_seen = []
+
     def release_memory(self) -> None:
         """Give back what a backend keeps for the next image of the same size."""
         if self._release is not None:
@@ -181,14 +187,7 @@ class FastNetwork(MixedPrecision):
         on_cpu = self.device_type == "cpu"
         if self.backend != "torch" and on_cpu:
             if is_installed():
-                name = f"openvino {_name(self.dtype)}"
-                yield (
-                    name,
-                    self.dtype,
-                    lambda example: self._finish(
-                        OpenVINONetwork(fold(self.network, self.difference), example, self.dtype)
-                    ),
-                )
+                yield f"openvino {_name(self.dtype)}", self.dtype, self._openvino_form
             elif self.backend == "openvino":
                 logger.warning("OpenVINO is not installed (pip install 'attunet3d[openvino]'): torch is used")
         for dtype in dict.fromkeys((self.dtype, torch.float32)):

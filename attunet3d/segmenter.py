@@ -123,8 +123,9 @@ class Segmenter:
         load_weights(network, self.checkpoint)
         self._limit_bytes = None if memory_limit is None else int(memory_limit * 1e9)
         self._bytes_per_voxel = network_bytes_per_voxel(network, precision_used)
-        with torch.inference_mode():  # the fast form is made and tested now, not in the first case
+        with torch.inference_mode(), keep_freed_memory():  # the fast form is made and tested now, not in the first case
             self._network(torch.zeros((1, 1, *[2 * int(getattr(network, "min_size", 16))] * 3), device=self.device))
+        self._network.keep_fast_form_only()
         self._session = session_record(self.checkpoint, self.device, self._network.form, presets, values)
         self._base_bytes = resident_bytes() or 0
         self._reader = CaseReader(self._spacing, self._plan)
