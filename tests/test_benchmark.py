@@ -58,7 +58,8 @@ def test_a_complete_run(write_phantom: Callable[..., Path], tiny_checkpoint: Pat
         assert sum(seconds[stage] for stage in stages) <= seconds["warm"] + 0.01
         assert figures["seconds_of_warm_cases"] == [seconds["warm"]]
         assert seconds["process"] > seconds["imports_and_setup"] / 2
-        assert 100 < figures["peak_memory_mb"] < 4000
+        # None: below what the tests' own process took, which its children's account starts from.
+        assert figures["peak_memory_mb"] is None or 100 < figures["peak_memory_mb"] < 4000
         mask = nib.load(out / figures["mask"])
         assert mask.shape == (60, 56, 44)
         assert mask.get_data_dtype() == np.uint8

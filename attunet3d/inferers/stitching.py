@@ -33,9 +33,8 @@ def embed(logits: Tensor, box: Sequence[slice], region: Sequence[slice]) -> Tens
     """Logits (B, C, *box) of a part of an image as those of a larger part (B, C, *region): background around them."""
     if tuple(box) == tuple(region):
         return logits
-    out = torch.zeros((*logits.shape[:2], *(s.stop - s.start for s in region)), device=logits.device)
-    # Of several channels the first is the background's.
-    out[:, :1] = -_BACKGROUND if out.shape[1] > 1 else _BACKGROUND
+    shape = [s.stop - s.start for s in region]
+    out = _background(logits.shape[0], logits.shape[1], shape, logits.device)
     inner = tuple(slice(b.start - r.start, b.stop - r.start) for b, r in zip(box, region, strict=True))
     out[(slice(None), slice(None)) + inner] = logits
     return out
@@ -81,34 +80,49 @@ def stitch(
     size = tuple(image.shape[2:])
     region = tuple(region or (slice(0, n) for n in size))
     shape = tuple(s.stop - s.start for s in region)
-    weight = gaussian(roi, sigma_scale, image.device)
 
     def forward(batch: Sequence[Job]) -> Tensor:
         if cancel is not None and cancel():
             raise CancelledError("cancelled")
-        out = network(torch.stack([_window(image[b], start, roi) for b, start in batch]), *args, **kwargs)
+        windows = [_window(image[b], start, roi) for b, start in batch]
+        out = network(windows[0][None] if len(windows) == 1 else torch.stack(windows), *args, **kwargs)
         return (out[:, 1:2] - out[:, 0:1] if difference and out.shape[1] == 2 else out).float()
 
+    if not jobs:  # nothing but air: one window is run to learn how many channels there are
+        return _background(len(image), forward([(0, (0,) * len(roi))]).shape[1], shape, image.device)
+    weight = gaussian(roi, sigma_scale, image.device) if len(jobs) > 1 else None
+    total = torch.zeros((len(image), 1, *shape), device=image.device) if len(jobs) > 1 else None
     logits: Tensor | None = None
-    total = torch.zeros((len(image), 1, *shape), device=image.device)
     steps = range(0, len(jobs), sw_batch_size)
     for step, first in enumerate(steps):
         batch = jobs[first : first + sw_batch_size]
         out = forward(batch)
         if logits is None:
-            logits = torch.zeros((len(image), out.shape[1], *shape), device=image.device)
+            logits = _background(len(image), out.shape[1], shape, image.device)
+            if total is not None:
+                logits.zero_()
         for (b, start), values in zip(batch, out, strict=True):
             there, here = _meet(start, roi, region)
-            logits[b][there] += values[here] * weight[here[1:]]
-            total[b][there] += weight[here[1:]]
+            if weight is None or total is None:  # the only window: nothing to blend
+                logits[b][there] = values[here]
+            else:
+                logits[b][there] += values[here] * weight[here[1:]]
+                total[b][there] += weight[here[1:]]
         if progress is not None:
             progress(step + 1, len(steps))
-    if logits is None:  # nothing but air: one window is run to learn how many channels there are
-        channels = forward([(0, (0,) * len(roi))]).shape[1]
-        logits = torch.zeros((len(image), channels, *shape), device=image.device)
-    untouched = total == 0
-    logits /= total.masked_fill_(untouched, 1.0)
-    logits[:, :1].masked_fill_(untouched, -_BACKGROUND if logits.shape[1] > 1 else _BACKGROUND)
+    if logits is None:
+        raise RuntimeError("no window was run")
+    if total is not None:
+        untouched = total == 0
+        logits /= total.masked_fill_(untouched, 1.0)
+        logits[:, :1].masked_fill_(untouched, -_BACKGROUND if logits.shape[1] > 1 else _BACKGROUND)
+    return logits
+
+
+def _background(batch: int, channels: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Logits (batch, channels, *shape) of background; of several channels the first is the background's."""
+    logits = torch.zeros((batch, channels, *shape), device=device)
+    logits[:, :1] = -_BACKGROUND if channels > 1 else _BACKGROUND
     return logits
 
 
