@@ -184,12 +184,9 @@ def _path(key: str) -> list[str]:
 def _defines(config: Mapping[str, Any], key: str) -> bool:
     value: Any = config
     for part in _path(key):
-        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        elif isinstance(value, dict) and part in value:
-            value = value[part]
-        else:
+        if not isinstance(value, dict) or part not in value:  # a list is changed as a whole, not by position
             return False
+        value = value[part]
     return True
 
 

@@ -77,9 +77,9 @@ def test_ids_inside_others_can_be_changed(tmp_path: Path, key: str) -> None:
     assert inference_values([preset(tmp_path, {f"+{key}": "additive"})])["network_def"] == expected
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="bug: a place in a list counts as known, and then breaks")
-def test_places_in_lists_can_be_changed() -> None:
-    assert inference_values([], {"spacing::0": 3.0})["spacing"] == [3.0, 2.0, 2.0]
+def test_lists_are_changed_as_a_whole() -> None:
+    with pytest.raises(ConfigError, match="spacing::0"):
+        inference_values([], {"spacing::0": 3.0})
 
 
 def test_references_lead_to_what_was_changed(tmp_path: Path) -> None:

@@ -238,7 +238,6 @@ def test_openvino_does_not_run_where_torch_is_asked_for(backends: list[Backend])
     assert backends == []
 
 
-@pytest.mark.xfail(strict=True, reason="bug: `_openvino_form`, which remembers what to release, is used nowhere")
 @torch.no_grad()
 def test_what_openvino_keeps_is_given_back(backends: list[Backend]) -> None:
     network = FastNetwork(small(), CPU, torch.float32).eval()

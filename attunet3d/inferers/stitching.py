@@ -18,14 +18,16 @@ Job = tuple[int, tuple[int, ...]]
 _BACKGROUND = -1.0
 
 
-def body_box(image: Tensor, above: float) -> tuple[slice, ...]:
-    """The smallest box of an image (B, C, *spatial) that holds each voxel above a value; its first voxel if none is."""
+def body_box(image: Tensor, above: float) -> tuple[slice, ...] | None:
+    """The smallest box of an image (B, C, *spatial) that holds every voxel above a value; None if there is none."""
     found = (image > above).flatten(0, 1).any(dim=0)
     box: list[slice] = []
     for axis in range(found.ndim):
         others = [other for other in range(found.ndim) if other != axis]
         hit = torch.nonzero(found.sum(dim=others)).flatten()
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.numel() else slice(0, 1))
+        if hit.numel() == 0:
+            return None
+        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
     return tuple(box)
 
 

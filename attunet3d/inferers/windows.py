@@ -123,18 +123,18 @@ class SlidingWindow:
         while limit_voxels is not None and math.prod(roi) > limit_voxels and max(roi) > SMALLEST_SIDE:
             longest = roi.index(max(roi))
             roi[longest] = max((roi[longest] - 1) // 16 * 16, SMALLEST_SIDE)
-        box = tuple(slice(0, n) for n in size)
-        if self.body_threshold is not None:
-            box = body_box(image, self.body_threshold)
+        everything = tuple(slice(0, n) for n in size)
+        body = everything if self.body_threshold is None else body_box(image, self.body_threshold)
+        box = body or everything
         if self.max_window_voxels is None:
             tiling = scan(box, roi, self.overlap)
         else:
             tiling = cover(size, box, roi, self.overlap, min(self.max_window_voxels, limit_voxels or sys.maxsize))
         jobs = [(b, start) for b in range(len(image)) for start in tiling.starts]
-        run = jobs
+        run = jobs if body is not None else []
         if self.skip_below is not None:
             above = image > self.skip_below
-            run = [(b, start) for b, start in jobs if bool(above[b][inside(start, tiling.roi, size)].any())]
+            run = [(b, start) for b, start in run if bool(above[b][inside(start, tiling.roi, size)].any())]
         batch = self._batch(math.prod(tiling.roi), image.device)
         if limit_voxels is not None:
             batch = max(1, min(batch, limit_voxels // math.prod(tiling.roi)))
@@ -147,6 +147,8 @@ class SlidingWindow:
         if self.max_window_voxels is not None:
             whole = math.prod(max(r, math.ceil(n / 16) * 16) for r, n in zip(roi, size, strict=True))
             window = max(window, min(whole, self.max_window_voxels))
+        if self.sw_batch_size is None and device.type != "cpu":
+            return max(window, _GPU_BATCH_VOXELS)
         return window * self._batch(window, device)
 
     def run(

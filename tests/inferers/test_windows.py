@@ -277,12 +277,7 @@ def test_each_volume_of_a_batch_is_judged_by_itself() -> None:
         {"skip_below": 0.0},
         {"skip_below": 0.0, "body_threshold": 0.0},
         {"skip_below": 0.0, "body_threshold": 0.0, "max_window_voxels": 40_000},
-        pytest.param(
-            {"body_threshold": 0.0},
-            marks=pytest.mark.xfail(
-                strict=True, reason="bug: the box of no body is a voxel, which the network is asked"
-            ),
-        ),
+        {"body_threshold": 0.0},
     ],
 )
 @pytest.mark.parametrize("size", [(20, 20, 20), (5, 40, 7)])
@@ -410,7 +405,6 @@ def test_most_voxels_bounds_every_plan_on_a_cpu(
     assert window.plan(torch.empty(1, 1, *size)).voxels <= window.most_voxels(size, CPU)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: smaller windows than the largest may make a larger batch")
 def test_most_voxels_bounds_what_is_run_at_once_on_a_gpu() -> None:
     """The bundle's settings, on a CT of 534 x 430 x 608 mm."""
     size = (267, 215, 304)
