@@ -24,7 +24,7 @@ def body_box(image: Tensor, above: float) -> tuple[slice, ...] | None:
     box: list[slice] = []
     for axis in range(found.ndim):
         others = [other for other in range(found.ndim) if other != axis]
-        hit = torch.nonzero(found.sum(dim=others)).flatten()
+        hit = torch.nonzero(found.amax(dim=others)).flatten()  # sum would make a copy of integers
         if hit.numel() == 0:
             return None
         box.append(slice(int(hit[0]), int(hit[-1]) + 1))
