@@ -87,6 +87,12 @@ lint: $(VENV)/test.stamp
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
 
+# Its own target: where OpenVINO is installed it is used, and needs more memory than torch.
+.PHONY: test-openvino
+test-openvino: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[openvino]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_openvino_backend.py tests/test_runtime.py tests/test_segmenter.py
+
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""OpenVINO as an optional way to run a network on CPUs; on those with bf16 instructions it is the fastest."""
+"""OpenVINO as an optional way to run a network on CPUs."""
 
 from __future__ import annotations
 

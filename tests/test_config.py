@@ -55,6 +55,14 @@ def test_values_are_those_that_monai_reads() -> None:
             assert found[name] == expected, name
 
 
+def test_every_id_is_a_value_or_wiring() -> None:
+    """A value that only MONAI's run knew would be one that `segment` ignores."""
+    wiring = {"imports", "bundle_root", "dataset_dir", "output_dir", "network", "preprocessing", "dataset"}
+    wiring |= {"dataloader", "inferer", "postprocessing", "handlers", "evaluator", "run"}
+    assert set(read_config("inference")) == wiring | set(INFERENCE_IDS)
+    assert len(set(INFERENCE_IDS)) == len(INFERENCE_IDS)
+
+
 def test_values_can_be_changed_by_preset_and_override(tmp_path: Path) -> None:
     assert inference_values()["spacing"] == [2.0, 2.0, 2.0]
     phantom = inference_values(["phantom"])

@@ -271,6 +271,7 @@ GIVE_BACK = [("mallopt", -4, 65536), ("mallopt", -1, 128 * 1024), ("malloc_trim"
 def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
     fake = Libc()
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: fake)
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     return fake
 
 
@@ -291,6 +292,19 @@ def test_freed_memory_is_returned_after_an_error_and_from_within_another(libc: L
         inner = list(libc.calls)
     assert inner == KEEP + KEEP + GIVE_BACK
     assert libc.calls == inner + GIVE_BACK
+
+
+def test_huge_pages_are_not_kept_but_returned(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are cleared so fast that keeping them has no use."""
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
+    with keep_freed_memory():
+        assert libc.calls == []
+    assert libc.calls == GIVE_BACK[-1:]
+    libc.calls.clear()
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    with keep_freed_memory():
+        pass
+    assert libc.calls == KEEP + GIVE_BACK
 
 
 @pytest.mark.parametrize("error", [OSError("no such library"), TypeError("None on Windows")])

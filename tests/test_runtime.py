@@ -247,6 +247,32 @@ def test_what_openvino_keeps_is_given_back(backends: list[Backend]) -> None:
     assert [made.released for made in backends] == [1]
 
 
+@torch.no_grad()
+def test_without_its_weights_the_fast_form_goes_on() -> None:
+    """A session needs the float32 weights no more, at any size of the image; before that they stay."""
+    net = small()
+    network = FastNetwork(net, CPU, torch.float32, "torch").eval()
+    network.keep_fast_form_only()  # there is none yet
+    assert network.network is net
+    network(image())
+    network.keep_fast_form_only()
+    assert list(network.parameters()) == []
+    for size in ((33, 20, 16), (16, 17, 18)):
+        assert_same(network(image(*size)), net(image(*size)), FP32_TOLERANCE)
+    assert network.form == "torch float32"
+
+
+@torch.no_grad()
+def test_where_only_the_plain_network_works_its_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FastNetwork, "_forms", lambda self: iter(()))
+    net = small()
+    network = FastNetwork(net, CPU, torch.float32).eval()
+    network(image())
+    network.keep_fast_form_only()
+    assert_same(network(image(16, 17, 18)), net(image(16, 17, 18)), FP32_TOLERANCE)
+    assert network.form == "torch float32, plain"
+
+
 # --- the self-test
 
 

@@ -393,25 +393,25 @@ def test_a_limit_is_kept_with_windows_of_no_less_than_32_voxels_a_side(
 
 @given(
     roi=st.one_of(st.tuples(*[st.integers(16, 128)] * 3), st.just((64, -1, 48))),
-    size=st.tuples(*[st.integers(20, 200)] * 3),
+    size=st.tuples(*[st.integers(20, 300)] * 3),
     max_window_voxels=st.one_of(st.none(), st.integers(1, 3_000_000)),
     sw_batch_size=st.one_of(st.none(), st.integers(1, 4)),
 )
+@pytest.mark.parametrize("device", [CPU, GPU_LIKE], ids=["CPU", "GPU"])
 @examples
-def test_most_voxels_bounds_every_plan_on_a_cpu(
-    roi: tuple[int, ...], size: tuple[int, ...], max_window_voxels: int | None, sw_batch_size: int | None
+def test_most_voxels_bounds_every_plan(
+    device: torch.device,
+    roi: tuple[int, ...],
+    size: tuple[int, ...],
+    max_window_voxels: int | None,
+    sw_batch_size: int | None,
 ) -> None:
+    """On a GPU, where smaller windows go into larger batches, those of every size."""
     window = SlidingWindow(roi, sw_batch_size, 0.25, max_window_voxels=max_window_voxels)
-    assert window.plan(torch.empty(1, 1, *size)).voxels <= window.most_voxels(size, CPU)
-
-
-def test_most_voxels_bounds_what_is_run_at_once_on_a_gpu() -> None:
-    """The bundle's settings, on a CT of 534 x 430 x 608 mm."""
-    size = (267, 215, 304)
-    window = SlidingWindow(96, None, 0.25, max_window_voxels=2_500_000)
-    plan = window.plan(torch.empty(1, 1, *size, device=GPU_LIKE))
-    at_once = min(plan.batch, len(plan.jobs)) * math.prod(plan.roi)
-    assert at_once <= window.most_voxels(size, GPU_LIKE)
+    image = torch.empty(1, 1, *size, device=GPU_LIKE)
+    plan = window.plan(image)
+    voxels = math.prod(plan.roi) * window._batch(math.prod(plan.roi), device)
+    assert voxels <= window.most_voxels(size, device)
 
 
 def test_a_gpu_gets_some_million_voxels_at_a_time_and_a_cpu_one_window() -> None:
