@@ -1,0 +1,27 @@
+"""The program `attunet3d`, which the modules beside this one add their verbs to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from attunet3d import __version__
+
+app = typer.Typer(
+    name="attunet3d",
+    help="Pancreas segmentation in CT with a 3D Attention U-Net. Research software, not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if show_version:
+        print(__version__)
+        raise typer.Exit

@@ -1,0 +1,105 @@
+"""What the verbs share: their common options, products on stdout, the progress bar on stderr, and early refusals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from attunet3d.errors import ConfigError, OutputError
+
+Presets = Annotated[
+    list[str] | None, typer.Option("--preset", "-c", metavar="PRESET", help="Preset name or YAML file; repeatable.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="ID=VALUE", help="Override one id of the bundle's config; repeatable."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log and the libraries' warnings.")]
+DatasetDir = Annotated[Path, typer.Option(help="Folder that the datalist's paths are relative to.")]
+Datalist = Annotated[Path, typer.Option(help='MONAI datalist JSON with "training" and "validation".')]
+
+
+@contextmanager
+def products() -> Iterator[Callable[[object], None]]:
+    """Keep stdout for products: what libraries print there (MONAI's loggers do) goes to stderr meanwhile."""
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+
+        def product(value: object) -> None:
+            try:
+                print(value, file=stdout, flush=True)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise OutputError(f"stdout: cannot be written ({error.strerror})") from error
+
+        yield product
+
+
+def set_up_logging(verbose: bool) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if verbose else logging.ERROR,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    if verbose:
+        # Of a decoder that is not used here.
+        warnings.filterwarnings("ignore", message="NvImgCodec")
+    else:
+        warnings.simplefilter("ignore")
+
+
+@contextmanager
+def progress_bar() -> Iterator[tuple[Any, Any]]:
+    """A progress bar on stderr that vanishes when done, and the console to write beside it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    # Where stderr is no terminal (a log file), a bar would only leave noise.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield bar, console
+
+
+def overrides_of(pairs: list[str] | None, taken: tuple[str, ...]) -> dict[str, Any]:
+    """``["overlap=0.5"]`` -> ``{"overlap": 0.5}``; values are YAML. ``taken``: ids that have an option of their own."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {pair!r}: expected ID=VALUE, e.g. --set overlap=0.5")
+        if key in taken:
+            raise ConfigError(f"--set {pair!r}: {key} has an option of its own, see --help")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair!r}: the value is not YAML") from error
+    return values
+
+
+def refuse_bad_folder(path: Path) -> None:
+    """Before hours of work: the output folder must be one that can be written to. It is only made when needed."""
+    folder = path.absolute()
+    while not os.path.exists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is not a folder; choose another output folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: no permission to write in {folder}; choose another output folder")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,100 @@
+"""The verb that most users want: CTs in, masks out."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attunet3d.cli.app import app
+from attunet3d.cli.options import (
+    Device,
+    Overrides,
+    Precision,
+    Presets,
+    Verbose,
+    one_line,
+    overrides_of,
+    products,
+    progress_bar,
+    refuse_bad_folder,
+    set_up_logging,
+)
+from attunet3d.errors import AttUNet3dError, ConfigError
+
+
+@app.command()
+def segment(
+    cts: Annotated[
+        list[Path], typer.Argument(metavar="CT...", help="NIfTI, NRRD or MetaImage files, and DICOM folders.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and records; made if missing.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights; the bundle's own by default.")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    series: Annotated[str | None, typer.Option(metavar="UID", help="Which series of a DICOM folder.")] = None,
+    qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
+    memory: Annotated[
+        float | None, typer.Option(metavar="GB", min=0.0, help="Most to use; by default what there is.")
+    ] = None,
+    preset: Presets = None,
+    set_: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Segment the pancreas in CTs: a mask on each CT's own grid, and a record of the run.
+
+    Example: attunet3d segment ct.nii.gz dicom_folder/ -o masks --qc
+    """
+    set_up_logging(verbose)
+    refuse_bad_folder(output)
+    names = _names(cts)
+    failed = 0
+    with products() as product, progress_bar() as (bar, console):
+        task = bar.add_task("load the network", total=None)
+        from attunet3d.segmenter import Segmenter
+
+        overrides = overrides_of(set_, ("checkpoint", "device", "precision"))
+        session = Segmenter(checkpoint, device, precision, preset or (), memory, **overrides)
+
+        def show(index: int, stage: str, done: int, total: int) -> None:
+            label = f"[{index + 1}/{len(cts)}] {cts[index].name or cts[index]}"
+            bar.update(task, description=f"{label}: {stage}", completed=done, total=total)
+
+        def say(kind: str, text: str) -> None:
+            console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+        for case in session.segment_all(cts, output, names=names, series_uid=series, qc=qc, progress=show):
+            if case.segmentation is not None:
+                for warning in case.segmentation.record["warnings"]:
+                    say("warning", f"{case.ct}: {warning}")
+                product(case.segmentation.path)
+                continue
+            failed += 1
+            if isinstance(case.error, AttUNet3dError):
+                say("error", one_line(case.error))
+            elif case.error is not None:
+                # A case that breaks in an unforeseen way must not take the others with it.
+                found = f"unexpected {type(case.error).__name__}: {one_line(case.error)}"
+                say("error", f"{case.ct}: {found} (--verbose shows the traceback)")
+                logging.getLogger(__name__).info("traceback", exc_info=case.error)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _names(cts: list[Path]) -> list[str]:
+    """What each CT's files are called: as the CT, with its folder's name before it where that is not enough."""
+    from attunet3d.io import case_name
+
+    names = [case_name(ct) for ct in cts]
+    often = Counter(names)
+    names = [
+        f"{ct.absolute().parent.name}_{name}" if often[name] > 1 else name for ct, name in zip(cts, names, strict=True)
+    ]
+    for name, count in Counter(names).items():
+        if count > 1:
+            same = ", ".join(str(ct) for ct, other in zip(cts, names, strict=True) if other == name)
+            raise ConfigError(f'{same}: all their masks would be "{name}_seg"; segment them into different folders')
+    return names

@@ -1,0 +1,103 @@
+"""Verbs for a machine without data: phantoms, and benchmarks beside MONAI's stock pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attunet3d.cli.app import app
+from attunet3d.cli.options import (
+    Device,
+    Overrides,
+    Presets,
+    overrides_of,
+    products,
+    progress_bar,
+    refuse_bad_folder,
+    set_up_logging,
+)
+
+
+@app.command()
+def phantom(
+    output: Annotated[Path, typer.Argument(help="Folder for images, labels and datalist.json.")],
+    cases: Annotated[int, typer.Option("--cases", "-n", min=1, help="How many phantoms.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same phantoms.")] = 0,
+    spacing: Annotated[
+        tuple[float, float, float] | None, typer.Option(metavar="X Y Z", help="mm; varies by default.")
+    ] = None,
+    validation_fraction: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of cases kept for validation.")
+    ] = 0.2,
+) -> None:
+    """Write synthetic abdominal CTs with exact pancreas masks, and a datalist for training.
+
+    Example: attunet3d phantom phantoms --cases 30 --seed 1 --spacing 2.5 2.5 3
+    """
+    refuse_bad_folder(output)
+    from attunet3d.datasets.phantom import write_phantoms
+
+    with progress_bar() as (bar, _):
+        task = bar.add_task("phantoms", total=cases)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        path = write_phantoms(
+            output, cases, seed=seed, spacing=spacing, validation_fraction=validation_fraction, progress=show
+        )
+    print(path)
+
+
+@app.command()
+def benchmark(
+    ct: Annotated[Path, typer.Argument(metavar="CT", help="NIfTI, NRRD or MetaImage file, or DICOM folder.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for benchmark.json and the masks; made if missing.")
+    ] = Path("benchmark"),
+    repeat: Annotated[int, typer.Option(min=1, help="Warm cases of each contender.")] = 2,
+    threads: Annotated[int | None, typer.Option(min=1, help="For each contender; by default all cores.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Of attunet3d, attunet3d-fp32, monai-same-network and monai-attentionunet; all by default.",
+        ),
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights; the bundle's own by default.")] = None,
+    device: Device = "auto",
+    preset: Presets = None,
+    set_: Overrides = None,
+) -> None:
+    """Time and memory on this machine, beside MONAI's stock pipeline on the same CT.
+
+    Example: attunet3d benchmark ct.nii.gz -o benchmark --repeat 3
+    """
+    set_up_logging(verbose=False)
+    refuse_bad_folder(output)
+    from attunet3d.benchmark import CONTENDERS, RESULT, run_benchmark, table
+
+    overrides = overrides_of(set_, ("checkpoint", "device", "precision"))
+    names = list(CONTENDERS) if only is None else [name.strip() for name in only.split(",")]
+    with products() as product, progress_bar() as (bar, console):
+        task = bar.add_task("start", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        result = run_benchmark(
+            ct,
+            output,
+            only=names,
+            repeat=repeat,
+            threads=threads,
+            device=device,
+            checkpoint=checkpoint,
+            presets=preset or (),
+            progress=show,
+            **overrides,
+        )
+        console.print(table(result), markup=False, highlight=False, soft_wrap=True)
+        product(output / RESULT)
