@@ -1,4 +1,4 @@
-"""The verbs of a study: from raw data to a table of results."""
+"""The verbs of a study: train and evaluate."""
 
 from __future__ import annotations
 
@@ -63,21 +63,3 @@ def evaluate(
     with products() as product:
         values = workflow.evaluate(dataset_dir, datalist, checkpoint, output, preset or (), **overrides)
         product(json.dumps(values))
-
-
-@app.command()
-def score(
-    prediction: Annotated[Path, typer.Argument(help="Mask to judge.")],
-    reference: Annotated[Path, typer.Argument(help="Mask to judge it by, on the same voxels of the patient.")],
-    prediction_label: Annotated[int | None, typer.Option(help="Value that counts; by default all but 0.")] = None,
-    reference_label: Annotated[int | None, typer.Option(help="Value that counts; by default all but 0.")] = None,
-) -> None:
-    """Dice, precision, recall and volumes of a mask against a reference, as JSON.
-
-    Example: attunet3d score masks/case_seg.nii.gz organs.nii.gz --reference-label 7
-    """
-    from attunet3d.metrics import score as compute
-
-    values = compute(prediction, reference, prediction_label=prediction_label, reference_label=reference_label)
-    # NaN is no JSON: an undefined quotient is null.
-    print(json.dumps({name: None if value != value else round(value, 4) for name, value in values.items()}))
