@@ -22,6 +22,7 @@ _PUBLIC = {
     "evaluate": "workflow",
     "train": "workflow",
     "score": "metrics",
+    "score_folders": "scoring",
     "read_ct": "io",
 }
 _SUBMODULES = (
@@ -35,6 +36,8 @@ _SUBMODULES = (
     "networks",
     "report",
     "runtime",
+    "training",
+    "scoring",
     "transforms",
     "workflow",
 )
@@ -51,6 +54,7 @@ __all__ = [
     "load_reference_weights",
     "read_ct",
     "score",
+    "score_folders",
     "segment",
     "train",
 ]
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
     from attunet3d.metrics import score
     from attunet3d.networks import AttentionUNet, load_reference_weights
     from attunet3d.runtime import load_network
+    from attunet3d.scoring import score_folders
     from attunet3d.segmenter import Segmentation, Segmenter, segment
     from attunet3d.workflow import evaluate, train
 

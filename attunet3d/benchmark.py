@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -162,11 +161,11 @@ def dice(mask: Path, reference: Path) -> float | None:
     from attunet3d.metrics import score  # not before the contenders have run: it needs memory
 
     try:
-        value = score(mask, reference)["dice"]
+        values = score(mask, reference)
     except GeometryError as error:
         logger.error("no Dice: %s", error)
         return None
-    return None if math.isnan(value) else round(value, 5)
+    return None if values["prediction_ml"] == values["reference_ml"] == 0 else round(values["dice"], 5)
 
 
 def table(result: Mapping[str, Any]) -> str:

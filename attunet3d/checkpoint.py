@@ -39,12 +39,18 @@ def load_weights(network: nn.Module, checkpoint: str | Path) -> None:
     Raises:
         CheckpointError: the file cannot be read, or its weights belong to another network.
     """
-    weights = read_weights(checkpoint)
+    fit_weights(network, read_weights(checkpoint), checkpoint)
+
+
+def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Put a state dict into a network; ``source`` is the file it is from.
+
+    Raises:
+        CheckpointError: the weights belong to another network.
+    """
     problem = _misfit(network.state_dict(), weights)
     if problem:
-        raise CheckpointError(
-            f"{checkpoint}: does not fit this network ({problem}); give the preset it was trained with"
-        )
+        raise CheckpointError(f"{source}: does not fit this network ({problem}); give the preset it was trained with")
     network.load_state_dict(weights)
 
 

@@ -36,6 +36,10 @@ class ConfigError(AttUNet3dError):
     """A preset, override or option that does not exist or does not fit."""
 
 
+class TrainingError(AttUNet3dError):
+    """Training that cannot go on: a loss that is not finite, a state that does not fit."""
+
+
 class OutputError(AttUNet3dError):
     """A result cannot be written where it was asked for."""
 

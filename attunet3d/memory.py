@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attunet3d.errors import MemoryLimitError
-from attunet3d.inferers.windows import SMALLEST_SIDE
+from attunet3d.inferers.windows import SMALLEST_SIDE, SlidingWindow, WindowPlan
+
+logger = logging.getLogger(__name__)
 
 _SLAB_BYTES_PER_PIXEL = 16 * 4 * 4  # the resampler's slab: 16 planes, float32, a few copies
 # Features of a window at the finest level, as multiples of one skip and one upsampled set; with the coarser levels, the
@@ -54,6 +57,7 @@ def plan_memory(
     *,
     base_bytes: int,
     keeps_ct: bool = False,
+    maps: int = 0,
     limit_bytes: int | None = None,
 ) -> MemoryPlan:
     """Predict a case's peak from its header, and limit the windows where it would not fit.
@@ -66,6 +70,7 @@ def plan_memory(
         device: where the network runs.
         base_bytes: what this process holds without a case.
         keeps_ct: whether the CT is needed until the end (for a picture).
+        maps: attention maps, made beside the logits and kept on the model grid; one at a time is brought to the CT's.
         limit_bytes: most that this process may take; by default what the machine has left.
 
     Raises:
@@ -73,17 +78,18 @@ def plan_memory(
     """
     voxels, model = math.prod(shape), math.prod(model_shape)
     hu, mask, image = 2 * voxels, voxels, 4 * model
+    images = (_IMAGES_BESIDE_NETWORK + maps) * image
     slab = _SLAB_BYTES_PER_PIXEL * shape[0] * shape[1]
     smallest = SMALLEST_SIDE**3
     size = " x ".join(map(str, shape))
     # Stage by stage; the CT goes when it has been resampled, unless it is kept.
     kept = hu if keeps_ct else 0
-    resampling = max(hu + image + slab, kept + 2 * mask + image + slab)
-    beside_network = base_bytes + kept + _IMAGES_BESIDE_NETWORK * image
+    resampling = max(hu + image + slab, kept + 2 * mask + (1 + maps) * image + slab)
+    beside_network = base_bytes + kept + images
     allowed = _allowed_bytes(base_bytes, limit_bytes)
     limit: int | None = None
     if device.type == "cuda":
-        room = int(torch.cuda.mem_get_info(device)[0] * (1 - _RESERVE)) - hu - _IMAGES_BESIDE_NETWORK * image
+        room = int(torch.cuda.mem_get_info(device)[0] * (1 - _RESERVE)) - hu - images
         limit = room // bytes_per_voxel
         if limit < smallest:
             raise MemoryLimitError(f"a CT of {size} voxels does not fit into what is free on {device}: use device cpu")
@@ -99,6 +105,39 @@ def plan_memory(
             "crop the CT to the abdomen, or use a machine with more"
         )
     return MemoryPlan(peak, allowed, None if limit is None or window_voxels <= limit else limit)
+
+
+def run_in_memory(
+    window: SlidingWindow,
+    run: Callable[[Tensor, nn.Module, WindowPlan], Tensor],
+    image: Tensor,
+    network: nn.Module,
+    plan: WindowPlan,
+) -> tuple[Tensor, WindowPlan]:
+    """``run(image, network, plan)`` and the plan that it took: with smaller windows where memory runs out all the same.
+
+    Args:
+        window: what the plan is of.
+        run: a method of it.
+        image: (1, C, X, Y, Z).
+        network: what is run on the windows.
+        plan: the windows to begin with.
+
+    Raises:
+        MemoryLimitError: not even the smallest windows fit.
+    """
+    while True:
+        try:
+            with keep_freed_memory():
+                return run(image, network, plan), plan
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            limit_voxels = plan.voxels // 2
+            if limit_voxels < SMALLEST_SIDE**3:
+                raise MemoryLimitError(f"the smallest windows do not fit into the memory of {image.device}") from error
+            logger.warning("out of memory with windows of %s: smaller ones are tried", plan.roi)
+            plan = window.plan(image, limit_voxels)
 
 
 def network_bytes_per_voxel(network: nn.Module, dtype: torch.dtype) -> int:

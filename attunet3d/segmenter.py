@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,15 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from attunet3d.attention import MEANING, MapsOnCT, load_attention_maps
 from attunet3d.case_reader import CaseReader, PlannedCT
 from attunet3d.checkpoint import load_weights
 from attunet3d.config import inference_values
 from attunet3d.errors import CancelledError, ConfigError, MemoryLimitError
 from attunet3d.inferers.stitching import Cancel, embed
-from attunet3d.inferers.windows import SMALLEST_SIDE, SlidingWindow, WindowPlan
+from attunet3d.inferers.windows import SlidingWindow
 from attunet3d.io.cases import case_name
 from attunet3d.io.slabs import StoredImage
-from attunet3d.io.writer import atomic_path, make_folder, save_mask
+from attunet3d.io.writer import atomic_path, make_folder, save_map, save_mask
 from attunet3d.memory import (
     MemoryPlan,
     keep_freed_memory,
@@ -31,14 +31,13 @@ from attunet3d.memory import (
     peak_bytes,
     plan_memory,
     resident_bytes,
+    run_in_memory,
 )
 from attunet3d.record import case_record, session_record
 from attunet3d.runtime import FastNetwork, build_network, choose_device, choose_precision
 from attunet3d.transforms.components import keep_largest_component
 from attunet3d.transforms.intensity import scale_hu_
 from attunet3d.transforms.resample import AIR_HU, Grid, crop, mask_from_logits, resample_image
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,12 +51,15 @@ class Segmentation:
         affine: voxel -> RAS+ mm, the CT's own.
         path: the mask's file, if one was written.
         record: how the mask came about (see `Segmenter.segment`).
+        attention: if it was asked for, each gate's map by its name ("level2", ...), finest level first: uint8
+            (X, Y, Z), 255 is a weight of 1. A map is made anew whenever it is asked for, see `MapsOnCT`.
     """
 
     mask: np.ndarray
     affine: np.ndarray
     path: Path | None
     record: dict[str, Any]
+    attention: Mapping[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,15 +122,16 @@ class Segmenter:
         network = build_network(values["network_def"])
         precision_used = choose_precision(values["precision"], self.device)
         self._network = FastNetwork(network, self.device, precision_used, values["backend"], difference=True).eval()
+        self._attention: FastNetwork | None = None
         load_weights(network, self.checkpoint)
         self._limit_bytes = None if memory_limit is None else int(memory_limit * 1e9)
         self._bytes_per_voxel = network_bytes_per_voxel(network, precision_used)
+        self._precision = precision_used
         with torch.inference_mode(), keep_freed_memory():  # the fast form is made and tested now, not in the first case
             self._network(torch.zeros((1, 1, *[2 * int(getattr(network, "min_size", 16))] * 3), device=self.device))
         self._network.keep_fast_form_only()
         self._session = session_record(self.checkpoint, self.device, self._network.form, presets, values)
         self._base_bytes = resident_bytes() or 0
-        self._reader = CaseReader(self._spacing, self._plan)
 
     def segment(
         self,
@@ -138,6 +141,7 @@ class Segmenter:
         name: str | None = None,
         series_uid: str | None = None,
         qc: bool = False,
+        attention: bool = False,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> Segmentation:
@@ -151,16 +155,22 @@ class Segmenter:
             name: what the files are called; by default as the CT.
             series_uid: which series of a DICOM folder.
             qc: also write ``<name>_seg.png``.
+            attention: also run the windows for the attention gates' weights, averaged over overlapping windows, and
+                write ``<name>_attention_level2.nii.gz``, ... on the CT's grid: uint8 with a slope of 1/255, so that
+                viewers show [0, 1]; 0 where no window was run.
             progress: called as ``progress(stage, done, total)``.
             cancel: asked between windows and stages whether to stop.
 
         Raises:
             AttUNet3dError: the CT cannot be read, is no CT volume, does not fit into memory, or the output cannot be
                 written; `CancelledError` if ``cancel`` said so. Nothing is left half written.
+            ConfigError, CheckpointError: for ``attention`` the network has no gates, or the weights' file is no longer
+                what it was when the session began; nothing has been read.
         """
+        reader = self._reader(attention)
         notify = progress or _silent
         notify("read", 0, 1)
-        return self._segment(self._reader.read(ct, series_uid, qc), ct, output_dir, name, qc, notify, cancel)
+        return self._segment(reader.read(ct, series_uid, qc), ct, output_dir, name, qc, attention, notify, cancel)
 
     def segment_all(
         self,
@@ -170,6 +180,7 @@ class Segmenter:
         names: Sequence[str] | None = None,
         series_uid: str | None = None,
         qc: bool = False,
+        attention: bool = False,
         progress: Callable[[int, str, int, int], None] | None = None,
         cancel: Cancel | None = None,
     ) -> Iterator[Case]:
@@ -180,9 +191,11 @@ class Segmenter:
 
         Raises:
             CancelledError: ``cancel`` said so.
+            ConfigError, CheckpointError: as `segment` for ``attention``.
         """
+        reader = self._reader(attention)
         names = names or [case_name(ct) for ct in cts]
-        reading = self._reader.read_all(cts, series_uid, qc)
+        reading = reader.read_all(cts, series_uid, qc)
         for index, (ct, name) in enumerate(zip(cts, names, strict=True)):
             notify = _silent if progress is None else partial(progress, index)
             notify("read", 0, 1)
@@ -190,14 +203,28 @@ class Segmenter:
                 read = next(reading)
                 if isinstance(read, Exception):
                     raise read
-                case = Case(ct, self._segment(read, ct, output_dir, name, qc, notify, cancel), None)
+                case = Case(ct, self._segment(read, ct, output_dir, name, qc, attention, notify, cancel), None)
             except CancelledError:
                 raise
             except Exception as error:
                 case = Case(ct, None, error)
             yield case
 
-    def _plan(self, image: StoredImage, model: Grid, qc: bool) -> MemoryPlan:
+    def _reader(self, attention: bool) -> CaseReader:
+        """What reads CTs that fit, with their attention maps if those are wanted."""
+        maps = len(self._attention_maps().network.names) if attention else 0
+        return CaseReader(self._spacing, partial(self._plan, maps=maps))
+
+    def _attention_maps(self) -> FastNetwork:
+        """`AttentionMaps` of the session's network, whose own weights are folded away: loaded when first needed."""
+        if self._attention is None:
+            network = self._session["config"]["network_def"]
+            sha256 = self._session["checkpoint"]["sha256"]
+            self._attention = load_attention_maps(network, self.checkpoint, sha256, self.device, self._precision)
+            self._base_bytes = max(self._base_bytes, resident_bytes() or 0)
+        return self._attention
+
+    def _plan(self, image: StoredImage, model: Grid, qc: bool, *, maps: int) -> MemoryPlan:
         try:
             return plan_memory(
                 image.shape,
@@ -207,6 +234,7 @@ class Segmenter:
                 self.device,
                 base_bytes=self._base_bytes,
                 keeps_ct=qc,
+                maps=maps,
                 limit_bytes=self._limit_bytes,
             )
         except MemoryLimitError as error:
@@ -219,12 +247,14 @@ class Segmenter:
         output_dir: str | Path | None,
         name: str | None,
         qc: bool,
+        attention: bool,
         notify: Progress,
         cancel: Cancel | None,
     ) -> Segmentation:
         seconds = {"read": read.seconds}
         stage = partial(self._stage, seconds, notify, cancel)
         hu: np.ndarray | None = read.take()
+        maps: Mapping[str, np.ndarray] = {}
         with torch.inference_mode():
             with stage("preprocess"):
                 volume = torch.from_numpy(hu).to(self.device)
@@ -234,11 +264,20 @@ class Segmenter:
                 del volume
                 image = scale_hu_(image, self._hu_window)[None, None]
             with stage("network"):
-                logits, plan = self._logits(image, read.memory.limit_voxels, notify, cancel)
+                self._window.progress, self._window.cancel = partial(notify, "network"), cancel
+                plan = self._window.plan(image, read.memory.limit_voxels)
+                logits, plan = run_in_memory(self._window, self._window.run, image, self._network, plan)
                 self._network.release_memory()
                 region = plan.region(read.model.shape)
                 logits = embed(logits, plan.box, region)
-                del image
+            if attention:
+                with stage("attention"):
+                    self._window.progress = partial(notify, "attention")
+                    gates = self._attention_maps()
+                    alphas, _ = run_in_memory(self._window, self._window.average, image, gates, plan)
+                    maps = MapsOnCT(gates.network.names, alphas[0].cpu(), crop(read.model, plan.box), read.grid)
+                    del alphas
+            del image
             with stage("postprocess"):
                 found = mask_from_logits(logits[0], crop(read.model, region), read.grid).cpu()
                 del logits
@@ -252,46 +291,31 @@ class Segmenter:
         }
         record = case_record(ct, mask, read.grid, read.facts, self._session, run)
         if output_dir is None:
-            return Segmentation(mask, read.grid.affine, None, record)
+            return Segmentation(mask, read.grid.affine, None, record, maps or None)
 
         name = name or case_name(ct)
         folder = make_folder(output_dir)
-        path = folder / f"{name}_seg.nii.gz"
+        names = {suffix: f"{name}_seg{suffix}" for suffix in _suffixes(qc)}
+        map_names = {level: f"{name}_attention_{level}.nii.gz" for level in maps}
+        path = folder / names[".nii.gz"]
         # All or nothing: each file is complete before the first one takes its place.
         with ExitStack() as files:
-            new = {s: files.enter_context(atomic_path(folder / f"{name}_seg{s}")) for s in _suffixes(qc)}
+            new = {k: files.enter_context(atomic_path(folder / file)) for k, file in (names | map_names).items()}
             with stage("write"):
                 save_mask(new[".nii.gz"], mask, read.grid.affine, like=read.facts)
+                for level in maps:
+                    save_map(new[level], maps[level], read.grid.affine, like=read.facts)
                 if hu is not None:
                     from attunet3d.report.qc import qc_picture
 
                     title = f"{name}: {record['volume_ml']:.1f} mL (research use only)"
                     qc_picture(new[".png"], hu, mask, read.grid.affine, title)
             record["output"] = path.name
+            if maps:
+                record |= {"attention": map_names, "attention_meaning": MEANING}
             record["memory_mb"]["peak"] = _mb(peak_bytes())
             new[".json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        return Segmentation(mask, read.grid.affine, path, record)
-
-    def _logits(
-        self, image: torch.Tensor, limit_voxels: int | None, notify: Progress, cancel: Cancel | None
-    ) -> tuple[torch.Tensor, WindowPlan]:
-        """Logits (1, channels, *plan.box) of an image (1, 1, X, Y, Z); smaller windows where memory runs out."""
-        self._window.progress = partial(notify, "network")
-        self._window.cancel = cancel
-        while True:
-            plan = self._window.plan(image, limit_voxels)
-            try:
-                with keep_freed_memory():
-                    return self._window.run(image, self._network, plan), plan
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                    raise
-                limit_voxels = plan.voxels // 2
-                if limit_voxels < SMALLEST_SIDE**3:
-                    raise MemoryLimitError(
-                        f"the smallest windows do not fit into the memory of {self.device}"
-                    ) from error
-                logger.warning("out of memory with windows of %s: smaller ones are tried", plan.roi)
+        return Segmentation(mask, read.grid.affine, path, record, maps or None)
 
     @contextmanager
     def _stage(self, seconds: dict[str, float], notify: Progress, cancel: Cancel | None, name: str) -> Iterator[None]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attunet3d.config import CONFIG_FILES, Mode, config_changes, installed_bundle
-from attunet3d.errors import ConfigError, InputNotFoundError, own_error
+from attunet3d.datasets.datalist import load_cases
+from attunet3d.errors import ConfigError, own_error
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
@@ -62,26 +61,33 @@ def train(
     datalist: str | Path,
     output_dir: str | Path,
     presets: Sequence[str | Path] = (),
+    resume: bool = False,
     **overrides: Any,
 ) -> Path:
     """Train the bundle's network; the weights with the best validation Dice are in ``output_dir/model.pt``.
 
+    A run may be stopped at any time, and goes on with ``resume`` as if it had not been.
+
     Args:
         dataset_dir: folder that the datalist's paths are relative to.
-        datalist: MONAI datalist JSON with "training" and "validation".
-        output_dir: weights and TensorBoard logs go here.
+        datalist: MONAI datalist JSON, with folds or "validation".
+        output_dir: weights, the run's state, its history, TensorBoard logs and the cached cases go here.
         presets: names or files, merged in order.
+        resume: go on from the state in ``output_dir``, if there is one.
         overrides: config ids and their values.
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.
-        ConfigError: a preset or an id does not exist.
+        ConfigError: a preset or an id does not exist, or ``output_dir`` holds a run that is not to be resumed.
+        TrainingError: the loss is not finite.
     """
-    changes = _dataset_ids(dataset_dir, datalist, ("training", "validation")) | {"ckpt_dir": str(output_dir)}
-    workflow = make_workflow("train", presets, changes | overrides)
-    epochs, interval = parsed(workflow, "max_epochs"), parsed(workflow, "val_interval")
-    if interval > epochs:
-        raise ConfigError(f"val_interval is {interval}, max_epochs {epochs}: no validation would choose model.pt")
+    state = Path(output_dir) / "last.pt"
+    if state.is_file() and not resume:
+        raise ConfigError(f"{state}: a run is there already; --resume goes on with it, or choose another folder")
+    ids = {"dataset_dir": str(dataset_dir), "datalist": str(datalist), "ckpt_dir": str(output_dir), "resume": resume}
+    workflow = make_workflow("train", presets, ids | overrides)
+    for section in ("training", "validation"):  # before anything is imported or built
+        load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"))
     _run(workflow)
     return Path(output_dir) / "model.pt"
 
@@ -105,9 +111,9 @@ def evaluate(
     """
     from attunet3d.checkpoint import load_weights
 
-    changes = _dataset_ids(dataset_dir, datalist, ("validation",))
-    changes |= {"checkpoint": str(checkpoint), "output_dir": str(output_dir)}
-    workflow = make_workflow("evaluate", presets, changes | overrides)
+    ids = {"dataset_dir": str(dataset_dir), "datalist": str(datalist), "checkpoint": str(checkpoint)}
+    workflow = make_workflow("evaluate", presets, ids | {"output_dir": str(output_dir)} | overrides)
+    load_cases(datalist, dataset_dir, parsed(workflow, "section"), parsed(workflow, "fold"))
     load_weights(parsed(workflow, "network_def"), checkpoint)  # refuses what does not fit before any CT is read
     _run(workflow)
     metrics = parsed(workflow, "validate::evaluator").state.metrics
@@ -124,24 +130,3 @@ def _run(workflow: ConfigWorkflow) -> None:
         if own is None:
             raise
         raise own from None
-
-
-def _dataset_ids(dataset_dir: str | Path, datalist: str | Path, sections: Sequence[str]) -> dict[str, Any]:
-    """Check a datalist before anything runs: every file it names must be there."""
-    if not Path(datalist).is_file():
-        raise InputNotFoundError(f"{datalist}: no such datalist; `attunet3d phantom` writes an example")
-    try:
-        content = json.loads(Path(datalist).read_text())
-    except ValueError as error:
-        raise ConfigError(f"{datalist}: not JSON ({error})") from error
-    for section in sections:
-        cases = content.get(section) if isinstance(content, dict) else None
-        if not cases:
-            raise ConfigError(f'{datalist}: no cases under "{section}"')
-        for case in cases:
-            for key in ("image", "label"):
-                if not isinstance(case, dict) or not isinstance(case.get(key), str):
-                    raise ConfigError(f'{datalist}: a case under "{section}" lacks the path of its {key}')
-                if not os.path.exists(os.path.join(dataset_dir, case[key])):
-                    raise InputNotFoundError(f"{os.path.join(dataset_dir, case[key])}: named in {datalist}, not there")
-    return {"dataset_dir": str(dataset_dir), "datalist": str(datalist)}

@@ -46,7 +46,8 @@ def products() -> Iterator[Callable[[object], None]]:
         yield product
 
 
-def set_up_logging(verbose: bool) -> None:
+def set_up_logging(verbose: bool, progress: bool = False) -> None:
+    """Log to stderr: all with ``verbose``; else errors, and with ``progress`` how far this package has come."""
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO if verbose else logging.ERROR,
@@ -55,20 +56,21 @@ def set_up_logging(verbose: bool) -> None:
     if verbose:
         # Of a decoder that is not used here.
         warnings.filterwarnings("ignore", message="NvImgCodec")
-    else:
-        warnings.simplefilter("ignore")
+        return
+    warnings.simplefilter("ignore")
+    # It logs what is raised, and that is said on one line when it arrives.
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)
+    if progress:
+        logging.getLogger("attunet3d").setLevel(logging.INFO)
 
 
 @contextmanager
 def progress_bar() -> Iterator[tuple[Any, Any]]:
     """A progress bar on stderr that vanishes when done, and the console to write beside it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from attunet3d.progress import make_bar
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # Where stderr is no terminal (a log file), a bar would only leave noise.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    bar, console = make_bar()
+    with bar:
         yield bar, console
 
 

@@ -3,27 +3,124 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from attunet3d.cli.app import app
+from attunet3d.cli.options import Verbose, one_line, products, progress_bar, refuse_bad_folder, set_up_logging
+from attunet3d.errors import AttUNet3dError, ConfigError, OutputError
+
+Labels = Annotated[
+    str | None, typer.Option(metavar="N,...", help="Value or values that count as foreground; by default all but 0.")
+]
 
 
 @app.command()
 def score(
-    prediction: Annotated[Path, typer.Argument(help="Mask to judge.")],
-    reference: Annotated[Path, typer.Argument(help="Mask to judge it by, on the same voxels of the patient.")],
-    prediction_label: Annotated[int | None, typer.Option(help="Value that counts; by default all but 0.")] = None,
-    reference_label: Annotated[int | None, typer.Option(help="Value that counts; by default all but 0.")] = None,
+    prediction: Annotated[Path, typer.Argument(help="Mask to judge, or a folder of masks.")],
+    reference: Annotated[
+        Path, typer.Argument(help="Mask to judge it by, on the same voxels of the patient, or a folder of those.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="CSV", help="Table to write, a row for each case.")
+    ] = None,
+    tolerance_mm: Annotated[
+        float, typer.Option(min=0.0, help="Distance within which surfaces agree, for the surface Dice (nsd).")
+    ] = 2.0,
+    prediction_label: Labels = None,
+    reference_label: Labels = None,
+    verbose: Verbose = False,
 ) -> None:
-    """Dice, precision, recall and volumes of a mask against a reference, as JSON.
+    """Dice, precision, recall, surface distances in mm and volumes in mL of masks against references.
 
-    Example: attunet3d score masks/case_seg.nii.gz organs.nii.gz --reference-label 7
+    Prints JSON: of two files the metrics; of two folders, whose files are matched by name, their summary. With -o it
+    writes a table instead and prints its path. A distance to an empty mask is infinite: null in JSON, inf in the table.
+
+    Example: attunet3d score masks references -o metrics.csv --reference-label 1,2
     """
-    from attunet3d.metrics import score as compute
+    set_up_logging(verbose)
+    folders = prediction.is_dir()
+    if folders != reference.is_dir():
+        raise ConfigError(f"{prediction} and {reference}: one is a folder; give two files or two folders")
+    if output is not None:
+        refuse_bad_folder(output.parent)
+        if output.is_dir():
+            raise OutputError(f"{output}: is a folder; give a file name, such as {output / 'metrics.csv'}")
+    options: dict[str, Any] = {
+        "prediction_label": _values("--prediction-label", prediction_label),
+        "reference_label": _values("--reference-label", reference_label),
+        "tolerance_mm": tolerance_mm,
+    }
+    with products() as product, progress_bar() as (bar, console):
+        task = bar.add_task("score", total=None)
 
-    values = compute(prediction, reference, prediction_label=prediction_label, reference_label=reference_label)
-    # NaN is no JSON: an undefined quotient is null.
-    print(json.dumps({name: None if value != value else round(value, 4) for name, value in values.items()}))
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        from attunet3d.io.cases import case_name
+        from attunet3d.metrics import score as score_files
+        from attunet3d.metrics import summarize, write_metrics_csv
+        from attunet3d.scoring import FolderScores, score_folders
+
+        if folders:
+            scores = score_folders(prediction, reference, **options, progress=show)
+            result = summarize(scores.rows)
+        else:
+            result = score_files(prediction, reference, **options)
+            scores = FolderScores([{"case": case_name(prediction), **result}], {}, [])
+        for case, error in scores.failures.items():
+            if isinstance(error, AttUNet3dError):
+                say(f"error: {one_line(error)}")
+            else:
+                found = f"unexpected {type(error).__name__}: {one_line(error)}"
+                say(f"error: {case}: {found} (--verbose shows the traceback)")
+                logging.getLogger(__name__).info("traceback", exc_info=error)
+        if scores.unpredicted:
+            say(f"warning: {len(scores.unpredicted)} references without a prediction: {', '.join(scores.unpredicted)}")
+        if output is not None and scores.rows:
+            product(write_metrics_csv(output, scores.rows))
+            if folders:
+                say(_table(result))
+        elif scores.rows:
+            product(json.dumps(_rounded(result), allow_nan=False))
+    if scores.failures:
+        raise typer.Exit(1)
+
+
+def _values(option: str, text: str | None) -> list[int] | None:
+    """ "1,2" -> [1, 2]"""
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r}: expected a value or values of the label map, e.g. 1 or 1,2") from error
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with as many decimals as in the table; what is infinite is None, as JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
+
+
+def _table(summary: Mapping[str, Any]) -> str:
+    """A summary for people, as lines of text."""
+    from attunet3d.metrics import METRICS
+
+    columns = ("mean", "sd", "median", "min", "max")
+    lines = ["".join([f"{'':13}", *(f"{column:>10}" for column in columns)])]
+    for metric in METRICS:
+        found = summary[metric]
+        cells = (f"{'-' if found[column] is None else format(found[column], '.3f'):>10}" for column in columns)
+        note = f"  ({found['infinite']} infinite)" if found["infinite"] else ""
+        lines.append("".join([f"{metric:13}", *cells, note]))
+    return "\n".join([*lines, f"cases: {summary['dice']['n']}, worst by Dice: {', '.join(summary['worst'])}"])

@@ -37,6 +37,9 @@ def segment(
     precision: Precision = "auto",
     series: Annotated[str | None, typer.Option(metavar="UID", help="Which series of a DICOM folder.")] = None,
     qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Also write the attention gates' weights as maps on each CT's grid.")
+    ] = False,
     memory: Annotated[
         float | None, typer.Option(metavar="GB", min=0.0, help="Most to use; by default what there is.")
     ] = None,
@@ -66,11 +69,16 @@ def segment(
         def say(kind: str, text: str) -> None:
             console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
 
-        for case in session.segment_all(cts, output, names=names, series_uid=series, qc=qc, progress=show):
+        cases = session.segment_all(
+            cts, output, names=names, series_uid=series, qc=qc, attention=attention, progress=show
+        )
+        for case in cases:
             if case.segmentation is not None:
                 for warning in case.segmentation.record["warnings"]:
                     say("warning", f"{case.ct}: {warning}")
                 product(case.segmentation.path)
+                for file in case.segmentation.record.get("attention", {}).values():
+                    product(output / file)
                 continue
             failed += 1
             if isinstance(case.error, AttUNet3dError):

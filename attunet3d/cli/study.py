@@ -14,6 +14,7 @@ from attunet3d.cli.options import (
     DatasetDir,
     Overrides,
     Presets,
+    Verbose,
     overrides_of,
     products,
     refuse_bad_folder,
@@ -28,18 +29,20 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for weights and TensorBoard logs.")],
     preset: Presets = None,
     set_: Overrides = None,
+    verbose: Verbose = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder, if any.")] = False,
 ) -> None:
     """Train the network on a datalist; prints the path of the best weights.
 
     Example: attunet3d train --dataset-dir phantoms --datalist phantoms/datalist.json -o runs/phantom -c phantom
     """
-    set_up_logging(verbose=True)
+    set_up_logging(verbose, progress=True)
     refuse_bad_folder(output)
     from attunet3d import workflow
 
-    overrides = overrides_of(set_, ("dataset_dir", "datalist", "ckpt_dir"))
+    overrides = overrides_of(set_, ("dataset_dir", "datalist", "ckpt_dir", "resume"))
     with products() as product:
-        product(workflow.train(dataset_dir, datalist, output, preset or (), **overrides))
+        product(workflow.train(dataset_dir, datalist, output, preset or (), resume, **overrides))
 
 
 @app.command()
@@ -50,12 +53,13 @@ def evaluate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and tables.")],
     preset: Presets = None,
     set_: Overrides = None,
+    verbose: Verbose = False,
 ) -> None:
     """Dice of weights on the datalist's validation cases, each on its CT's own grid.
 
     Example: attunet3d evaluate --dataset-dir D --datalist D/datalist.json --checkpoint runs/phantom/model.pt -o eval
     """
-    set_up_logging(verbose=True)
+    set_up_logging(verbose, progress=True)
     refuse_bad_folder(output)
     from attunet3d import workflow
 

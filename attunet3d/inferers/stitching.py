@@ -14,8 +14,8 @@ from attunet3d.errors import CancelledError
 Progress = Callable[[int, int], None]
 Cancel = Callable[[], bool]
 Job = tuple[int, tuple[int, ...]]
-# The logit of voxels that no window reached: background.
-_BACKGROUND = -1.0
+# The logit of the background in voxels that no window reached; of a single channel it is the other way round.
+_BACKGROUND = 1.0
 
 
 def body_box(image: Tensor, above: float) -> tuple[slice, ...] | None:
@@ -52,6 +52,7 @@ def stitch(
     sw_batch_size: int = 1,
     sigma_scale: float = 0.125,
     difference: bool = True,
+    background: float = _BACKGROUND,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
     args: tuple[Any, ...] = (),
@@ -68,6 +69,7 @@ def stitch(
         sw_batch_size: windows per forward pass.
         sigma_scale: standard deviation of the Gaussian as a share of the window.
         difference: of two classes only the difference of their logits is kept, in one channel.
+        background: the background's logit in voxels that no window reached; 0 where the network gives no logits.
         progress: called as ``progress(done, total)`` after each forward pass.
         cancel: asked before each forward pass whether to stop.
         args, kwargs: passed on to the network.
@@ -91,7 +93,7 @@ def stitch(
         return (out[:, 1:2] - out[:, 0:1] if difference and out.shape[1] == 2 else out).float()
 
     if not jobs:  # nothing but air: one window is run to learn how many channels there are
-        return _background(len(image), forward([(0, (0,) * len(roi))]).shape[1], shape, image.device)
+        return _background(len(image), forward([(0, (0,) * len(roi))]).shape[1], shape, image.device, background)
     weight = gaussian(roi, sigma_scale, image.device) if len(jobs) > 1 else None
     total = torch.zeros((len(image), 1, *shape), device=image.device) if len(jobs) > 1 else None
     logits: Tensor | None = None
@@ -100,7 +102,7 @@ def stitch(
         batch = jobs[first : first + sw_batch_size]
         out = forward(batch)
         if logits is None:
-            logits = _background(len(image), out.shape[1], shape, image.device)
+            logits = _background(len(image), out.shape[1], shape, image.device, background)
             if total is not None:
                 logits.zero_()
         for (b, start), values in zip(batch, out, strict=True):
@@ -117,14 +119,16 @@ def stitch(
     if total is not None:
         untouched = total == 0
         logits /= total.masked_fill_(untouched, 1.0)
-        logits[:, :1].masked_fill_(untouched, -_BACKGROUND if logits.shape[1] > 1 else _BACKGROUND)
+        logits[:, :1].masked_fill_(untouched, background if logits.shape[1] > 1 else -background)
     return logits
 
 
-def _background(batch: int, channels: int, shape: Sequence[int], device: torch.device) -> Tensor:
+def _background(
+    batch: int, channels: int, shape: Sequence[int], device: torch.device, background: float = _BACKGROUND
+) -> Tensor:
     """Logits (batch, channels, *shape) of background; of several channels the first is the background's."""
     logits = torch.zeros((batch, channels, *shape), device=device)
-    logits[:, :1] = -_BACKGROUND if channels > 1 else _BACKGROUND
+    logits[:, :1] = background if channels > 1 else -background
     return logits
 
 

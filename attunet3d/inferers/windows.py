@@ -160,6 +160,13 @@ class SlidingWindow:
         **kwargs: Any,
     ) -> Tensor:
         """Logits (B, channels, *plan.box) of an image (B, C, X, Y, Z), float32; outside the box all is background."""
+        return self._stitch(image, network, plan, difference=self.difference, args=args, kwargs=kwargs)
+
+    def average(self, image: Tensor, network: Callable[[Tensor], Tensor], plan: WindowPlan) -> Tensor:
+        """As `run` for a network that gives maps, no logits: all their channels, and 0 where no window reached."""
+        return self._stitch(image, network, plan, difference=False, background=0.0)
+
+    def _stitch(self, image: Tensor, network: Callable[..., Tensor], plan: WindowPlan, **how: Any) -> Tensor:
         return stitch(
             image,
             network,
@@ -168,11 +175,9 @@ class SlidingWindow:
             region=plan.box,
             sw_batch_size=plan.batch,
             sigma_scale=self.sigma_scale,
-            difference=self.difference,
             progress=self.progress,
             cancel=self.cancel,
-            args=args,
-            kwargs=kwargs,
+            **how,
         )
 
     def _roi(self, size: Sequence[int]) -> list[int]:

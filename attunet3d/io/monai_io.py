@@ -110,7 +110,16 @@ class MaskLayout(FolderLayoutBase):
         self.root = Path(os.path.abspath(root))
 
     def filename(self, subject: PathLike = "subject", idx: object = None, **kwargs: object) -> str:
+        path = self.path(subject)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return str(path)
+
+    def case(self, subject: PathLike) -> str:
+        """The name of a CT's case, with the folders it has below ``root``."""
         folder = Path(os.path.abspath(subject)).parent
         below = folder.relative_to(self.root) if folder.is_relative_to(self.root) else Path()
-        (self.output_dir / below).mkdir(parents=True, exist_ok=True)
-        return str(self.output_dir / below / f"{case_name(subject)}_seg.nii.gz")
+        return (below / case_name(subject)).as_posix()
+
+    def path(self, subject: PathLike) -> Path:
+        """Where a CT's mask is put."""
+        return self.output_dir / f"{self.case(subject)}_seg.nii.gz"

@@ -87,11 +87,22 @@ def write_mask(
 
 def save_mask(path: Path, mask: np.ndarray, affine: np.ndarray, *, like: Mapping[str, Any] | None = None) -> None:
     """`write_mask` to a path that is temporary already, unchecked: what fails here is left to the path's owner."""
+    nib.save(_nifti(mask, affine, like), path)
+
+
+def save_map(path: Path, shares: np.ndarray, affine: np.ndarray, *, like: Mapping[str, Any] | None = None) -> None:
+    """As `save_mask`, of uint8 (X, Y, Z) where 255 is 1: the header's slope of 1/255 lets viewers show [0, 1]."""
+    image = _nifti(shares, affine, like)
+    image.header.set_slope_inter(1 / 255, 0)
+    nib.save(image, path)
+
+
+def _nifti(array: np.ndarray, affine: np.ndarray, like: Mapping[str, Any] | None) -> nib.Nifti1Image:
     # NIfTI-2 holds its affine in double precision: only it can repeat that of a NIfTI-2 CT exactly.
     kind = nib.Nifti2Image if (like or {}).get("nifti_version") == 2 else nib.Nifti1Image
-    image = kind(mask.astype(np.uint8, copy=False), affine)
+    image = kind(array.astype(np.uint8, copy=False), affine)
     place_like(image, np.asarray(affine, np.float64), like)
-    nib.save(image, path)
+    return image
 
 
 def place_like(image: nib.Nifti1Image, affine: np.ndarray, like: Mapping[str, Any] | None) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attunet3d.networks.upsampling import Upsample, whole_factor
+
 CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
@@ -29,6 +31,11 @@ def conv_block(spatial_dims: int, in_channels: int, out_channels: int, kernel_si
 
 def resample(x: Tensor, size: list[int], mode: str) -> Tensor:
     """Linear resampling of (B, C, *spatial) to ``size``; voxel edges, not voxel centres, are aligned."""
+    if not torch.jit.is_scripting() and x.requires_grad and not torch.jit.is_tracing():
+        factor = whole_factor(x.shape[2:], size)
+        if factor:
+            upsampled: Tensor = Upsample.apply(x, factor)
+            return upsampled
     return F.interpolate(x, size=size, mode=mode, align_corners=False)
 
 

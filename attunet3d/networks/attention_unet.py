@@ -119,7 +119,7 @@ class AttentionUNet(nn.Module):
     ``2 ** (len(channels) - 1)`` voxels per axis works (16 for five levels), odd ones included. The module can be
     scripted, traced and exported to ONNX.
 
-    The names in ``state_dict`` are a public format. ``dropout`` is the one run-time option: it never changes them.
+    The names in ``state_dict`` are a public format. ``dropout`` and the input's mean and deviation never change them.
 
     Args:
         spatial_dims: 2 or 3.
@@ -133,6 +133,7 @@ class AttentionUNet(nn.Module):
         deep_supervision: fuse a class map from every decoder level into the output (one output tensor).
         upsample: "linear" (tri- or bilinear) or "conv" (nearest neighbour and a 3x3x3 block, as in AttU_Net).
         dropout: probability in [0, 1) of dropping a feature, in train mode, after each level and inside the gates.
+        input_mean, input_std: the image is shifted and scaled by these first: with those of the data, input is N(0, 1).
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -151,6 +152,8 @@ class AttentionUNet(nn.Module):
         deep_supervision: bool = True,
         upsample: UpsampleName = "linear",
         dropout: float = 0.0,
+        input_mean: float = 0.0,
+        input_std: float = 1.0,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -167,8 +170,12 @@ class AttentionUNet(nn.Module):
             raise ValueError(f'upsample must be "linear" or "conv", got {upsample!r}')
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        if not input_std > 0.0:
+            raise ValueError(f"input_std must be above 0, got {input_std}")
 
         self.channels = tuple(channels)
+        self.input_mean = float(input_mean)
+        self.input_std = float(input_std)
         self.min_size = 2 ** (len(channels) - 1)
         self.mode = LINEAR_MODE[spatial_dims]
         self.pool = nn.MaxPool3d(2) if spatial_dims == 3 else nn.MaxPool2d(2)
@@ -242,6 +249,8 @@ class AttentionUNet(nn.Module):
                 f"each spatial axis needs at least {self.min_size} voxels, got {list(x.shape[2:])}: pad it"
             )
         full_size = x.shape[2:]
+        if self.input_mean != 0.0 or self.input_std != 1.0:
+            x = (x - self.input_mean) / self.input_std
         skips: list[Tensor] = []  # finest first: (B, channels[l], *spatial // 2**l)
         for level, block in enumerate(self.encoder):
             if level > 0:

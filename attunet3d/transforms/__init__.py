@@ -9,6 +9,7 @@ _PUBLIC = {
     "FromModelGridd": "monai_transforms",
     "Grid": "resample",
     "LargestComponentd": "monai_transforms",
+    "PlaceOnImaged": "monai_transforms",
     "SelectLabelsd": "monai_transforms",
     "ToModelGridd": "monai_transforms",
     "mask_from_logits": "resample",
@@ -22,6 +23,7 @@ __all__ = [
     "FromModelGridd",
     "Grid",
     "LargestComponentd",
+    "PlaceOnImaged",
     "SelectLabelsd",
     "ToModelGridd",
     "mask_from_logits",
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         ClassMapd,
         FromModelGridd,
         LargestComponentd,
+        PlaceOnImaged,
         SelectLabelsd,
         ToModelGridd,
     )

@@ -13,6 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
 from attunet3d.errors import ConfigError, GeometryError
+from attunet3d.metrics import place_on
 from attunet3d.transforms.components import keep_largest_component
 from attunet3d.transforms.resample import (
     AIR_HU,
@@ -137,18 +138,63 @@ class FromModelGridd(MapTransform):
         return d
 
 
-class SelectLabelsd(MapTransform):
-    """Make label maps binary: 1 where the value is one of ``values``, 0 elsewhere (uint8, same grid)."""
+class PlaceOnImaged(MapTransform):
+    """Turn label maps (1, X, Y, Z) to the axes of their image, exactly: nothing is resampled.
 
-    def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
+    Args:
+        keys: label maps with an affine.
+        image: key of the image (1, X, Y, Z), on its own grid.
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        GeometryError: a label map does not have the same voxels in the patient as the image.
+    """
+
+    def __init__(self, keys: KeysCollection, image: str = "image", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.values = torch.tensor(list(values))
+        self.image = image
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        target = grid_of(d[self.image])
+        for key in self.key_iterator(d):
+            label = d[key]
+            names = " and ".join(str(item.meta.get("filename_or_obj", "")) for item in (d[self.image], label))
+            values = label.as_tensor()[0].cpu().numpy()
+            placed = place_on(values, grid_of(label).affine, target.shape, target.affine, names)
+            values = torch.from_numpy(np.ascontiguousarray(placed))[None]
+            d[key] = MetaTensor(values, affine=torch.as_tensor(target.affine), meta=_meta_without_affine(label))
+        return d
+
+
+class SelectLabelsd(MapTransform):
+    """Label values to classes (uint8, same grid): ``[1, 2]`` makes one class of both, ``[[1], [2]]`` two classes.
+
+    Class 1 is what is listed first; all other values become 0, the background.
+
+    Raises:
+        ConfigError: ``values`` is empty, mixes values and lists, or gives a value to two classes.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, values: Sequence[int] | Sequence[Sequence[int]], allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        lists = [isinstance(value, Sequence) for value in values]
+        classes = [list(value) for value in values] if all(lists) else [list(values)]  # type: ignore[call-overload]
+        chosen = [value for members in classes for value in members] if all(lists) or not any(lists) else []
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ConfigError(f"label values must be a list, or lists, of different numbers, got {list(values)}")
+        self.classes = classes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
             label = d[key]
-            chosen = torch.isin(label.as_tensor(), self.values.to(label.device)).to(torch.uint8)
+            values = label.as_tensor()
+            chosen = torch.zeros_like(values, dtype=torch.uint8)
+            for number, members in enumerate(self.classes, start=1):
+                chosen[torch.isin(values, torch.tensor(members, device=values.device))] = number
             d[key] = MetaTensor(chosen, affine=label.affine, meta=_meta_without_affine(label))
         return d
 

@@ -7,7 +7,7 @@ outside it the fill value is taken. Only one slab is ever held in floating point
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,17 +119,30 @@ def mask_from_logits(logits: Tensor, source: Grid, target: Grid) -> Tensor:
     C = 1 is the logit of the foreground against the background; C >= 2 takes the largest. With two classes only their
     difference is resampled: linear interpolation and subtraction commute.
     """
-    # In Fortran order, as files hold volumes; numpy's zeros take no memory until something is written.
-    out = torch.from_numpy(np.zeros(target.shape, dtype=np.uint8, order="F")).to(logits.device)
     if logits.shape[0] == 2:
         logits = logits[1:2] - logits[0:1]
+    # Zero logits outside the grid: never foreground, since ties go to the background.
+    return _to_bytes(logits, source, target, class_map)
+
+
+def bytes_from_shares(shares: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Values in [0, 1] (X, Y, Z) on the model grid, or on a box of it -> the nearest of 0..255 on ``target``, uint8.
+
+    Outside the box they are 0.
+    """
+    return _to_bytes(shares, source, target, lambda values: values.clamp(0, 1).mul_(255).round_().to(torch.uint8))
+
+
+def _to_bytes(volume: Tensor, source: Grid, target: Grid, convert: Callable[[Tensor], Tensor]) -> Tensor:
+    """``volume`` (..., X, Y, Z) resampled onto ``target``, each slab made uint8 (X, Y, n) by ``convert``; outside 0."""
+    # In Fortran order, as files hold volumes; numpy's zeros take no memory until something is written.
+    out = torch.from_numpy(np.zeros(target.shape, dtype=np.uint8, order="F")).to(volume.device)
     box = _covered(source, target)
     part = out[box]
     if part.numel() == 0:
         return out
-    # Zero logits outside the grid: never foreground, since ties go to the background.
-    for planes, values in resample_slabs(logits, source, crop(target, box), fill=0.0):
-        part[..., planes] = class_map(values)
+    for planes, values in resample_slabs(volume, source, crop(target, box), fill=0.0):
+        part[..., planes] = convert(values)
     return out
 
 

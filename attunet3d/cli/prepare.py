@@ -1,0 +1,133 @@
+"""The verb that turns a data set on disk into a datalist."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from attunet3d.cli.app import app
+from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, set_up_logging
+
+if TYPE_CHECKING:
+    from attunet3d.datasets.prepare import RawData
+
+prepare = typer.Typer(
+    no_args_is_help=True,
+    help="Check a data set, case by case, and write a datalist with folds.\n\n"
+    "Example: attunet3d prepare msd-pancreas Task07_Pancreas -o task07.json",
+)
+app.add_typer(prepare, name="prepare")
+
+Raw = Annotated[Path, typer.Argument(help="Folder of the data set; nothing in it is changed.")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="JSON", help="The datalist to write.")]
+Folds = Annotated[int, typer.Option(help="For cross-validation.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same folds.")]
+Test = Annotated[int, typer.Option(metavar="CASES", min=0, help='Cases kept out of the folds, under "test".')]
+
+
+class Tumour(str, Enum):
+    PANCREAS = "pancreas"
+    CLASS = "class"
+
+
+@prepare.command("nih-pancreas-ct")
+def nih_pancreas_ct(
+    raw: Raw,
+    output: Output,
+    labels: Annotated[Path | None, typer.Option(help="Folder of the label files, if not below RAW.")] = None,
+    folds: Folds = 5,
+    seed: Seed = 0,
+    test: Test = 0,
+    verbose: Verbose = False,
+) -> None:
+    """NIH Pancreas-CT: folders PANCREAS_0001 of DICOM files, and label0001.nii.gz.
+
+    Labels are laid over their CTs and written anew, to a folder beside the datalist.
+
+    Example: attunet3d prepare nih-pancreas-ct Pancreas-CT -o nih.json
+    """
+    from attunet3d.datasets.nih_pancreas_ct import find_cases
+
+    _start(output, verbose)
+    _prepare(find_cases(raw, output, labels), output, folds, seed, test)
+
+
+@prepare.command("msd-pancreas")
+def msd_pancreas(
+    raw: Raw,
+    output: Output,
+    tumour: Annotated[Tumour, typer.Option(help="Counts as pancreas, or is a class of its own.")] = Tumour.PANCREAS,
+    folds: Folds = 5,
+    seed: Seed = 0,
+    test: Test = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Task07_Pancreas of the Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr.
+
+    Example: attunet3d prepare msd-pancreas Task07_Pancreas -o task07.json
+    """
+    from attunet3d.datasets.msd_pancreas import find_cases
+
+    _start(output, verbose)
+    _prepare(find_cases(raw, tumour_class=tumour is Tumour.CLASS), output, folds, seed, test)
+
+
+@prepare.command("pairs")
+def pairs(
+    raw: Raw,
+    output: Output,
+    images: Annotated[
+        str | None, typer.Option(metavar="DIR|GLOB", help="CTs, relative to RAW; common layouts are found without.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(metavar="DIR|GLOB", help="The same for their labels.")] = None,
+    pancreas_label: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=255, help="Value that counts as pancreas; repeatable. By default 1, alone."),
+    ] = None,
+    folds: Folds = 5,
+    seed: Seed = 0,
+    test: Test = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Any folder of CTs and label files that belong together by their names.
+
+    Example: attunet3d prepare pairs DATA -o data.json --images '*/ct.nii.gz' --labels '*/organs.nii.gz'
+    """
+    from attunet3d.datasets.image_label_pairs import find_cases
+
+    _start(output, verbose)
+    _prepare(find_cases(raw, images, labels, pancreas_label or ()), output, folds, seed, test)
+
+
+def _start(output: Path, verbose: bool) -> None:
+    set_up_logging(verbose)
+    refuse_bad_folder(output.absolute().parent)
+
+
+def _prepare(data: RawData, output: Path, folds: int, seed: int, test: int) -> None:
+    from attunet3d.datasets.prepare import prepare as run
+
+    with products() as product, progress_bar() as (bar, console):
+        task = bar.add_task("start", total=None)
+
+        def show(done: int, total: int, name: str) -> None:
+            bar.update(task, description=f"[{done + 1}/{total}] {name}", completed=done, total=total)
+
+        def say(kind: str, text: str) -> None:
+            console.print(f"{kind}: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True)
+
+        done = run(data, output, folds=folds, seed=seed, test=test, say=say, progress=show)
+        product(done.path)
+        smallest, more = divmod(done.accepted - done.test, folds)
+        counts = [f"{done.accepted} cases accepted", f"{done.refused} refused"]
+        if done.left_out:
+            counts.append(f"{done.left_out} left out")
+        counts.append(f"{folds} folds of {smallest}{f' to {smallest + 1}' if more else ''}")
+        if done.test:
+            counts.append(f"{done.test} for test")
+        console.print(", ".join(counts), markup=False, highlight=False, soft_wrap=True)
+    if done.refused:
+        raise typer.Exit(1)

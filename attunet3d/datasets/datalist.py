@@ -1,0 +1,145 @@
+"""Datalists: MONAI's JSON lists of images and labels, with folds for cross-validation."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attunet3d.errors import ConfigError, InputNotFoundError
+from attunet3d.io import write_text_atomic
+
+
+def split_cases(
+    cases: Sequence[Mapping[str, str]], folds: int, seed: int = 0, test: int = 0
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Draw ``test`` cases, and deal the others out to ``folds`` folds whose sizes differ by at most one.
+
+    Args:
+        cases: data dicts, in an order that means nothing; each part keeps it.
+        folds: from 2 to the cases that are not for test.
+        seed: the same seed gives the same folds.
+        test: cases kept out of every fold.
+
+    Returns:
+        The training cases, each with its "fold" (MONAI Auto3DSeg's convention), and the test cases.
+
+    Raises:
+        ConfigError: there cannot be so many folds.
+    """
+    check_split(len(cases), folds, test)
+    order = np.random.default_rng(seed).permutation(len(cases)).tolist()
+    fold = {index: place % folds for place, index in enumerate(order[test:])}
+    training = [{**cases[index], "fold": fold[index]} for index in sorted(fold)]
+    return training, [dict(cases[index]) for index in sorted(order[:test])]
+
+
+def check_split(cases: int, folds: int, test: int = 0) -> None:
+    """Raise ConfigError unless ``cases`` can be dealt out: at least one in each of at least 2 folds."""
+    left = cases - test
+    if left < 2:
+        raise ConfigError(f"cases: {cases}, of them for test: {test}; at least 2 must be left, for 2 folds")
+    if not 2 <= folds <= left:
+        raise ConfigError(f"{folds} folds of {left} cases: there can be from 2 to {left}")
+
+
+def write_datalist(
+    path: str | Path,
+    facts: Mapping[str, Any],
+    cases: Sequence[Mapping[str, str]],
+    *,
+    folds: int,
+    seed: int = 0,
+    test: int = 0,
+) -> Path:
+    """Write a datalist in MONAI's (MSD) format, whole or not at all; the same arguments give the same bytes.
+
+    Args:
+        path: the JSON file.
+        facts: what comes before the cases: "name", "labels", "pancreas_labels", ...
+        cases: {"image": path, "label": path}, in the order of the cases' names.
+        folds, seed, test: as in ``split_cases``.
+
+    Raises:
+        ConfigError: there cannot be so many folds.
+        OutputError: the file cannot be written.
+    """
+    training, held_out = split_cases(cases, folds, seed, test)
+    content = {
+        **facts,
+        "seed": seed,
+        "folds": folds,
+        "numTraining": len(training),
+        "numTest": len(held_out),
+        "training": training,
+        "test": held_out,
+    }
+    return write_text_atomic(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_datalist(path: str | Path) -> dict[str, Any]:
+    """The content of a datalist.
+
+    Raises:
+        InputNotFoundError: there is no such file.
+        ConfigError: it is not JSON, or not a mapping.
+    """
+    if not Path(path).is_file():
+        raise InputNotFoundError(f"{path}: no such datalist; `attunet3d prepare` writes one, `attunet3d phantom` too")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f'{path}: not a datalist, which is a mapping with "training"')
+    return content
+
+
+def load_cases(datalist: str | Path, dataset_dir: str | Path, section: str, fold: int = 0) -> list[dict[str, str]]:
+    """The cases to train on, to validate with or to test on, as MONAI data dicts {"image": path, "label": path}.
+
+    Where the cases under "training" have folds and there is no "validation", the cases of ``fold`` are for validation
+    and all others for training. Otherwise a section is what the datalist lists under its name.
+
+    Args:
+        datalist: a datalist of MONAI's format.
+        dataset_dir: folder that the datalist's paths are relative to.
+        section: "training", "validation" or "test".
+        fold: which fold is for validation.
+
+    Raises:
+        InputNotFoundError: the datalist, or a file it names, is not there.
+        ConfigError: it is no datalist, has no such cases or no such fold, or a case lacks a path.
+    """
+    cases = _section(read_datalist(datalist), section, fold, datalist)
+    if not cases:
+        raise ConfigError(f'{datalist}: no cases under "{section}"')
+    return [{key: _path(case, key, datalist, dataset_dir, section) for key in ("image", "label")} for case in cases]
+
+
+def _section(content: Mapping[str, Any], section: str, fold: int, datalist: str | Path) -> list[Any]:
+    cases = content.get(section)
+    if section in ("training", "validation") and not content.get("validation"):
+        training = content.get("training")
+        training = training if isinstance(training, list) else []
+        folds = {case["fold"] for case in training if isinstance(case, dict) and isinstance(case.get("fold"), int)}
+        if folds:
+            if fold not in folds:
+                raise ConfigError(f"{datalist}: no fold {fold}; there are {', '.join(map(str, sorted(folds)))}")
+            # As in MONAI, a case without a fold is for training, whatever the fold.
+            wanted = section == "validation"
+            return [case for case in training if (isinstance(case, dict) and case.get("fold") == fold) == wanted]
+    return cases if isinstance(cases, list) else []
+
+
+def _path(case: object, key: str, datalist: str | Path, dataset_dir: str | Path, section: str) -> str:
+    if not isinstance(case, dict) or not isinstance(case.get(key), str):
+        raise ConfigError(f'{datalist}: a case under "{section}" lacks the path of its {key}')
+    path = os.path.join(dataset_dir, case[key])
+    if not os.path.exists(path):
+        raise InputNotFoundError(f"{path}: named in {datalist}, not there")
+    return path

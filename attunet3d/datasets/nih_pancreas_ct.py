@@ -1,0 +1,124 @@
+"""NIH Pancreas-CT (The Cancer Imaging Archive, doi:10.7937/K9/TCIA.2016.tNB1kqBU): DICOM, and labels as NIfTI.
+
+The labels' rows run against those of the DICOM images, and their headers do not place them where the DICOM lies. So a
+label is laid over its CT by its array, turned as the edge of the mask in the CT shows, and written anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from attunet3d.datasets.prepare import RawData, box_of, labels_folder, pair_up, place_by_header
+from attunet3d.errors import GeometryError, InputNotFoundError
+
+if TYPE_CHECKING:
+    from attunet3d.io import Volume
+
+FACTS = {
+    "name": "NIH Pancreas-CT",
+    "description": "Portal-venous abdominal CTs; The Cancer Imaging Archive, doi:10.7937/K9/TCIA.2016.tNB1kqBU",
+    "labels": {"0": "background", "1": "pancreas"},
+    "modality": {"0": "CT"},
+    "pancreas_labels": [1],
+}
+# So the archive says, which has withdrawn their images; their labels are still in its file of labels.
+SAME_SCAN = "the same scan as case 2, cropped a little otherwise"
+LEFT_OUT = {"PANCREAS_0025": SAME_SCAN, "PANCREAS_0070": SAME_SCAN}
+
+CASE_FOLDER = re.compile(r"PANCREAS_(\d{4})")
+LABEL_FILE = re.compile(r"label(\d{4})\.nii(\.gz)?")
+
+# What of a label's array may have to be turned round: y is the documented one, and slices can be counted from either
+# end. Left and right are the same in both.
+FLIPS = {"y reversed": (1,), "as stored": (), "y and z reversed": (1, 2), "z reversed": (2,)}
+# Edge agreement (see there) was 0.69 to 0.95 where masks of two CTs and eight phantoms belong, and -0.35 to 0.28 in
+# the other orientations.
+MIN_AGREEMENT = 0.3
+MIN_LEAD = 0.15
+EDGE_STEP = 2  # voxels
+EDGE_HU = (-150, 250)  # air and bone count no more than fat and vessels
+
+
+def find_cases(raw: str | Path, output: str | Path, labels: str | Path | None = None) -> RawData:
+    """The cases below ``raw``: folders ``PANCREAS_0001`` of DICOM files, and files ``label0001.nii.gz``.
+
+    Args:
+        raw: the data set.
+        output: the datalist to come; labels that were written for it before are not raw data.
+        labels: where the labels are, if not below ``raw``.
+
+    Raises:
+        InputNotFoundError: there are no such folders or files.
+    """
+    raw = Path(raw)
+    corrected = os.path.abspath(labels_folder(output))
+    cts = _by_case(raw, CASE_FOLDER, corrected)
+    files = _by_case(Path(labels) if labels is not None else raw, LABEL_FILE, corrected)
+    for found, what, where in ((cts, "folder PANCREAS_0001", raw), (files, "file label0001.nii.gz", labels or raw)):
+        if not found:
+            raise InputNotFoundError(f"{where}: no {what} or the like, at any depth; is this NIH Pancreas-CT?")
+    left_out = [(name, reason) for name, reason in LEFT_OUT.items() if cts.pop(name, []) + files.pop(name, [])]
+    cases, refused = pair_up(cts, files, "move one away")
+    return RawData(raw, FACTS, cases, frozenset({0, 1}), refused=refused, left_out=left_out, place=place_label)
+
+
+def _by_case(root: Path, pattern: re.Pattern[str], skip: str) -> dict[str, list[Path]]:
+    """Folders and files at any depth whose name has this pattern, by case; nothing below ``skip``."""
+    found: dict[str, list[Path]] = {}
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if os.path.abspath(os.path.join(folder, name)) != skip)
+        for name in (*folders, *sorted(names)):
+            if match := pattern.fullmatch(name):
+                found.setdefault(f"PANCREAS_{match[1]}", []).append(Path(folder, name))
+    return found
+
+
+def place_label(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name: str) -> tuple[np.ndarray, bool]:
+    """A label on its CT's voxels: by its header unless the CT contradicts it, else in the orientation that fits the CT.
+
+    Raises:
+        GeometryError: the shapes differ, or no orientation fits clearly.
+    """
+    placed = True
+    try:
+        label, _ = place_by_header(ct, label, affine, file_name)
+    except GeometryError:
+        if label.shape != ct.array.shape:
+            raise
+        placed = False
+    turned = {name: np.flip(label, axes) for name, axes in FLIPS.items()}
+    agreement = {name: edge_agreement(ct.array, turned[name] != 0) for name in FLIPS}
+    best, second, *_ = sorted(agreement, key=agreement.__getitem__, reverse=True)
+    # A header may have been copied from the CT to an array that runs against it.
+    if placed and agreement["as stored"] > agreement[best] - MIN_LEAD:
+        return label, True
+    if agreement[best] < max(MIN_AGREEMENT, agreement[second] + MIN_LEAD):
+        found = ", ".join(f"{name} {value:.2f}" for name, value in agreement.items())
+        raise GeometryError(
+            f"{file_name}: in no orientation does the mask's edge clearly follow the CT ({found}; at least "
+            f"{MIN_AGREEMENT} is needed, and {MIN_LEAD} more than the others); is it the label of this CT?"
+        )
+    return turned[best], False
+
+
+def edge_agreement(hu: np.ndarray, mask: np.ndarray) -> float:
+    """How much darker a CT is outside a mask's surface, from -1 to 1; near 0 where the surface is nothing in the CT.
+
+    The pancreas is enhanced and lies in fat. Of the steps in HU across the surface, along each axis: their sum over
+    the sum of their sizes.
+    """
+    box = box_of(mask, EDGE_STEP)
+    clipped, inside = np.clip(hu[box], *EDGE_HU).astype(np.int32), mask[box].astype(np.int32)
+    net = total = 0
+    for axis in range(3):
+        a, b = ([slice(None)] * 3 for _ in range(2))
+        a[axis], b[axis] = slice(EDGE_STEP, None), slice(None, -EDGE_STEP)
+        # Into the mask: up is 1. Pairs on one side of the surface count 0.
+        up = (clipped[tuple(a)] - clipped[tuple(b)]) * (inside[tuple(a)] - inside[tuple(b)])
+        net, total = net + int(up.sum()), total + int(np.abs(up).sum())
+    return net / total if total else 0.0

@@ -1,0 +1,169 @@
+"""Pictures of one case for the report: its CT with the outlines of both masks, and with its attention maps."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from attunet3d.errors import GeometryError
+from attunet3d.io import read_ct, read_label
+from attunet3d.metrics import place_on
+from attunet3d.report.figures import data_uri
+from attunet3d.report.planes import (
+    PREDICTION,
+    REFERENCE,
+    Index,
+    Outline,
+    Plane,
+    draw_plane,
+    fullest_slices,
+    ras_spacing,
+    three_planes,
+    to_ras,
+    write,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+AttentionMaps = Callable[[str], Mapping[str, np.ndarray]]
+
+MARGIN_MM = 30.0  # tissue shown around the masks
+SMALLEST_MM = 140.0  # so that a small pancreas is seen with its neighbours
+LONGEST_PX = 640
+DPI = 100
+SCALE = 1.7  # of lines and letters: the pictures are shown at about half their size
+WEBP_QUALITY = 82
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One plane: its name ("axial"), its slice ("slice 3 of 90"), the image as a data: URI, its size in pixels."""
+
+    view: str
+    slice: str
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures of one point of the CT, axial, coronal and sagittal, with a title that may be empty."""
+
+    title: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class CasePictures:
+    """What is shown of a case: rows with the outlines of both masks, and rows with a map of attention each."""
+
+    outlines: list[Row]
+    attention: list[Row]
+
+
+def case_pictures(
+    image: str, prediction: str, reference: str, pancreas_labels: Sequence[int], attention: AttentionMaps | None = None
+) -> CasePictures:
+    """Draw planes through the middle of what both masks of a case cover; if they are apart, through that of each.
+
+    Args:
+        image: path of the CT. The masks lie on its voxels; their axes may run another way.
+        prediction: path of a mask, not 0 inside.
+        reference: path of a label map.
+        pancreas_labels: its values that count as pancreas.
+        attention: image -> {title: map (X, Y, Z) on the CT's grid}, floats in [0, 1] or uint8 with 255 for 1.
+
+    Raises:
+        GeometryError: masks or maps that are not on the CT's voxels. Else what `read_ct` and `read_label` raise.
+    """
+    hu, affine = read_ct(image)
+    shape, spacing = hu.shape, ras_spacing(hu.shape, affine)
+    predicted = _read_on(prediction, image, shape, affine) != 0
+    referenced = np.isin(_read_on(reference, image, shape, affine), pancreas_labels)
+    hu, predicted, referenced = (to_ras(volume, affine) for volume in (hu, predicted, referenced))
+    box = _surroundings(predicted | referenced, spacing)
+    longest_mm = max((part.stop - part.start) * mm for part, mm in zip(box, spacing, strict=True))
+    points = _points(predicted, referenced)
+
+    def rows(title: str, heat: np.ndarray | None = None) -> list[Row]:
+        made = []
+        for place, point in points.items():
+            pictures = []
+            for plane in three_planes(box, hu.shape, spacing, point):
+                outlines = [Outline(plane.cut(referenced), REFERENCE, "dashed")]
+                if heat is None:
+                    outlines.insert(0, Outline(plane.cut(predicted), PREDICTION))
+                pictures.append(_picture(plane, plane.cut(hu), outlines, heat, longest_mm))
+            made.append(Row(", ".join(filter(None, (title, place))), pictures))
+        return made
+
+    outlined, attended = rows(""), []
+    for level, values in (attention(image) if attention else {}).items():
+        if values.shape != shape:
+            raise GeometryError(f"the attention map of {level} has the shape {values.shape}, the CT {shape}")
+        attended += rows(level, to_ras(values, affine))
+    return CasePictures(outlined, attended)
+
+
+def _read_on(label: str, image: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    values, own_affine = read_label(label)
+    return place_on(values, own_affine, shape, affine, f"{image} and {label}")
+
+
+def _points(predicted: np.ndarray, referenced: np.ndarray) -> dict[str, Index]:
+    """The voxels to lay planes through, by title: one, or two where the masks have nothing in common."""
+    if predicted.any() and referenced.any() and not (predicted & referenced).any():
+        return {
+            "through the reference": fullest_slices(referenced),
+            "through the prediction": fullest_slices(predicted),
+        }
+    return {"": fullest_slices(predicted | referenced)}
+
+
+def _surroundings(mask: np.ndarray, spacing: np.ndarray) -> tuple[slice, slice, slice]:
+    """The box of a mask and some tissue around it; all of the volume if the mask is empty."""
+    box = []
+    for axis, (n, mm) in enumerate(zip(mask.shape, spacing, strict=True)):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        if not hit.size:
+            return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
+        low, high = int(hit[0]), int(hit[-1]) + 1
+        margin = max(MARGIN_MM / mm, (SMALLEST_MM / mm - (high - low)) / 2)
+        box.append(slice(max(0, int(low - margin)), min(n, int(high + margin) + 1)))
+    return box[0], box[1], box[2]
+
+
+def _picture(
+    plane: Plane, hu: np.ndarray, outlines: Sequence[Outline], map_: np.ndarray | None, longest_mm: float
+) -> Picture:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height, width = (max(16, round(mm * LONGEST_PX / longest_mm)) for mm in plane.size_mm)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="black")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    heat = None if map_ is None else plane.cut(map_)
+    if heat is not None and heat.dtype == np.uint8:
+        heat = heat / np.float32(255)
+    draw_plane(axes, plane, hu, outlines, heat=heat, scale=SCALE)
+    if heat is None and plane.view.name == "axial":
+        _scale_bar(axes, plane)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="webp", facecolor="black", pil_kwargs={"quality": WEBP_QUALITY})
+    place = f"slice {plane.index + 1} of {plane.count}"
+    return Picture(plane.view.name, place, data_uri("image/webp", buffer.getvalue()), width, height)
+
+
+def _scale_bar(axes: Axes, plane: Plane) -> None:
+    width_mm = plane.size_mm[1]
+    length_mm = next((mm for mm in (50, 20, 10, 5, 2) if mm < width_mm / 2), 1)
+    start, end = 0.98, 0.98 - length_mm / width_mm
+    axes.plot([start, end], [0.04, 0.04], color="white", linewidth=4, solid_capstyle="butt", transform=axes.transAxes)
+    write(axes, (start + end) / 2, 0.06, f"{length_mm} mm", SCALE, ha="center", va="bottom")

@@ -1,0 +1,146 @@
+"""The report of an evaluation: every case's metrics, their summary, and one page to judge them by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from attunet3d.errors import AttUNet3dError, CancelledError, ConfigError
+from attunet3d.io import atomic_path
+from attunet3d.io.writer import make_folder
+from attunet3d.metrics import summarize, write_metrics_csv
+from attunet3d.report.case_pictures import AttentionMaps, CasePictures, case_pictures
+from attunet3d.report.html import Column, Report, ShownCase, page
+
+WORST, BEST = 5, 3
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case of an evaluation.
+
+    case: the name shown and written; image: path of the CT, a file or a DICOM folder; prediction: path of the mask,
+    not 0 inside; reference: path of the label map; metrics: those of `attunet3d.metrics.compare_masks`, distances may
+    be infinite.
+    """
+
+    case: str
+    image: str
+    prediction: str
+    reference: str
+    metrics: dict[str, float]
+
+
+def write_report(
+    output_dir: str | Path,
+    results: Sequence[CaseResult],
+    *,
+    settings: Mapping[str, Any],
+    pancreas_labels: Sequence[int] = (1,),
+    tolerance_mm: float = 2.0,
+    attention: AttentionMaps | None = None,
+    title: str = "Pancreas segmentation: evaluation",
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write metrics.csv (a row per case), summary.json and report.html, all three or none.
+
+    The page opens without a network. It shows the 5 worst and the 3 best cases by Dice as pictures; only their CTs are
+    read, one at a time. A case that cannot be shown is listed with the reason.
+
+    Args:
+        output_dir: made if it does not exist.
+        results: at least one case.
+        settings: what the evaluation ran with, plain JSON values; shown and written.
+        pancreas_labels: values of the references that count as pancreas.
+        tolerance_mm: of the normalized surface Dice (nsd), as the metrics were computed.
+        attention: called with the CT's path of each case shown; gives {title of a level: map (X, Y, Z) on the CT's
+            grid}, floats in [0, 1] or uint8 with 255 for 1.
+        title: of the page.
+        progress: called with (cases drawn, cases to draw).
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        ConfigError: no results.
+        OutputError: a file cannot be written.
+    """
+    if not results:
+        raise ConfigError("there are no results to report; give at least one case")
+    folder = make_folder(output_dir)
+    rows = [{"case": result.case, **result.metrics} for result in results]
+    summary = summarize(rows)
+    ordered = sorted(results, key=lambda result: (result.metrics["dice"], result.case))
+    cases = [ShownCase(number, result.case, result.metrics) for number, result in enumerate(ordered, start=1)]
+    groups = _groups(len(cases))
+    to_draw = [number for numbers in groups.values() for number in numbers]
+    for done, number in enumerate(to_draw, start=1):
+        pictures = _draw(ordered[number - 1], pancreas_labels, attention)
+        cases[number - 1] = replace(cases[number - 1], pictures=pictures)
+        if progress is not None:
+            progress(done, len(to_draw))
+
+    created = datetime.now(timezone.utc)
+    html = page(
+        Report(
+            title=title,
+            created=f"{created:%Y-%m-%d %H:%M} UTC",
+            columns=_columns(tolerance_mm),
+            summary=summary,
+            cases=cases,
+            groups={heading: [cases[number - 1] for number in numbers] for heading, numbers in groups.items()},
+            settings=settings,
+        )
+    )
+    facts = {"created": created.isoformat(timespec="seconds"), "cases": len(cases), "tolerance_mm": tolerance_mm}
+    text = json.dumps({**facts, **summary, "settings": settings}, indent=2, ensure_ascii=False, allow_nan=False)
+    # All or nothing: each file is complete before the first one takes its place.
+    with ExitStack() as files:
+        new = [files.enter_context(atomic_path(folder / n)) for n in ("metrics.csv", "summary.json", "report.html")]
+        write_metrics_csv(new[0], rows)
+        new[1].write_text(text + "\n", encoding="utf-8")
+        new[2].write_text(html, encoding="utf-8")
+    return folder / "report.html"
+
+
+def _columns(tolerance_mm: float) -> list[Column]:
+    return [
+        Column("dice", "Dice", "", 3),
+        Column("precision", "Precision", "", 3),
+        Column("recall", "Recall", "", 3),
+        Column("nsd", f"NSD at {tolerance_mm:g} mm", "", 3),
+        Column("assd_mm", "ASSD", "mm", 2),
+        Column("hd95_mm", "HD95", "mm", 2),
+        Column("prediction_ml", "Predicted volume", "mL", 1),
+        Column("reference_ml", "Reference volume", "mL", 1),
+        Column("difference_ml", "Volume difference", "mL", 1),
+    ]
+
+
+def _groups(cases: int) -> dict[str, list[int]]:
+    """Heading -> numbers, counted from the worst, of the cases to show."""
+    if cases <= WORST + BEST:
+        return {"Cases, worst first": list(range(1, cases + 1))}
+    return {
+        f"The {WORST} worst cases": list(range(1, WORST + 1)),
+        f"The {BEST} best cases": list(range(cases, cases - BEST, -1)),
+    }
+
+
+def _draw(result: CaseResult, pancreas_labels: Sequence[int], attention: AttentionMaps | None) -> CasePictures | str:
+    """A case's pictures, or why there are none: what can no longer be read must not cost the whole report."""
+    try:
+        return case_pictures(result.image, result.prediction, result.reference, pancreas_labels, attention)
+    except CancelledError:
+        raise
+    except AttUNet3dError as error:
+        # Folders may be named after patients: only the files' own names are shown.
+        reason = str(error)
+        for path in (result.image, result.prediction, result.reference):
+            reason = reason.replace(str(Path(path)), Path(path).name)
+        return reason

@@ -1,0 +1,174 @@
+"""Metrics and report of an evaluation, for a MONAI evaluator."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from monai.transforms import Compose
+from torch import Tensor, nn
+
+from attunet3d import __version__
+from attunet3d.attention import AttentionMaps, MapsOnCT
+from attunet3d.checkpoint import file_sha256
+from attunet3d.errors import ConfigError
+from attunet3d.inferers import SlidingWindowInferer
+from attunet3d.io.monai_io import MaskLayout
+from attunet3d.metrics import compare_masks
+from attunet3d.networks import AttentionUNet
+from attunet3d.report.evaluation import CaseResult, write_report
+from attunet3d.runtime import MixedPrecision
+from attunet3d.transforms.monai_transforms import grid_of, source_grid
+from attunet3d.transforms.resample import crop
+
+_LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
+
+
+class CaseMetrics(Metric):
+    """The metrics of each case on its CT's own grid; its value is the mean Dice. As the key metric of an evaluator.
+
+    Class maps and labels are (1, X, Y, Z) on one grid. Every class but 0 counts as pancreas; where there are several,
+    each has its metrics besides, as "class2_dice", ...
+
+    Args:
+        layout: where the masks were saved.
+        num_classes: background included.
+        tolerance_mm: of the normalized surface Dice.
+
+    Attributes:
+        results: of all cases and all processes, by the cases' names, once the evaluator has run.
+    """
+
+    def __init__(self, layout: MaskLayout, num_classes: int = 2, tolerance_mm: float = 2.0) -> None:
+        self.layout = layout
+        self.num_classes = num_classes
+        self.tolerance_mm = tolerance_mm
+        self.results: list[CaseResult] = []
+        super().__init__()
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        self._found: list[CaseResult] = []
+
+    def update(self, output: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take the cases of a batch, decollated."""
+        for case in output:
+            prediction, label = (np.asarray(case[key][0].cpu()) for key in ("pred", "label"))
+            affine = case["pred"].affine.cpu().numpy()
+            metrics = compare_masks(prediction != 0, label != 0, affine, self.tolerance_mm)
+            for number in range(1, self.num_classes) if self.num_classes > 2 else ():
+                found = compare_masks(prediction == number, label == number, affine, self.tolerance_mm)
+                metrics |= {f"class{number}_{name}": value for name, value in found.items()}
+            image, reference = (str(case[key].meta["filename_or_obj"]) for key in ("image", "label"))
+            mask = self.layout.path(image)
+            self._found.append(CaseResult(self.layout.case(image), image, str(mask), reference, metrics))
+
+    def compute(self) -> float:
+        """The mean Dice over all cases."""
+        texts = [json.dumps([asdict(result) for result in self._found])]
+        if idist.get_world_size() > 1:
+            texts = idist.all_gather(texts[0])
+        # Where there are fewer cases than processes, several have the same.
+        unique = {row["image"]: CaseResult(**row) for text in texts for row in json.loads(text)}
+        self.results = sorted(unique.values(), key=lambda result: result.case)
+        return float(np.mean([result.metrics["dice"] for result in self.results]))
+
+
+class EvaluationReport:
+    """Writes metrics.csv, summary.json and report.html when an evaluator has run; see `write_report`.
+
+    Args:
+        metrics: the evaluator's `CaseMetrics`.
+        output_dir: folder for the three files.
+        checkpoint: the weights' file.
+        network: the network with those weights, for its attention maps; one without gates has none.
+        runner: what the evaluator runs it with.
+        preprocessing: of the evaluator: from paths to an image on the model grid.
+        inferer: of the evaluator.
+        pancreas_labels: label values of the pancreas, or lists of them.
+        settings: values to show.
+        write: False in all processes but one.
+    """
+
+    def __init__(
+        self,
+        metrics: CaseMetrics,
+        output_dir: str | Path,
+        checkpoint: str | Path,
+        network: nn.Module,
+        runner: MixedPrecision,
+        preprocessing: Compose,
+        inferer: SlidingWindowInferer,
+        pancreas_labels: Sequence[Any],
+        settings: Mapping[str, Any],
+        write: bool = True,
+    ) -> None:
+        self.metrics = metrics
+        self.output_dir = Path(output_dir)
+        self.checkpoint = Path(checkpoint)
+        self.network = network
+        self.runner = runner
+        self.preprocessing = preprocessing
+        self.inferer = inferer
+        self.pancreas_labels = np.ravel(np.concatenate([np.atleast_1d(v) for v in pancreas_labels])).tolist()
+        self.settings = settings
+        self.write = write
+
+    def attach(self, engine: Engine) -> None:
+        """Follow an evaluator."""
+        if self.write:
+            engine.add_event_handler(Events.COMPLETED, self._report)
+
+    def _report(self, engine: Engine) -> None:
+        write_report(
+            self.output_dir,
+            self.metrics.results,
+            settings=self._all_settings(),
+            pancreas_labels=self.pancreas_labels,
+            tolerance_mm=self.metrics.tolerance_mm,
+            attention=self._attention(),
+        )
+
+    def _all_settings(self) -> dict[str, Any]:
+        parameters = sum(p.numel() for p in self.network.parameters())
+        return {
+            "checkpoint": {"file": self.checkpoint.name, "sha256": file_sha256(self.checkpoint)},
+            "network": f"{type(self.network).__name__}, {parameters / 1e6:.4f} M parameters",
+            "runs as": getattr(self.runner, "form", ""),
+            **self.settings,
+            "versions": {
+                "attunet3d": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in _LIBRARIES},
+            },
+        }
+
+    def _attention(self) -> Callable[[str], Mapping[str, np.ndarray]] | None:
+        """Gives the attention maps of a CT on its own grid; None for a network without gates."""
+        if not isinstance(self.network, AttentionUNet):
+            return None
+        try:
+            maps = AttentionMaps(self.network.eval())
+        except ConfigError:
+            return None
+        device = next(self.network.parameters()).device
+        run = MixedPrecision(maps, device, self.runner.dtype).eval()
+        labels = {result.image: result.reference for result in self.metrics.results}
+
+        def of(image: str) -> Mapping[str, np.ndarray]:
+            item = self.preprocessing({"image": image, "label": labels[image]})["image"]
+            values = item.as_tensor()[None].float().to(device)
+            plan = self.inferer.plan(values)
+            found = self.inferer.average(values, run, plan)
+            return MapsOnCT(maps.names, found[0].cpu(), crop(grid_of(item), plan.box), source_grid(item))
+
+        return of

@@ -1,0 +1,57 @@
+"""The training recipe: cases on the model grid, random patches, loss, schedule, checkpoints. Wired by train.yaml."""
+
+from typing import TYPE_CHECKING
+
+from attunet3d._lazy import lazy_names
+
+_PUBLIC = {
+    "AverageWeights": "averaging",
+    "CachedCases": "cases",
+    "CaseSampler": "cases",
+    "CheckStep": "handlers",
+    "DiceCELoss": "loss",
+    "GateWatch": "handlers",
+    "History": "history",
+    "Progress": "handlers",
+    "RandContrastPhased": "augmentation",
+    "RandPatchd": "patches",
+    "RunCheckpoint": "run_checkpoint",
+    "distributed_network": "distributed",
+    "fill_cache": "cases",
+    "loader_workers": "cases",
+    "validation_share": "cases",
+    "warmup_polynomial": "schedule",
+}
+
+__all__ = [
+    "AverageWeights",
+    "CachedCases",
+    "CaseSampler",
+    "CheckStep",
+    "DiceCELoss",
+    "GateWatch",
+    "History",
+    "Progress",
+    "RandContrastPhased",
+    "RandPatchd",
+    "RunCheckpoint",
+    "distributed_network",
+    "fill_cache",
+    "loader_workers",
+    "validation_share",
+    "warmup_polynomial",
+]
+
+if TYPE_CHECKING:
+    from attunet3d.training.augmentation import RandContrastPhased
+    from attunet3d.training.averaging import AverageWeights
+    from attunet3d.training.cases import CachedCases, CaseSampler, fill_cache, loader_workers, validation_share
+    from attunet3d.training.distributed import distributed_network
+    from attunet3d.training.handlers import CheckStep, GateWatch, Progress
+    from attunet3d.training.history import History
+    from attunet3d.training.loss import DiceCELoss
+    from attunet3d.training.patches import RandPatchd
+    from attunet3d.training.run_checkpoint import RunCheckpoint
+    from attunet3d.training.schedule import warmup_polynomial
+
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

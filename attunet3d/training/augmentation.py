@@ -1,0 +1,54 @@
+"""What scanners and contrast media change, in HU; what MONAI has is used from there."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, RandomizableTransform
+
+from attunet3d.errors import ConfigError
+
+# HU of soft tissue without contrast medium, and HU from which on more of it changes nothing that the network sees.
+PLAIN_HU, BRIGHT_HU = 40.0, 300.0
+
+
+class RandContrastPhased(RandomizableTransform, MapTransform):
+    """Another contrast phase: what tissue has beyond its plain 40 HU, taken as iodine, is multiplied by a random gain.
+
+    Below 40 HU nothing changes, from 300 HU on (calcium, bone) the change is constant; order of HU is kept. A gain of 0
+    is a CT without contrast medium, 1 leaves the phase as it is.
+
+    Args:
+        keys: images in HU.
+        prob: how many are changed.
+        gain: lowest and highest gain.
+
+    Raises:
+        ConfigError: ``gain`` is no range of numbers that are not negative.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.3,
+        gain: Sequence[float] = (0.4, 1.4),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        if len(gain) != 2 or not 0 <= gain[0] <= gain[1]:
+            raise ConfigError(f"gain must be two numbers, the lower first and none negative, got {gain}")
+        self.gain = (float(gain[0]), float(gain[1]))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            gain = self.R.uniform(*self.gain)
+            for key in self.key_iterator(d):
+                iodine = torch.clamp(d[key], PLAIN_HU, BRIGHT_HU) - PLAIN_HU
+                d[key] = d[key] + (gain - 1) * iodine
+        return d

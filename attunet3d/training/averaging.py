@@ -1,0 +1,65 @@
+"""Weights averaged over the steps of training."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+
+class AverageWeights:
+    """An exponential moving average of a network's weights, a handler for the trainer.
+
+    The average follows closely at first, (1 + n) / (10 + n) of it kept after n steps, and settles at ``decay``. It is
+    what is validated and saved. With ``decay`` 0 it is the network itself.
+
+    Args:
+        network: the network in training; its weights at the start of the run are the first average.
+        decay: share of the average that a step keeps, in [0, 1).
+
+    Attributes:
+        network: the average, a network of its own.
+        steps: how many weights have been averaged.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"the decay of the averaged weights must be in [0, 1), got {decay}")
+        self.source = network
+        self.decay = decay
+        self.network = network if decay == 0.0 else copy.deepcopy(network).requires_grad_(False)
+        self.steps = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Start from the network's weights as they are when the run starts, then follow them."""
+        if self.decay > 0.0:
+            engine.add_event_handler(Events.STARTED, self.start)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+
+    def start(self, engine: Engine | None = None) -> None:
+        """The average becomes the network as it is now."""
+        self.steps = 0
+        self.network.load_state_dict(self.source.state_dict())
+
+    @torch.no_grad()
+    def update(self, engine: Engine | None = None) -> None:
+        """Take the network's weights into the average; statistics of BatchNorm too, counters as they are."""
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        new, average = self.source.state_dict(), self.network.state_dict()
+        floats = [key for key, value in average.items() if value.is_floating_point()]
+        torch._foreach_lerp_([average[key] for key in floats], [new[key].to(average[key]) for key in floats], 1 - keep)
+        for key, value in average.items():
+            if not value.is_floating_point():
+                value.copy_(new[key])
+
+    def state_dict(self) -> dict[str, Tensor | int | dict[str, Tensor]]:
+        """The average and how many steps it holds."""
+        return {"steps": self.steps, "network": self.network.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """What `state_dict` gave."""
+        self.steps = int(state["steps"])
+        self.network.load_state_dict(state["network"])

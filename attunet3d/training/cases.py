@@ -1,0 +1,213 @@
+"""Cases on the model grid, kept on disk, and the order in which training takes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from attunet3d import __version__
+from attunet3d.errors import ConfigError, own_error
+from attunet3d.io.writer import atomic_path, make_folder
+from attunet3d.transforms.monai_transforms import ToModelGridd
+
+Case = dict[Hashable, Any]
+# What is stored of a float32 image on the model grid: HU to the nearest whole number, far below the noise of a CT.
+_STORED = {True: np.int16, False: np.uint8}
+
+
+class CachedCases(Dataset[Any]):
+    """Cases for training: what `ToModelGridd` gives is kept on disk, what follows is done anew for each item.
+
+    The files are mapped into memory and a patch reads only what it needs of them: they take no memory that the system
+    could not have back, however many cases there are. A case is prepared again when its files, the transforms up to
+    `ToModelGridd` or this package's version have changed.
+
+    An item depends on the seed and its key alone, not on which process makes it or when: with a `CaseSampler` a run
+    that is resumed sees what it would have seen.
+
+    Args:
+        data: cases as {"image": path, "label": path}.
+        transform: a ``Compose`` with one `ToModelGridd`, whose keys are kept: images as int16 HU, labels as uint8.
+        cache_dir: folder for the files; made if it does not exist.
+        seed: of the random transforms.
+
+    Raises:
+        ConfigError: ``transform`` has no `ToModelGridd`.
+    """
+
+    def __init__(
+        self, data: Sequence[Mapping[str, str]], transform: Compose, cache_dir: str | Path, seed: int = 0
+    ) -> None:
+        steps = list(transform.transforms)
+        grids = [index for index, step in enumerate(steps) if isinstance(step, ToModelGridd)]
+        if len(grids) != 1:
+            raise ConfigError(f"the preprocessing of cached cases needs one ToModelGridd, found {len(grids)}")
+        self.data = data
+        self.transform = transform  # where MONAI looks for it
+        self.cache_dir = Path(cache_dir)
+        self.seed = seed
+        self._to_grid = Compose(steps[: grids[0] + 1])
+        self._then = Compose(steps[grids[0] + 1 :])
+        grid = steps[grids[0]]
+        self._is_image = {str(key): mode == "linear" for key, mode in zip(grid.keys, grid.mode, strict=True)}
+        self._recipe = json.dumps([__version__, [_described(step) for step in steps[: grids[0] + 1]]])
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: int) -> Any:
+        """Item of a key from `CaseSampler`; keys below the number of cases are those of epoch 0."""
+        item = self.load(key % len(self.data))
+        self._then.set_random_state(seed=int(np.random.SeedSequence((self.seed, key)).generate_state(1)[0]))
+        return self._then(item)
+
+    def load(self, index: int) -> Case:
+        """A case on the model grid, tensors (1, X, Y, Z) mapped from disk; it is prepared if it is not there yet.
+
+        Raises:
+            AttUNet3dError: the case cannot be read.
+        """
+        paths = self._paths(index)
+        if not all(path.is_file() for path in paths.values()):
+            self._prepare(index, paths)
+        # Copy on write: torch wants arrays that can be written to, and nothing may change the files.
+        return {key: torch.from_numpy(np.load(path, mmap_mode="c")) for key, path in paths.items()}
+
+    def is_ready(self, index: int) -> bool:
+        """Whether a case has been prepared."""
+        return all(path.is_file() for path in self._paths(index).values())
+
+    def _prepare(self, index: int, paths: Mapping[str, Path]) -> None:
+        try:
+            item = self._to_grid(dict(self.data[index]))
+        except Exception as error:
+            own = own_error(error)
+            if own is None:
+                raise
+            raise own from None
+        make_folder(self.cache_dir)
+        for key, path in paths.items():
+            values = np.asarray(item[key].cpu())
+            stored = _STORED[self._is_image[key]]
+            if stored is np.int16:
+                values = np.rint(values).clip(-32768, 32767)
+            with atomic_path(path) as temporary:
+                np.save(temporary, values.astype(stored), allow_pickle=False)
+
+    def _paths(self, index: int) -> dict[str, Path]:
+        case = self.data[index]
+        files = [_file_state(case[key]) for key in self._is_image]
+        name = hashlib.sha256(json.dumps([self._recipe, files]).encode()).hexdigest()[:32]
+        return {key: self.cache_dir / f"{name}_{key}.npy" for key in self._is_image}
+
+
+class CaseSampler(DistributedSampler[Any]):
+    """Every case once an epoch, in an order that depends on seed and epoch alone; gives keys for `CachedCases`.
+
+    All processes together go through the same batches as one process with all of them in its batch. The order is
+    filled up from its start, so that every batch is full and every process has as many.
+
+    Args:
+        dataset: the cases.
+        batch_size: cases per step and process.
+        seed: of the order.
+        num_replicas: processes.
+        rank: this process, from 0.
+        shuffle: False keeps the order of the cases.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int = 1,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
+        self.cases = len(dataset)  # type: ignore[arg-type]
+        step = batch_size * num_replicas
+        self.total_size = math.ceil(self.cases / step) * step
+        self.num_samples = self.total_size // num_replicas
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.arange(self.cases)
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        first = self.epoch * self.cases
+        return iter([first + int(order[i % self.cases]) for i in range(self.rank, self.total_size, self.num_replicas)])
+
+
+def validation_share(cases: int, rank: int = 0, processes: int = 1) -> list[int]:
+    """Which of so many cases a process validates: every one belongs to one process, but where processes outnumber them.
+
+    Then every process validates all: none may have nothing to do, and a mean over equal repetitions is still the mean.
+    """
+    return list(range(cases)[rank::processes]) if cases >= processes else list(range(cases))
+
+
+def fill_cache(
+    datasets: Iterable[CachedCases],
+    rank: int = 0,
+    num_replicas: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Prepare all cases before training starts, so that one that cannot be read is found now and not hours later.
+
+    Each of ``num_replicas`` processes prepares its share; ``progress`` is called with (cases done, cases to do).
+
+    Raises:
+        AttUNet3dError: a case cannot be read.
+    """
+    cases = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+    missing = [(dataset, index) for dataset, index in cases[rank::num_replicas] if not dataset.is_ready(index)]
+    for done, (dataset, index) in enumerate(missing):
+        dataset.load(index)
+        if progress is not None:
+            progress(done + 1, len(missing))
+
+
+def loader_workers(device: torch.device | str, processes: int = 1) -> int:
+    """How many processes load patches: none beside a CPU that trains, else this process's share of the cores."""
+    if torch.device(device).type == "cpu":
+        return 0
+    return max(1, min(8, len(os.sched_getaffinity(0)) // processes - 1))
+
+
+def _file_state(path: str) -> list[Any]:
+    """What changes when a file, or a file in a folder, does: names, sizes and times."""
+    found = Path(path)
+    files = sorted(p for p in found.rglob("*") if p.is_file()) if found.is_dir() else [found]
+    return [[str(os.path.abspath(p)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+def _described(thing: Any, depth: int = 0) -> Any:
+    """A transform's class and settings as JSON can hold them, without its random state."""
+    if thing is None or isinstance(thing, bool | int | float | str):
+        return thing
+    if isinstance(thing, Tensor | np.ndarray):
+        return np.asarray(thing).tolist()
+    if isinstance(thing, torch.dtype | np.dtype):
+        return str(thing)
+    if isinstance(thing, Mapping):
+        return [[str(key), _described(value, depth)] for key, value in thing.items()]
+    if isinstance(thing, list | tuple):
+        return [_described(value, depth) for value in thing]
+    kind = thing if hasattr(thing, "__qualname__") else type(thing)
+    if kind is thing or depth > 3 or not hasattr(thing, "__dict__"):
+        return kind.__qualname__
+    settings = {key: value for key, value in vars(thing).items() if key != "R"}
+    return [kind.__qualname__, _described(settings, depth + 1)]

@@ -1,0 +1,65 @@
+"""One network on several processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+
+def distributed_network(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """A network whose batch, in training, is that of all processes: gradients and BatchNorm are taken over all of them.
+
+    Names in ``state_dict`` of ``network`` stay as they are.
+    """
+    synchronize_batch_norm(network)
+    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+
+def synchronize_batch_norm(network: nn.Module) -> None:
+    """Give every BatchNorm inside a network the statistics of all processes' batches, in place."""
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm3d | nn.BatchNorm2d):
+                setattr(module, name, _converted(child))
+
+
+def _converted(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> nn.Module:
+    if norm.weight.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-any-return]
+    # torch's own is for GPUs only.
+    norm.__class__ = SyncBatchNorm3dOnCPU if isinstance(norm, nn.BatchNorm3d) else SyncBatchNorm2dOnCPU
+    return norm
+
+
+class _SyncOnCPU(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the batches of all processes; every process must have as many voxels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        axes = [0, *range(2, x.ndim)]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        processes = distributed.get_world_size()
+        values = x.float()
+        variance, mean = torch.var_mean(values, dim=axes, correction=0)
+        total = all_reduce(mean) / processes
+        spread = all_reduce(variance + (mean - total) ** 2) / processes
+        if self.momentum is not None and self.running_mean is not None and self.running_var is not None:
+            count = processes * x.numel() // x.shape[1]
+            with torch.no_grad():
+                self.running_mean.lerp_(total, self.momentum)
+                self.running_var.lerp_(spread * (count / (count - 1)), self.momentum)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked += 1
+        scale = self.weight * torch.rsqrt(spread + self.eps)
+        return (values * scale.view(shape) + (self.bias - total * scale).view(shape)).to(x.dtype)
+
+
+class SyncBatchNorm3dOnCPU(_SyncOnCPU, nn.BatchNorm3d):
+    """`nn.BatchNorm3d` over the batches of all processes."""
+
+
+class SyncBatchNorm2dOnCPU(_SyncOnCPU, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the batches of all processes."""

@@ -1,0 +1,161 @@
+"""Watching over a run: steps that must not be taken, gates that closed, and how long it will be."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines.utils import IterationEvents
+from monai.handlers import from_engine
+from torch import Tensor, nn
+
+from attunet3d.errors import TrainingError
+from attunet3d.networks import AttentionUNet
+from attunet3d.progress import make_bar
+from attunet3d.training.history import History
+
+logger = logging.getLogger(__name__)
+
+# The mean of alpha below which a gate lets nothing through.
+_CLOSED = 0.01
+# Of the patch in which gates are looked at, voxels.
+_SIDE = 64
+
+
+class CheckStep:
+    """Before each step of the optimizer: gradients are clipped to ``max_norm``, and must be finite like the loss.
+
+    Raises, in training:
+        TrainingError: they are not. The weights are as they were before the step.
+    """
+
+    def __init__(self, network: nn.Module, max_norm: float) -> None:
+        self.network = network
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._check)
+
+    def _check(self, engine: Engine) -> None:
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm))
+        loss = float(engine.state.output["loss"].detach())
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"epoch {engine.state.epoch}, step {engine.state.iteration}: the loss is {loss}, the norm of the "
+                f"gradient {norm}; set a lower learning_rate or precision=fp32, and go on with --resume"
+            )
+
+
+class GateWatch:
+    """After each validation: the mean of alpha of each gated level around a pancreas, for `History`.
+
+    Gates hold no normalization: a learning rate too high can close them for good, and then what passes is nothing. The
+    network still learns its training cases, so the loss does not show it.
+
+    Args:
+        evaluator: whose runs are waited for.
+        network: the one that is validated: an `AttentionUNet`, or any other network, of which nothing is noted.
+        cases: an image (1, X, Y, Z) and its label each, as the network takes them; the first one is looked at.
+        history: takes the means, as "alpha_level2", ...
+    """
+
+    def __init__(
+        self, evaluator: Engine, network: nn.Module, cases: Sequence[Mapping[str, Tensor]], history: History
+    ) -> None:
+        self.evaluator = evaluator
+        self.network = network
+        self.cases = cases
+        self.history = history
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the evaluator, whichever engine it is attached to."""
+        self.evaluator.add_event_handler(Events.COMPLETED, self._look)
+
+    @torch.no_grad()
+    def _look(self, engine: Engine) -> None:
+        if not isinstance(self.network, AttentionUNet):
+            return
+        case = self.cases[0]
+        image = case["image"].as_tensor() if isinstance(case["image"], MetaTensor) else case["image"]
+        organ = torch.nonzero(case["label"][0]).float().mean(dim=0).nan_to_num(0.0).int().tolist()
+        starts = [max(min(o - _SIDE // 2, n - _SIDE), 0) for o, n in zip(organ, image.shape[1:], strict=True)]
+        patch = image[(slice(None), *(slice(start, start + _SIDE) for start in starts))]
+        device = next(self.network.parameters()).device
+        _, alphas = self.network.eval().attention_maps(patch[None].float().to(device))
+        last = len(self.network.channels) - 1  # the paper counts levels from 1, the finest; the centre has no gate
+        for level, alpha in zip(range(last - len(alphas) + 1, last + 1), alphas, strict=True):
+            mean = float(alpha.mean())
+            self.history.note(f"alpha_level{level}", mean)
+            if mean < _CLOSED:
+                logger.warning("the gate of level %d is closed (mean alpha %.1e): lower the learning rate", level, mean)
+
+
+class Progress:
+    """A bar with the time that is left, on a terminal; elsewhere one line of the log an epoch.
+
+    Args:
+        history: what the line shows.
+        show: False in all processes but one.
+    """
+
+    def __init__(self, history: History, show: bool = True) -> None:
+        self.history = history
+        self.show = show
+        self._bar: Any = None
+        self._task: Any = None
+        self._is_terminal = False
+        self._begun = 0.0
+        self._first = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer; after `History`."""
+        if self.show:
+            engine.add_event_handler(Events.STARTED, self._start)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+            engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._stop)
+
+    def _start(self, engine: Engine) -> None:
+        self._begun, self._first = time.perf_counter(), engine.state.epoch
+        self._bar, console = make_bar()
+        self._bar.start()
+        self._is_terminal = console.is_terminal
+        total = engine.state.max_epochs * engine.state.epoch_length
+        self._task = self._bar.add_task("train", total=total, completed=engine.state.iteration)
+
+    def _step(self, engine: Engine) -> None:
+        if self._is_terminal:  # the loss is fetched from the device for nobody else
+            loss = float(from_engine("loss", first=True)(engine.state.output).detach())
+            text = f"epoch {engine.state.epoch}/{engine.state.max_epochs}, loss {loss:.3f}"
+            self._bar.update(self._task, completed=engine.state.iteration, description=text)
+
+    def _epoch(self, engine: Engine) -> None:
+        row = self.history.rows[-1]
+        done, last = engine.state.epoch, engine.state.max_epochs
+        left = (time.perf_counter() - self._begun) / (done - self._first) * (last - done)
+        values = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("epoch", "seconds"))
+        text = f"epoch {done}/{last}: {values}, {row['seconds']:.1f} s, {_duration(left)} left"
+        if self._is_terminal:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            logger.info(text)
+
+    def _stop(self, engine: Engine, *error: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if error:
+            raise error[0]
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

@@ -1,0 +1,190 @@
+"""Random patches of a case on the model grid, moved as patients and scanners move them, in one resampling."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Randomizable
+from monai.utils import ensure_tuple_rep
+from torch import Tensor
+from torch.nn import functional as F
+
+from attunet3d.errors import ConfigError
+from attunet3d.transforms.resample import AIR_HU
+
+# Above this, HU, is body: the centre of a patch of background is looked for there.
+_BODY_HU = -300
+_TRIES = 20
+
+
+class RandPatchd(Randomizable, MapTransform):
+    """Cut patches out of a case, around the organ and around anything else in the body, each rotated, zoomed, bent and
+    mirrored at random. All of it is one linear resampling of the part of the volume that the patch needs.
+
+    Args:
+        keys: images (1, X, Y, Z) in HU, and label maps (1, X, Y, Z).
+        label_key: the one of them that is a label map; the organ is where it is not 0.
+        patch_size: voxels, three.
+        spacing: of the model grid, mm, three; rotations are rotations in mm.
+        positive, negative: of ``positive + negative`` patches, so many lie around a voxel of the organ, which may be
+            anywhere within the middle half of the patch, and so many around one of the body.
+        num_samples: patches per case; a list of so many items is given.
+        rotate: largest angle about each axis, radians.
+        scale: largest zoom, a share; 0.2 is from 1/1.2 to 1.2 times the size. Each axis may differ by a quarter of it.
+        elastic: standard deviation of the displacement, mm, of points 32 mm apart, between which it is linear.
+        elastic_prob: how many patches are bent.
+        flip_prob: how many are mirrored left to right, which makes another patient with organs on the other side.
+
+    Returns:
+        Per item float32 images (1, *patch_size), air outside the volume, and uint8 labels (nearest voxel).
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_key: Hashable,
+        patch_size: Sequence[int],
+        spacing: Sequence[float],
+        positive: float = 1.0,
+        negative: float = 1.0,
+        num_samples: int = 1,
+        rotate: float = 0.0,
+        scale: float = 0.0,
+        elastic: float = 0.0,
+        elastic_prob: float = 0.0,
+        flip_prob: float = 0.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if len(patch_size) != 3 or min(patch_size) < 1:
+            raise ConfigError(f"patch_size must be three numbers of voxels, got {patch_size}")
+        if positive < 0 or negative < 0 or positive + negative == 0:
+            raise ConfigError(f"positive and negative must be shares of the patches, got {positive} and {negative}")
+        if scale < 0 or num_samples < 1:
+            raise ConfigError(f"scale must not be negative and num_samples at least 1, got {scale} and {num_samples}")
+        self.label_key = label_key
+        self.patch_size = tuple(int(n) for n in patch_size)
+        self.spacing = np.array(ensure_tuple_rep(spacing, 3), dtype=np.float64)
+        self.positive_share = positive / (positive + negative)
+        self.num_samples = num_samples
+        self.rotate = rotate
+        self.scale = scale
+        self.elastic = elastic
+        self.elastic_prob = elastic_prob
+        self.flip_prob = flip_prob
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
+        organ = torch.nonzero(data[self.label_key].flatten(), as_tuple=True)[0].numpy()
+        return [self._patch(data, organ) for _ in range(self.num_samples)]
+
+    def _patch(self, data: Mapping[Hashable, Any], organ: np.ndarray) -> dict[Hashable, Any]:
+        label = data[self.label_key]
+        shape = np.array(label.shape[1:])
+        centre = self._centre(data, organ, shape)
+        motion = self._motion()
+        bend = self._bend()
+        out = dict(data)
+        for key in self.key_iterator(out):
+            nearest = key == self.label_key
+            out[key] = _sample(data[key][0], self.patch_size, centre, motion, bend, nearest)[None]
+        return out
+
+    def _centre(self, data: Mapping[Hashable, Any], organ: np.ndarray, shape: np.ndarray) -> np.ndarray:
+        """The voxel in the middle of the patch, so that the patch lies in the volume where it can."""
+        patch = np.array(self.patch_size)
+        if self.R.random_sample() < self.positive_share and len(organ):
+            voxel = np.array(np.unravel_index(organ[self.R.randint(len(organ))], shape))
+            centre = voxel + self.R.uniform(-0.25, 0.25, 3) * patch
+        else:
+            centre = self._somewhere_in_the_body(data, shape)
+        lowest, highest = (patch - 1) / 2, shape - 1 - (patch - 1) / 2
+        inside = np.clip(centre, np.minimum(lowest, highest), np.maximum(lowest, highest))
+        return np.where(lowest > highest, (shape - 1) / 2, inside)
+
+    def _somewhere_in_the_body(self, data: Mapping[Hashable, Any], shape: np.ndarray) -> np.ndarray:
+        image = next(data[key] for key in self.keys if key != self.label_key)
+        for _ in range(_TRIES):
+            voxel = self.R.randint(0, shape)
+            if float(image[(0, *voxel)]) > _BODY_HU:
+                break
+        return voxel
+
+    def _motion(self) -> np.ndarray:
+        """(3, 3): from steps of the patch's voxels to steps of the volume's, rotation and zoom in mm."""
+        x, y, z = self.R.uniform(-self.rotate, self.rotate, 3)
+        flip = -1.0 if self.R.random_sample() < self.flip_prob else 1.0
+        whole = self.R.uniform(-1, 1)
+        zoom = (1 + self.scale) ** (whole + 0.25 * self.R.uniform(-1, 1, 3))
+        turn = _rotation(0, x) @ _rotation(1, y) @ _rotation(2, z)
+        return np.diag(1 / self.spacing) @ turn @ np.diag(zoom * self.spacing * [flip, 1.0, 1.0])
+
+    def _bend(self) -> Tensor | None:
+        """Displacement in voxels of control points (3, x, y, z) from edge to edge of the patch; None: straight."""
+        if self.R.random_sample() >= self.elastic_prob or self.elastic == 0:
+            return None
+        points = np.maximum(np.rint(np.array(self.patch_size) * self.spacing / 32), 2).astype(int) + 1
+        moves = self.R.normal(0.0, self.elastic, (3, *points)) / self.spacing[:, None, None, None]
+        return torch.from_numpy(moves.astype(np.float32))
+
+
+def _sample(
+    volume: Tensor,
+    size: tuple[int, ...],
+    centre: np.ndarray,
+    motion: np.ndarray,
+    bend: Tensor | None,
+    nearest: bool,
+) -> Tensor:
+    """The patch (*size) around ``centre`` of a volume (X, Y, Z): its voxel o is at centre + motion @ (o - middle)."""
+    middle = (np.array(size) - 1) / 2
+    shift = centre - motion @ middle
+    reach = [0.0, 0.0, 0.0] if bend is None else [float(b.abs().max()) for b in bend]
+    corners = _corners(shift, motion, size)
+    first = np.floor(corners.min(axis=1) - reach).astype(int)
+    last = np.ceil(corners.max(axis=1) + reach).astype(int) + 1
+    inside = [slice(max(a, 0), min(b, n)) for a, b, n in zip(first, last, volume.shape, strict=True)]
+    background = 0.0 if nearest else AIR_HU
+    box = volume[inside[0], inside[1], inside[2]].to(torch.float32) - background  # beyond the volume grid_sample sees 0
+    # grid_sample takes positions as x of the last axis first, -1 and 1 the centres of the outermost voxels.
+    n = np.array(box.shape)
+    unit = 2 / np.maximum(n - 1, 1)
+    start = np.array([side.start for side in inside])
+    axes = [torch.arange(m, dtype=torch.float32) for m in size]
+    moves = None
+    if bend is not None:
+        moves = F.interpolate(bend[None], size=size, mode="trilinear", align_corners=True)[0]
+    positions = torch.empty((*size, 3))
+    for axis in range(3):
+        row = motion[axis] * unit[axis]
+        offset = (shift[axis] - start[axis]) * unit[axis] - 1
+        position = positions[..., 2 - axis]
+        position.copy_((float(row[0]) * axes[0] + float(offset))[:, None, None])
+        position += (float(row[1]) * axes[1])[None, :, None]
+        position += (float(row[2]) * axes[2])[None, None, :]
+        if moves is not None:
+            position.add_(moves[axis], alpha=float(unit[axis]))
+    mode = "nearest" if nearest else "bilinear"
+    patch = F.grid_sample(box[None, None], positions[None], mode=mode, padding_mode="zeros", align_corners=True)[0, 0]
+    return patch.to(torch.uint8) if nearest else patch + background
+
+
+def _corners(shift: np.ndarray, motion: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Where the corners of the patch lie in the volume (3, 8)."""
+    ends = [(0, n - 1) for n in size]
+    steps = np.array([(x, y, z) for x in ends[0] for y in ends[1] for z in ends[2]], dtype=np.float64)
+    return shift[:, None] + motion @ steps.T
+
+
+def _rotation(axis: int, angle: float) -> np.ndarray:
+    a, b = [other for other in range(3) if other != axis]
+    turn = np.eye(3)
+    turn[a, a] = turn[b, b] = np.cos(angle)
+    turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
+    return turn

@@ -1,0 +1,166 @@
+"""What a run leaves behind: its best and its last weights, and all that it needs to go on."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from attunet3d.checkpoint import fit_weights
+from attunet3d.errors import CheckpointError
+from attunet3d.io.writer import atomic_path, make_folder
+from attunet3d.training.averaging import AverageWeights
+from attunet3d.training.history import History
+
+logger = logging.getLogger(__name__)
+
+BEST, FINAL, STATE = "model.pt", "model_final.pt", "last.pt"
+
+
+class RunCheckpoint:
+    """Saves and resumes a run; a handler for the trainer, after validation. `average` and `history` follow with it.
+
+    ``model.pt``: averaged weights with the best key metric in validation, or the final ones where nothing was
+    validated. ``model_final.pt``: averaged weights at the end. ``last.pt``: the state of the run, every ``interval``
+    epochs. Each is written whole and then renamed into its place: a run may be killed at any time.
+
+    Nothing random need be saved: every epoch starts from a seed of its own.
+
+    Args:
+        save_dir: folder for the three files.
+        network, optimizer, lr_scheduler, average, history: the parts of the state.
+        evaluator: the one whose key metric chooses the best weights.
+        interval: epochs between two states.
+        resume: go on from ``last.pt``, if there is one.
+        seed: of the run.
+        rank: this process; only the first one writes.
+
+    Raises:
+        CheckpointError: ``last.pt`` is no state of this network and optimizer.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        network: nn.Module,
+        optimizer: Optimizer,
+        lr_scheduler: LRScheduler,
+        average: AverageWeights,
+        history: History,
+        evaluator: Engine | None,
+        interval: int = 5,
+        resume: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+    ) -> None:
+        self.save_dir = Path(save_dir)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.average = average
+        self.history = history
+        self.evaluator = evaluator
+        self.interval = interval
+        self.resume = resume
+        self.seed = seed
+        self.rank = rank
+        self.best: float | None = None
+        self._validated: float | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer, with the average and the history before it."""
+        self.average.attach(engine)
+        self.history.attach(engine)
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._seed_epoch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+        engine.add_event_handler(Events.COMPLETED, self._end)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._take_metric)
+
+    def _start(self, engine: Engine) -> None:
+        if self.rank == 0:
+            make_folder(self.save_dir)
+            for name in (BEST, FINAL, STATE):  # of a run that was killed while it wrote
+                for left in self.save_dir.glob(f".tmp-*-{name}"):
+                    with suppress(OSError):
+                        left.unlink()
+        if self.resume and (self.save_dir / STATE).is_file():
+            self._load(engine)
+        elif self.resume:
+            logger.info("%s: no state to resume, so the run starts from the beginning", self.save_dir / STATE)
+
+    def _seed_epoch(self, engine: Engine) -> None:
+        """Dropout and the like: the same in a run that was resumed, another in each process."""
+        torch.manual_seed((self.seed * 1_000_003 + engine.state.epoch) * 1009 + self.rank)
+
+    def _take_metric(self, engine: Engine) -> None:
+        # Weights of which the metric is not defined are worse than any others.
+        value = float(engine.state.metrics[engine.state.key_metric_name])
+        self._validated = value if math.isfinite(value) else -math.inf
+
+    def _end_epoch(self, engine: Engine) -> None:
+        value, self._validated = self._validated, None
+        if value is not None and (self.best is None or value > self.best):
+            self.best = value
+            self._save_weights(BEST)
+        if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
+            self._save_state(engine)
+
+    def _end(self, engine: Engine) -> None:
+        self._save_weights(FINAL)
+        if self.best is None:
+            self._save_weights(BEST)
+
+    def _save_weights(self, name: str) -> None:
+        self._save(name, self.average.network.state_dict())
+
+    def _save_state(self, engine: Engine) -> None:
+        state = {
+            "epoch": engine.state.epoch,
+            "best": self.best,
+            "seed": self.seed,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "average": self.average.state_dict(),
+            "history": self.history.rows,
+        }
+        self._save(STATE, state)
+
+    def _save(self, name: str, content: Any) -> None:
+        if self.rank == 0:
+            with atomic_path(self.save_dir / name) as temporary:
+                torch.save(content, temporary)
+
+    def _load(self, engine: Engine) -> None:
+        path = self.save_dir / STATE
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types for a file that is not its own
+            raise CheckpointError(f"{path}: not the state of a run; start again without --resume") from error
+        wanted = {"epoch", "best", "seed", "network", "optimizer", "lr_scheduler", "average", "history"}
+        if not isinstance(state, dict) or set(state) != wanted:
+            raise CheckpointError(f"{path}: not the state of a run; start again without --resume")
+        if state["seed"] != self.seed:
+            raise CheckpointError(f"{path}: the run has seed {state['seed']}, not {self.seed}; resume it with that")
+        fit_weights(self.network, state["network"], path)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            self.average.load_state_dict(state["average"])
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: the optimizer is another one ({error}); resume with its presets") from error
+        self.best = state["best"]
+        self.history.rows = list(state["history"])
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["epoch"] * engine.state.epoch_length
+        logger.info("resumed after epoch %d of %d", state["epoch"], engine.state.max_epochs)

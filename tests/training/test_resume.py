@@ -1,0 +1,146 @@
+"""A run that is killed goes on as if it had not been, and leaves nothing half written."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from attunet3d import workflow
+from attunet3d.datasets.phantom import write_phantoms
+from attunet3d.errors import CheckpointError, ConfigError
+
+KILLS = int(os.environ.get("ATTUNET3D_KILLS", "20"))
+RUN = {
+    "channels": TINY["channels"],
+    "spacing": [8.0, 8.0, 8.0],
+    "patch_size": [16, 16, 16],
+    "roi_size": [32, 32, 32],
+    "max_epochs": 12,
+    "val_interval": 2,
+    "state_interval": 1,
+    "warmup_epochs": 1,
+    "network_def::dropout": 0.1,
+    "num_workers": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    write_phantoms(folder, 5, seed=2, spacing=(8.0, 8.0, 8.0), validation_fraction=0.2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    """Processes that have everything imported, so that each can be killed within a second of its work."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["attunet3d.training.run_checkpoint", "attunet3d.workflow", "monai.bundle"])
+    return context
+
+
+def train(data: Path, output: Path, resume: bool = False, **changes: Any) -> Path:
+    torch.set_num_threads(1)
+    return workflow.train(
+        data, data / "datalist.json", output, resume=resume, cache_dir=str(data / "cache"), **{**RUN, **changes}
+    )
+
+
+def curve(run: Path) -> list[dict[str, str]]:
+    """All that history.csv says, but for the time it took."""
+    rows = csv.DictReader((run / "history.csv").read_text().splitlines())
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole_run(data: Path) -> Path:
+    train(data, data / "whole")
+    return data / "whole"
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_time(data: Path, whole_run: Path, server: Any, tmp_path: Path) -> None:
+    """The state is written every epoch, so that many of the kills come while something is written."""
+    generator = np.random.default_rng(0)
+    kills = finished = 0
+    run = tmp_path / "run0"
+    while kills < KILLS:
+        process = server.Process(target=train, args=(data, run, True))
+        process.start()
+        before = _times(run)
+        while process.is_alive() and _times(run) == before:  # what counts is after the first epoch
+            time.sleep(0.005)
+        process.join(timeout=generator.uniform(0.0, 0.35))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+            kills += 1
+        else:
+            assert process.exitcode == 0
+            finished += 1
+            assert curve(run) == curve(whole_run)
+            run = tmp_path / f"run{finished}"
+        for path in run.glob("[!.]*.pt"):
+            torch.load(path, weights_only=True)
+    train(data, run, resume=True)
+    assert curve(run) == curve(whole_run)
+    assert len(curve(run)) == RUN["max_epochs"]
+    assert not list(run.glob(".tmp-*.pt")), "what a kill left behind is cleared away"
+    for name in ("model.pt", "model_final.pt"):
+        resumed, whole = (torch.load(folder / name, weights_only=True) for folder in (run, whole_run))
+        for key, value in whole.items():
+            torch.testing.assert_close(resumed[key], value, rtol=0, atol=0, msg=f"{name}: {key}")
+
+
+def _times(run: Path) -> list[int]:
+    return [path.stat().st_mtime_ns for path in run.glob("last.pt")]
+
+
+def test_a_run_is_not_overwritten(data: Path, whole_run: Path) -> None:
+    with pytest.raises(ConfigError, match="--resume"):
+        train(data, whole_run)
+
+
+def test_a_finished_run_stays_as_it_is(data: Path, whole_run: Path) -> None:
+    before = torch.load(whole_run / "model_final.pt", weights_only=True)
+    rows = curve(whole_run)
+    train(data, whole_run, resume=True)
+    after = torch.load(whole_run / "model_final.pt", weights_only=True)
+    assert curve(whole_run) == rows
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_more_epochs_go_on_from_the_end(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes((whole_run / "last.pt").read_bytes())
+    train(data, tmp_path, resume=True, max_epochs=14)
+    assert [row["epoch"] for row in curve(tmp_path)] == [str(n) for n in range(1, 15)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [({"channels": [4, 4, 8, 8, 16]}, "does not fit"), ({"seed": 1}, "seed 0")],
+)
+def test_another_run_is_not_resumed(
+    data: Path, whole_run: Path, tmp_path: Path, changes: dict[str, Any], found: str
+) -> None:
+    (tmp_path / "last.pt").write_bytes((whole_run / "last.pt").read_bytes())
+    with pytest.raises(CheckpointError, match=found):
+        train(data, tmp_path, resume=True, **changes)
+
+
+def test_a_broken_state_is_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"not a state")
+    with pytest.raises(CheckpointError, match=r"last\.pt: not the state of a run"):
+        train(data, tmp_path, resume=True)
