@@ -21,6 +21,9 @@ LabelMaps = Mapping[PurePosixPath, Sequence[Path]]
 _PREDICTION_ENDINGS = ("_seg", "_label")
 _REFERENCE_ENDINGS = ("_label", "_seg")
 
+# `segment --attention` writes its maps beside the masks.
+_ATTENTION_MAP = re.compile(r"_attention_level\w+$")
+
 
 @dataclass(frozen=True)
 class FolderScores:
@@ -109,10 +112,13 @@ def _label_maps(folder: Path, endings: Sequence[str]) -> LabelMaps:
 
     files = defaultdict(list)
     for path in sorted(folder.rglob("*")):
-        inside = PurePosixPath(path.relative_to(folder).as_posix())
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if path.name.lower().endswith(IMAGE_SUFFIXES) and path.is_file() and not hidden:
-            name = case_name(path)
+        inside, name = PurePosixPath(path.relative_to(folder).as_posix()), case_name(path)
+        if (
+            path.name.lower().endswith(IMAGE_SUFFIXES)
+            and path.is_file()
+            and not any(part.startswith(".") for part in inside.parts)
+            and not _ATTENTION_MAP.search(name)
+        ):
             files[inside.with_name(re.sub(r"(?<!^)(_seg|_label)+$", "", name))].append(path)
     if not files:
         raise InputNotFoundError(f"{folder}: holds no label maps; expected files like case_seg.nii.gz")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from attunet3d.datasets.phantom import write_phantoms
 
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 CONFIGS = bundle_root() / "configs"
-SMALL = {**TINY, "patch_size": [32, 32, 32], "patch_margin": 4, "max_epochs": 2, "val_interval": 1, "batch_size": 1}
+SMALL = {**TINY, "patch_size": [32, 32, 32], "max_epochs": 2, "val_interval": 1, "batch_size": 1}
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +107,37 @@ def test_no_list_is_addressed_by_position() -> None:
 @pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_override_existing_ids_and_build(preset: Path, phantoms: Path, tmp_path: Path) -> None:
     assert preset.read_text().startswith("# attunet3d "), "the first comment is the command that uses it"
-    overrides = {"dataset_dir": str(phantoms), "datalist": str(phantoms / "datalist.json"), "cache_rate": 0.0}
+    overrides = {"dataset_dir": str(phantoms), "datalist": str(phantoms / "datalist.json")}
     overrides["ckpt_dir"] = str(tmp_path)
     train = workflow.make_workflow("train", [preset.stem], overrides)
     train.initialize()
     assert train.check_properties() == []
     for key, value in ConfigParser.load_config_file(preset).items():
         assert train.parser[key] == value
+    # What the network is, and sees, is the same where it is used.
     inference = workflow.make_workflow("inference", [preset.stem])
-    assert inference.parser["spacing"] == train.parser["spacing"]
+    for name in ("spacing", "hu_window", "network_def", "roi_size", "skip_below", "body_threshold"):
+        assert inference.parser[name] == train.parser[name], name
+    network = inference.parser.get_parsed_content("network_def")
+    network.load_state_dict(train.parser.get_parsed_content("network_def").state_dict())
+
+
+def test_the_presets_are_those_that_are_promised() -> None:
+    names = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    assert names >= {
+        "nih_pancreas_ct", "msd_pancreas", "paper", "low_memory", "smoke",
+        "ablation_no_gates", "ablation_additive_gates", "ablation_no_deep_supervision",
+    }  # fmt: skip
+
+
+def test_the_papers_recipe_gives_its_input_zero_mean_and_unit_deviation(write_phantom: Callable[..., Path]) -> None:
+    preset = ConfigParser.load_config_file(ROOT / "configs" / "paper.yaml")
+    low, high = preset["hu_window"]
+    hu = np.asarray(nib.load(write_phantom()).dataobj, dtype=np.float32)
+    x = (np.clip(hu, low, high) - low) / (high - low)
+    normal = (x - preset["network_def::input_mean"]) / preset["network_def::input_std"]
+    assert abs(normal.mean()) < 0.7  # one field of view holds more air than another
+    assert 0.7 < normal.std() < 1.4
 
 
 @pytest.mark.skipif(not SCHEMA.is_file(), reason="MONAI's metadata schema is not beside this checkout")
@@ -163,15 +187,16 @@ def test_run_trains_evaluates_and_segments(phantoms: Path, tmp_path: Path) -> No
     monai_bundle(
         "run", "--config_file", CONFIGS / "train.yaml", *ids({**SMALL, **data, "ckpt_dir": runs}), cwd=tmp_path
     )
-    assert {"model.pt", "model_final.pt", "tensorboard"} <= {p.name for p in runs.iterdir()}
+    assert {"model.pt", "model_final.pt", "last.pt", "history.csv", "tensorboard"} <= {p.name for p in runs.iterdir()}
 
     files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / 'evaluate.yaml'}']"
     result = {**TINY, **data, "checkpoint": runs / "model.pt", "output_dir": tmp_path / "eval", "precision": "fp32"}
     monai_bundle("run", "--config_file", files, *ids(result), cwd=tmp_path)
-    table = (tmp_path / "eval" / "val_dice_raw.csv").read_text()
+    table = (tmp_path / "eval" / "metrics.csv").read_text()
+    assert (tmp_path / "eval" / "report.html").is_file()
     validation = json.loads((phantoms / "datalist.json").read_text())["validation"]
     for case in validation:
-        assert Path(case["image"]).name in table
+        assert case["image"].removesuffix(".nii.gz") in table
 
     images = tmp_path / "cts"
     images.mkdir()
@@ -192,24 +217,53 @@ def test_run_trains_evaluates_and_segments(phantoms: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(np.asarray(nib.load(evaluated).dataobj), ours.mask)
 
 
-def test_two_processes_train_and_evaluate(phantoms: Path, tmp_path: Path) -> None:
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    data = {"dataset_dir": phantoms, "datalist": phantoms / "datalist.json"}
-    runs = tmp_path / "runs"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
-    def files(*names: str) -> str:
-        return "[" + ",".join(f"'{CONFIGS / name}'" for name in names) + "]"
 
+def files(*names: str) -> str:
+    return "[" + ",".join(f"'{CONFIGS / name}'" for name in names) + "]"
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(phantoms: Path, tmp_path: Path) -> None:
+    """Loss, gradients and BatchNorm are those of the whole batch: what is left is rounding, which training amplifies.
+
+    Three cases, so that neither the cases nor the batches come out even; two to validate; twelve steps.
+    """
+    common = {**SMALL, "dataset_dir": phantoms, "datalist": phantoms / "datalist.json", "precision": "fp32"}
+    common |= {"max_epochs": 6, "val_interval": 3, "cache_dir": tmp_path / "cache"}
     config = files("train.yaml", "multi_gpu_train.yaml")
-    monai_bundle(
-        "run", "--config_file", config, *ids({**SMALL, **data, "ckpt_dir": runs, "precision": "fp32"}),
-        cwd=tmp_path, launcher=torchrun,
-    )  # fmt: skip
-    assert (runs / "model_final.pt").is_file()
-    config = files("train.yaml", "evaluate.yaml", "multi_gpu_evaluate.yaml")
-    result = {**TINY, **data, "checkpoint": runs / "model_final.pt", "output_dir": tmp_path / "eval"}
-    monai_bundle("run", "--config_file", config, *ids(result), cwd=tmp_path, launcher=torchrun)
-    assert len((tmp_path / "eval" / "val_dice_raw.csv").read_text().strip().splitlines()) == 1 + 2
+    two = ids({**common, "batch_size": 1, "ckpt_dir": tmp_path / "two"})
+    monai_bundle("run", "--config_file", config, *two, cwd=tmp_path, launcher=TORCHRUN)
+    one = ids({**common, "batch_size": 2, "ckpt_dir": tmp_path / "one"})
+    monai_bundle("run", "--config_file", CONFIGS / "train.yaml", *one, cwd=tmp_path)
+
+    curves = [list(csv.DictReader((tmp_path / n / "history.csv").read_text().splitlines())) for n in ("one", "two")]
+    losses = np.array([[float(row["loss"]) for row in rows] for rows in curves])
+    assert losses.shape == (2, 6)
+    assert losses[0, 0] - losses[0, -1] > 0.02, "something was learned"
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    np.testing.assert_allclose(losses[1, 0], losses[0, 0], rtol=1e-4)
+    assert [row["val_dice"] for row in curves[0][:2]] == ["", ""]
+    assert all(float(row["val_dice"]) >= 0 for rows in curves for row in (rows[2], rows[5]))
+
+
+def test_two_processes_evaluate(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """With an even and an odd number of cases, and with fewer cases than processes: each case is there once."""
+    content = json.loads((phantoms / "datalist.json").read_text())
+    cases = content["training"] + content["validation"]
+    tables = {}
+    for count in (1, 3):
+        datalist = tmp_path / f"{count}.json"
+        datalist.write_text(json.dumps({"validation": cases[:count]}))
+        config = files("train.yaml", "evaluate.yaml", "multi_gpu_evaluate.yaml")
+        options = {**TINY, "dataset_dir": phantoms, "datalist": datalist, "checkpoint": tiny_checkpoint}
+        options |= {"output_dir": tmp_path / f"two{count}", "precision": "fp32"}
+        monai_bundle("run", "--config_file", config, *ids(options), cwd=tmp_path, launcher=TORCHRUN)
+        tables[count] = (tmp_path / f"two{count}" / "metrics.csv").read_text()
+        assert len(tables[count].splitlines()) == 1 + count
+        assert (tmp_path / f"two{count}" / "report.html").is_file()
+    workflow.evaluate(phantoms, tmp_path / "3.json", tiny_checkpoint, tmp_path / "one", **TINY, precision="fp32")
+    assert (tmp_path / "one" / "metrics.csv").read_text() == tables[3]
 
 
 def test_train_and_evaluate_from_python(phantoms: Path, tmp_path: Path) -> None:

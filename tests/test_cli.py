@@ -224,9 +224,9 @@ def test_evaluation_refuses_before_it_reads(run: Run, tiny_checkpoint: Path, tmp
     assert code == 2
     assert "preset it was trained with" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
-    code, _, stderr = run("train", *data, "-o", tmp_path / "r", "--set", "max_epochs=5")
+    code, _, stderr = run("train", *data, "-o", tmp_path / "r", "--set", "fold=x::y")
     assert code == 2
-    assert "val_interval is 10" in stderr
+    assert stderr.count("\n") == 1
     assert not (tmp_path / "e").exists()
 
 

@@ -84,7 +84,8 @@ def score(
                 say(f"error: {case}: {found} (--verbose shows the traceback)")
                 logging.getLogger(__name__).info("traceback", exc_info=error)
         if scores.unpredicted:
-            say(f"warning: {len(scores.unpredicted)} references without a prediction: {', '.join(scores.unpredicted)}")
+            names = ", ".join(scores.unpredicted)
+            say(f"warning: references without a prediction ({len(scores.unpredicted)}): {names}")
         if output is not None and scores.rows:
             product(write_metrics_csv(output, scores.rows))
             if folders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from attunet3d.cli.app import app
 from attunet3d.cli.options import (
     Device,
     Overrides,
+    Precision,
     Presets,
     overrides_of,
     products,
@@ -101,3 +103,29 @@ def benchmark(
         )
         console.print(table(result), markup=False, highlight=False, soft_wrap=True)
         product(output / RESULT)
+
+
+@app.command("benchmark-training")
+def benchmark_training(
+    patch_size: Annotated[tuple[int, int, int], typer.Option(metavar="X Y Z", help="Voxels.")] = (96, 96, 96),
+    batch_size: Annotated[int, typer.Option(min=1, help="Patches per step.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each trainer.")] = 5,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Time of a training step on this machine, beside MONAI's stock trainer with its AttentionUnet; prints JSON.
+
+    Example: attunet3d benchmark-training --steps 9
+    """
+    set_up_logging(verbose=False)
+    from attunet3d.training import benchmark as training
+
+    with products() as product, progress_bar() as (bar, console):
+        task = bar.add_task("steps", total=steps + 1)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        result = training.benchmark_training(patch_size, batch_size, steps, device, precision, progress=show)
+        console.print(training.table(result), markup=False, highlight=False, soft_wrap=True)
+        product(json.dumps(result))

@@ -55,7 +55,7 @@ def _stretch_axis(x: Tensor, axis: int, factor: int) -> Tensor:
     before, after = x.narrow(axis, 0, n - 1), x.narrow(axis, 1, n - 1)
     lines = (slice(None),) * axis
     for r, (side, weight) in enumerate(_shares(factor)):
-        new = out[(*lines, slice(r, None, factor))]
+        new = out[lines + (slice(r, None, factor),)]
         # Beyond the outermost centres values are held.
         if side < 0:
             torch.lerp(before, after, 1 - weight, out=new.narrow(axis, 1, n - 1))
@@ -70,7 +70,7 @@ def _gather_axis(gradient: Tensor, axis: int, factor: int) -> Tensor:
     """`_stretch_axis` transposed: each old voxel collects from the new ones it gave to."""
     n = gradient.shape[axis] // factor
     lines = (slice(None),) * axis
-    parts = [gradient[(*lines, slice(r, None, factor))] for r in range(factor)]
+    parts = [gradient[lines + (slice(r, None, factor),)] for r in range(factor)]
     total = torch.zeros(parts[0].shape, dtype=gradient.dtype, device=gradient.device)
     for part, (side, weight) in zip(parts, _shares(factor), strict=True):
         total.add_(part, alpha=1 - weight)

@@ -86,7 +86,7 @@ class GateWatch:
         image = case["image"].as_tensor() if isinstance(case["image"], MetaTensor) else case["image"]
         organ = torch.nonzero(case["label"][0]).float().mean(dim=0).nan_to_num(0.0).int().tolist()
         starts = [max(min(o - _SIDE // 2, n - _SIDE), 0) for o, n in zip(organ, image.shape[1:], strict=True)]
-        patch = image[(slice(None), *(slice(start, start + _SIDE) for start in starts))]
+        patch = image[(slice(None),) + tuple(slice(start, start + _SIDE) for start in starts)]
         device = next(self.network.parameters()).device
         _, alphas = self.network.eval().attention_maps(patch[None].float().to(device))
         last = len(self.network.channels) - 1  # the paper counts levels from 1, the finest; the centre has no gate

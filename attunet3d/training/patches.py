@@ -112,7 +112,7 @@ class RandPatchd(Randomizable, MapTransform):
         image = next(data[key] for key in self.keys if key != self.label_key)
         for _ in range(_TRIES):
             voxel = self.R.randint(0, shape)
-            if float(image[(0, *voxel)]) > _BODY_HU:
+            if float(image[0][tuple(voxel)]) > _BODY_HU:
                 break
         return voxel
 

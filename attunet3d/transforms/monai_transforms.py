@@ -181,7 +181,7 @@ class SelectLabelsd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         lists = [isinstance(value, Sequence) for value in values]
-        classes = [list(value) for value in values] if all(lists) else [list(values)]  # type: ignore[call-overload]
+        classes = [list(value) for value in values] if all(lists) else [list(values)]  # type: ignore[arg-type]
         chosen = [value for members in classes for value in members] if all(lists) or not any(lists) else []
         if not chosen or len(set(chosen)) < len(chosen):
             raise ConfigError(f"label values must be a list, or lists, of different numbers, got {list(values)}")

@@ -50,3 +50,9 @@ def test_an_empty_mask_is_drawn_without_an_outline(tmp_path: Path) -> None:
     qc_picture(tmp_path / "qc.png", ct, np.zeros_like(mask), ORIENTATIONS["RAS"], "empty")
     picture = imread(tmp_path / "qc.png")
     assert not ((picture[..., 0] > 0.8) & (picture[..., 2] < 0.3) & (picture[..., 1] > 0.4)).any()
+
+
+def test_a_name_is_not_taken_for_a_formula(tmp_path: Path) -> None:
+    ct, mask = volume("RAS")
+    qc_picture(tmp_path / "qc.png", ct, mask, ORIENTATIONS["RAS"], r"case_$x^$ \frac")
+    assert (tmp_path / "qc.png").is_file()

@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -256,10 +255,10 @@ def test_a_cancelled_report_is_not_written(tmp_path: Path, ct: dict[str, str]) -
 
 
 @pytest.fixture(params=["metrics.csv", "summary.json", "report.html"])
-def blocked(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+def blocked(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """An output folder where one of the files cannot be written."""
     (tmp_path / "out" / request.param).mkdir(parents=True)
-    yield tmp_path / "out" / request.param
+    return tmp_path / "out" / request.param
 
 
 def test_all_files_or_none(ct: dict[str, str], blocked: Path) -> None:
