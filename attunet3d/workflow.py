@@ -100,9 +100,10 @@ def evaluate(
     presets: Sequence[str | Path] = (),
     **overrides: Any,
 ) -> dict[str, float]:
-    """Dice of a checkpoint on the datalist's "validation" cases, on each CT's own grid.
+    """Masks, metrics and a report of a checkpoint on the datalist's "validation" cases, on each CT's own grid.
 
-    Writes the masks, ``val_dice_raw.csv`` and ``val_dice_summary.csv`` to ``output_dir``; returns the mean values.
+    Writes the masks, ``metrics.csv``, ``summary.json`` and ``report.html`` to ``output_dir``; returns the mean Dice as
+    "val_dice".
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.

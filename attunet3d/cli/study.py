@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +54,7 @@ def evaluate(
     set_: Overrides = None,
     verbose: Verbose = False,
 ) -> None:
-    """Dice of weights on the datalist's validation cases, each on its CT's own grid.
+    """Masks, metrics and a report of weights on the datalist's validation cases, each on its CT's own grid.
 
     Example: attunet3d evaluate --dataset-dir D --datalist D/datalist.json --checkpoint runs/phantom/model.pt -o eval
     """
@@ -65,5 +64,6 @@ def evaluate(
 
     overrides = overrides_of(set_, ("dataset_dir", "datalist", "checkpoint", "output_dir"))
     with products() as product:
-        values = workflow.evaluate(dataset_dir, datalist, checkpoint, output, preset or (), **overrides)
-        product(json.dumps(values))
+        workflow.evaluate(dataset_dir, datalist, checkpoint, output, preset or (), **overrides)
+        for name in ("metrics.csv", "summary.json", "report.html"):
+            product(output / name)

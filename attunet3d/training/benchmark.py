@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,20 +101,20 @@ def table(result: dict[str, Any]) -> str:
     size = " x ".join(map(str, result["patch_size"]))
     lines = [f"patches of {size}, {result['batch_size']} a step; {result['device']}, threads: {result['threads']}"]
     for name in ("attunet3d", "monai"):
-        steps = result[name]["seconds"]
-        lines.append(
-            f"{name:<10} {result[name]['median_seconds']:7.3f} s a step ({min(steps):.3f} to {max(steps):.3f})"
-        )
-    lines.append(
-        f"attunet3d is {result['times']:.2f} times as fast; a patch takes {result['patch_seconds']:.3f} s besides"
-    )
+        median, steps = result[name]["median_seconds"], result[name]["seconds"]
+        lines.append(f"{name:<10} {median:7.3f} s a step ({min(steps):.3f} to {max(steps):.3f})")
+    lines.append(f"attunet3d is {result['times']:.2f} times as fast")
+    lines.append(f"besides, a patch takes {result['patch_seconds']:.3f} s to cut and to bend")
     return "\n".join(lines)
 
 
 def _batch(patch_size: tuple[int, ...], batch_size: int) -> tuple[Batch, float]:
     """Patches of a phantom, in [0, 1], and the seconds that one of them took."""
     phantom = make_phantom(0, spacing=(2.0, 2.0, 2.0), orientation="RAS")
-    case = {"image": torch.from_numpy(phantom.image.copy())[None], "label": torch.from_numpy(phantom.mask.copy())[None]}
+    case: dict[Hashable, Tensor] = {
+        "image": torch.from_numpy(phantom.image.copy())[None],
+        "label": torch.from_numpy(phantom.mask.copy())[None],
+    }
     recipe = {name: read_config("train")[name] for name in ("rotate", "scale", "elastic", "elastic_prob")}
     cut = RandPatchd(["image", "label"], "label", patch_size, (2.0, 2.0, 2.0), num_samples=batch_size, **recipe)
     cut.set_random_state(seed=0)
