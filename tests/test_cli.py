@@ -224,9 +224,13 @@ def test_evaluation_refuses_before_it_reads(run: Run, tiny_checkpoint: Path, tmp
     assert code == 2
     assert "preset it was trained with" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
-    code, _, stderr = run("train", *data, "-o", tmp_path / "r", "--set", "fold=x::y")
+    # Nor is a run that exists already started anew.
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "last.pt").write_bytes(b"")
+    code, _, stderr = run("train", *data, "-o", tmp_path / "r")
     assert code == 2
     assert stderr.count("\n") == 1
+    assert "--resume" in stderr
     assert not (tmp_path / "e").exists()
 
 
@@ -256,7 +260,7 @@ def test_help_has_examples_and_is_immediate(run: Run) -> None:
     )
     assert time.perf_counter() - start < 30
     assert "torch" not in shown.stderr, "--help must not wait for torch"
-    for verb in ("segment", "train", "evaluate", "score", "phantom"):
+    for verb in ("segment", "prepare", "train", "evaluate", "score", "phantom", "benchmark", "benchmark-training"):
         assert verb in shown.stdout
         code, stdout, _ = run(verb, "--help")
         assert code == 0

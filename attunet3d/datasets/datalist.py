@@ -143,3 +143,28 @@ def _path(case: object, key: str, datalist: str | Path, dataset_dir: str | Path,
     if not os.path.exists(path):
         raise InputNotFoundError(f"{path}: named in {datalist}, not there")
     return path
+
+
+def pancreas_labels(datalist: str | Path) -> list[Any]:
+    """The label values that a datalist counts as pancreas: ``[1, 2]``, or ``[[1], [2]]`` for two classes; else [1].
+
+    Raises:
+        ConfigError: the file is no datalist, or its "pancreas_labels" is something else.
+    """
+    if not Path(datalist).is_file():  # MONAI Label trains without one
+        return [1]
+    values = read_datalist(datalist).get("pancreas_labels", [1])
+    members = [value if isinstance(value, list) else [value] for value in values] if isinstance(values, list) else []
+    if not members or not all(type(value) is int for group in members for value in group):
+        raise ConfigError(f'{datalist}: "pancreas_labels" must be a list of label values, or lists of them: {values}')
+    return list(values)
+
+
+def check_classes(labels: Sequence[Any], num_classes: int) -> None:
+    """Raise ConfigError unless a network of so many classes has one for each of the label's, and the background."""
+    found = 1 + (len(labels) if all(isinstance(value, Sequence) for value in labels) else 1)
+    if found != num_classes:
+        raise ConfigError(
+            f"pancreas_labels {list(labels)} make {found} classes with the background, the network has {num_classes}: "
+            f"set num_classes={found}, also for evaluation and segmentation"
+        )

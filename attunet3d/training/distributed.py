@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -33,6 +34,24 @@ def _converted(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> nn.Module:
     return norm
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes. Its gradient is theirs summed up: what one of them gives reaches all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _summed(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _summed(gradients[0])
+
+
+def _summed(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(total)
+    return total
+
+
 class _SyncOnCPU(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the batches of all processes; every process must have as many voxels."""
 
@@ -44,8 +63,8 @@ class _SyncOnCPU(nn.modules.batchnorm._BatchNorm):
         processes = distributed.get_world_size()
         values = x.float()
         variance, mean = torch.var_mean(values, dim=axes, correction=0)
-        total = all_reduce(mean) / processes
-        spread = all_reduce(variance + (mean - total) ** 2) / processes
+        total = _Sum.apply(mean) / processes
+        spread = _Sum.apply(variance + (mean - total) ** 2) / processes
         if self.momentum is not None and self.running_mean is not None and self.running_var is not None:
             count = processes * x.numel() // x.shape[1]
             with torch.no_grad():

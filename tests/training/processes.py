@@ -9,23 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
-CONTEXT = multiprocessing.get_context("fork")
+SERVER = multiprocessing.get_context("forkserver")
+# As in test_resume: whichever comes first starts the server for both.
+SERVER.set_forkserver_preload(["attunet3d.training.run_checkpoint", "attunet3d.workflow", "monai.bundle"])
 
 
-def together(work: Callable[[int], Any], folder: Path, processes: int = 2) -> list[Any]:
-    """What ``work(rank)`` gives in each of so many processes of one group, by rank; they meet in a file of ``folder``.
-
-    They are forks, so that work may be any closure, and nothing is imported anew.
-    """
+def together(work: Callable[..., Any], folder: Path, *arguments: Any, processes: int = 2) -> list[Any]:
+    """What ``work(rank, *arguments)``, a function of a module, gives in each process of a group, by rank."""
     outputs = [folder / f"rank{rank}.pt" for rank in range(processes)]
-    arguments = [(work, rank, processes, folder / "meet", outputs[rank]) for rank in range(processes)]
-    running = [CONTEXT.Process(target=_run, args=one) for one in arguments]
+    running = [
+        SERVER.Process(target=_run, args=(work, arguments, rank, processes, folder / "meet", outputs[rank]))
+        for rank in range(processes)
+    ]
     for process in running:
         process.start()
     for process in running:
         process.join(timeout=120)
-    for process in running:
         if process.is_alive():
             process.kill()
             process.join()
@@ -36,13 +37,15 @@ def together(work: Callable[[int], Any], folder: Path, processes: int = 2) -> li
     return results
 
 
-def _run(work: Callable[[int], Any], rank: int, processes: int, meet: Path, output: Path) -> None:
+def _run(
+    work: Callable[..., Any], arguments: tuple[Any, ...], rank: int, processes: int, meet: Path, output: Path
+) -> None:
     torch.set_num_threads(1)
     try:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=processes)
-        result = work(rank)
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=processes)
+        result = work(rank, *arguments)
+        distributed.barrier()
+        distributed.destroy_process_group()
     except BaseException:
         result = traceback.format_exc()
     torch.save(result, output)

@@ -1,7 +1,5 @@
 """BatchNorm over two processes' batches is BatchNorm over the whole batch."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from pathlib import Path
@@ -20,109 +18,109 @@ from attunet3d.training.distributed import SyncBatchNorm2dOnCPU, SyncBatchNorm3d
 
 CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+CPU = torch.device("cpu")
+NEAR = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def network(dims: int) -> nn.Module:
     torch.manual_seed(0)
-    parts: OrderedDict[str, nn.Module] = OrderedDict(
-        conv=CONV[dims](1, 3, 3, padding=1), norm=NORM[dims](3), relu=nn.ReLU(), head=CONV[dims](3, 1, 1)
-    )
+    norm = NORM[dims](3)
     with torch.no_grad():
-        parts["norm"].weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
-        parts["norm"].bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
-    return nn.Sequential(parts)
+        norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        norm.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
+    conv, head = CONV[dims](1, 3, 3, padding=1), CONV[dims](3, 1, 1)
+    return nn.Sequential(OrderedDict(conv=conv, norm=norm, relu=nn.ReLU(), head=head))
 
 
 def batch(dims: int) -> Tensor:
-    """Cases whose means and deviations differ, so that statistics of one of them are wrong for both."""
+    """Four cases whose means and deviations differ, so that statistics of two of them are wrong for all."""
     torch.manual_seed(1)
+    each = [-1] + [1] * (dims + 1)
     x = torch.randn(4, 1, *[5] * dims)
-    return x * torch.tensor([1.0, 3.0, 0.5, 2.0]).view(-1, *[1] * (dims + 1)) + torch.arange(4.0).view(
-        -1, *[1] * (dims + 1)
-    )
+    return x * torch.tensor([1.0, 3.0, 0.5, 2.0]).view(each) + torch.tensor([0.0, 1.0, 2.0, 3.0]).view(each)
+
+
+def three_steps(net: nn.Module, inner: nn.Module, x: Tensor) -> dict[str, Any]:
+    """All that BatchNorm takes part in; the weights stay, the running statistics do not."""
+    x = x.clone().requires_grad_()
+    for _ in range(3):
+        net.zero_grad()
+        x.grad = None
+        out = net(x)
+        out.pow(3).mean().backward()
+    gradients = {name: p.grad for name, p in inner.named_parameters()}
+    return {"out": out.detach(), "input": x.grad, "state": dict(inner.state_dict()), "gradients": gradients}
+
+
+def half_of_the_steps(rank: int, dims: int) -> dict[str, Any]:
+    inner = network(dims)
+    return three_steps(distributed_network(inner, CPU), inner, batch(dims)[2 * rank : 2 * rank + 2])
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_two_processes_are_one(dims: int, tmp_path: Path) -> None:
-    """Outputs, gradients of weights and of the input, and running statistics, over three steps."""
-    torch.manual_seed(2)
-    target = torch.randn_like(batch(dims))
-
-    def steps(net: nn.Module, x: Tensor, y: Tensor, names: list[str]) -> dict[str, Any]:
-        x.requires_grad_()
-        inner = net.module if isinstance(net, nn.parallel.DistributedDataParallel) else net
-        for _ in range(3):
-            net.zero_grad()
-            x.grad = None
-            out = net(x)
-            (out - y).pow(3).mean().backward()
-        state = {name: value.clone() for name, value in inner.state_dict().items()}
-        grads = {name: p.grad for name, p in inner.named_parameters()}
-        assert list(state) == names, "names in the state dict stay as they are"
-        return {"out": out.detach(), "input": x.grad, "state": state, "grads": grads}
-
-    names = list(network(dims).state_dict())
-
-    def work(rank: int) -> dict[str, Any]:
-        part = slice(2 * rank, 2 * rank + 2)
-        net = distributed_network(network(dims), torch.device("cpu"))
-        assert any(isinstance(m, SyncBatchNorm2dOnCPU | SyncBatchNorm3dOnCPU) for m in net.modules())
-        return steps(net, batch(dims)[part].clone(), target[part], names)
-
-    found = together(work, tmp_path)
-    whole = steps(network(dims), batch(dims), target, names)
-    near = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(torch.cat([one["out"] for one in found]), whole["out"], **near)
-    # The whole batch's loss is the mean of theirs, so what reaches an input is half of what it is there.
-    torch.testing.assert_close(torch.cat([one["input"] for one in found]) / 2, whole["input"], **near)
+    found = together(half_of_the_steps, tmp_path, dims)
+    net = network(dims)
+    whole = three_steps(net, net, batch(dims))
+    torch.testing.assert_close(torch.cat([one["out"] for one in found]), whole["out"], **NEAR)
+    # The whole batch's loss is the mean of theirs: what reaches a case is half of what it is in its own process.
+    torch.testing.assert_close(torch.cat([one["input"] for one in found]) / 2, whole["input"], **NEAR)
     for one in found:
-        for part in ("state", "grads"):
+        assert list(one["state"]) == list(whole["state"]), "names in the state dict stay as they are"
+        assert int(one["state"]["norm.num_batches_tracked"]) == 3
+        for part in ("state", "gradients"):
             for name, value in whole[part].items():
-                torch.testing.assert_close(one[part][name], value, **near, msg=lambda m, n=name: f"{n}: {m}")
-    assert int(found[0]["state"]["norm.num_batches_tracked"]) == 3
+                torch.testing.assert_close(one[part][name], value, **NEAR, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_one_processes_statistics_would_be_wrong() -> None:
+def test_the_statistics_of_one_process_would_be_wrong() -> None:
     """What the test above can tell apart."""
-    whole = network(3)(batch(3))
-    alone = torch.cat([network(3)(batch(3)[:2]), network(3)(batch(3)[2:])])
+    with torch.no_grad():
+        whole = network(3)(batch(3))
+        alone = torch.cat([network(3)(batch(3)[:2]), network(3)(batch(3)[2:])])
     assert float((whole - alone).abs().max()) > 0.1
 
 
-def test_the_network_of_the_bundle(tmp_path: Path) -> None:
-    """Two processes with a case each beside one with both: losses of three steps of training, and the weights."""
+def attention_unet() -> AttentionUNet:
+    torch.manual_seed(0)
+    return AttentionUNet(channels=(4, 8, 8))
 
-    def build() -> AttentionUNet:
-        torch.manual_seed(0)
-        return AttentionUNet(channels=(4, 8, 8))
 
+def images() -> Tensor:
     torch.manual_seed(3)
-    images = torch.rand(2, 1, 12, 12, 12)
+    return torch.rand(2, 1, 12, 12, 12)
 
-    def train(net: nn.Module, inner: nn.Module, x: Tensor) -> dict[str, Any]:
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-        loss_values = []
-        for _ in range(3):
-            optimizer.zero_grad()
-            loss = (net(x)[:, 1:] - x).square().mean()
-            loss.backward()
-            optimizer.step()
-            loss_values.append(loss.detach())
-        return {"losses": torch.stack(loss_values), "state": dict(inner.state_dict())}
 
-    def work(rank: int) -> dict[str, Any]:
-        inner = build()
-        net = distributed_network(prepare(inner, "cpu", "fp32", training=True), torch.device("cpu"))
-        return train(net, inner, images[rank : rank + 1])
+def train(net: nn.Module, inner: nn.Module, x: Tensor) -> dict[str, Any]:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = (net(x)[:, 1:] - x).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return {"losses": torch.stack(losses), "state": dict(inner.state_dict())}
 
-    found = together(work, tmp_path)
-    inner = build()
-    whole = train(prepare(inner, "cpu", "fp32", training=True), inner, images)
+
+def train_with_one_case(rank: int) -> dict[str, Any]:
+    inner = attention_unet()
+    net = distributed_network(prepare(inner, CPU, "fp32", training=True), CPU)
+    return train(net, inner, images()[rank : rank + 1])
+
+
+def test_the_network_trains_as_in_one_process(tmp_path: Path) -> None:
+    found = together(train_with_one_case, tmp_path)
+    inner = attention_unet()
+    whole = train(prepare(inner, CPU, "fp32", training=True), inner, images())
+    assert float(whole["losses"][0] - whole["losses"][-1]) > 0.01
     losses = torch.stack([one["losses"] for one in found]).mean(dim=0)
     torch.testing.assert_close(losses, whole["losses"], rtol=1e-4, atol=0)
     for one in found:
         for name, value in whole["state"].items():
-            torch.testing.assert_close(one["state"][name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n} {m}")
+            torch.testing.assert_close(
+                one["state"][name], value, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -146,12 +144,13 @@ def test_it_is_still_folded() -> None:
     torch.testing.assert_close(folded(batch(3)), net.eval()(batch(3)), rtol=1e-5, atol=1e-5)
 
 
-def test_layout_and_precision_are_kept(tmp_path: Path) -> None:
-    def work(rank: int) -> list[Any]:
-        norm = nn.Sequential(nn.BatchNorm3d(4))
-        synchronize_batch_norm(norm)
-        x = torch.randn(2, 4, 3, 4, 5, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
-        out = norm(x)
-        return [out.dtype == torch.bfloat16, out.is_contiguous(memory_format=torch.channels_last_3d)]
+def normalize_bf16(rank: int) -> list[bool]:
+    norm = nn.Sequential(nn.BatchNorm3d(4))
+    synchronize_batch_norm(norm)
+    x = torch.randn(2, 4, 3, 4, 5, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
+    out = norm(x)
+    return [out.dtype == torch.bfloat16, out.is_contiguous(memory_format=torch.channels_last_3d)]
 
-    assert together(work, tmp_path) == [[True, True], [True, True]]
+
+def test_layout_and_precision_are_kept(tmp_path: Path) -> None:
+    assert together(normalize_bf16, tmp_path) == [[True, True], [True, True]]

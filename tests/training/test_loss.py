@@ -107,26 +107,32 @@ def test_logits_of_any_size_give_finite_gradients() -> None:
     assert bool(logits.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_have_the_loss_and_gradient_of_one(processes: int, tmp_path: Path) -> None:
-    """Each has one case of its own; one of the cases has no organ."""
+def cases_of_all(processes: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network, images and labels, one a process; the second label is empty."""
     torch.manual_seed(0)
     images = torch.randn(processes, 1, 4, 4, 4, dtype=torch.float64)
     label = (images > 0.5).to(torch.uint8)
     label[1] = 0
-    network = nn.Conv3d(1, 2, 3, padding=1).double()
+    return nn.Conv3d(1, 2, 3, padding=1).double(), images, label
 
-    def work(rank: int) -> dict[str, Any]:
-        parallel = DistributedDataParallel(network)
-        loss = DiceCELoss()(parallel(images[rank : rank + 1]), label[rank : rank + 1])
-        loss.backward()
-        return {"loss": loss.detach(), "grad": [p.grad for p in network.parameters()]}
 
-    found = together(work, tmp_path, processes)
+def one_of_several(rank: int, processes: int) -> dict[str, Any]:
+    network, images, label = cases_of_all(processes)
+    mine = slice(rank, rank + 1)
+    parallel = DistributedDataParallel(network)
+    loss = DiceCELoss()(parallel(images[mine]), label[mine])
+    loss.backward()
+    return {"loss": loss.detach(), "gradients": [p.grad for p in network.parameters()]}
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_have_the_loss_and_gradient_of_one(processes: int, tmp_path: Path) -> None:
+    found = together(one_of_several, tmp_path, processes, processes=processes)
+    network, images, label = cases_of_all(processes)
     loss = DiceCELoss()(network(images), label)
     loss.backward()
     mean = torch.stack([one["loss"] for one in found]).mean()
     torch.testing.assert_close(mean, loss.detach(), rtol=1e-10, atol=0)
     for one in found:
-        for ours, expected in zip(one["grad"], network.parameters(), strict=True):
+        for ours, expected in zip(one["gradients"], network.parameters(), strict=True):
             torch.testing.assert_close(ours, expected.grad, rtol=1e-9, atol=1e-12)
