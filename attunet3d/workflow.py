@@ -88,7 +88,7 @@ def train(
     workflow = make_workflow("train", presets, ids | overrides)
     for section in ("training", "validation"):  # before anything is imported or built
         load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"))
-    _run(workflow)
+    _run(workflow, "train::trainer")
     return Path(output_dir) / "model.pt"
 
 
@@ -116,14 +116,15 @@ def evaluate(
     workflow = make_workflow("evaluate", presets, ids | {"output_dir": str(output_dir)} | overrides)
     load_cases(datalist, dataset_dir, parsed(workflow, "section"), parsed(workflow, "fold"))
     load_weights(parsed(workflow, "network_def"), checkpoint)  # refuses what does not fit before any CT is read
-    _run(workflow)
+    _run(workflow, "validate::evaluator")
     metrics = parsed(workflow, "validate::evaluator").state.metrics
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _run(workflow: ConfigWorkflow) -> None:
+def _run(workflow: ConfigWorkflow, engine: str) -> None:
     try:
         workflow.initialize()
+        parsed(workflow, engine)  # a value that does not fit is refused here, before any case is read
         workflow.run()
         workflow.finalize()
     except Exception as error:

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,6 +89,9 @@ def overrides_of(pairs: list[str] | None, taken: tuple[str, ...]) -> dict[str, A
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {pair!r}: the value is not YAML") from error
+        if isinstance(values[key], str):
+            with suppress(ValueError):  # for YAML 1e-4 is a text, for everyone else a number
+                values[key] = float(text)
     return values
 
 

@@ -162,6 +162,7 @@ class EvaluationReport:
             return None
         device = next(self.network.parameters()).device
         run = MixedPrecision(maps, device, self.runner.dtype).eval()
+        names = [name.replace("level", "level ").replace("_gate", ", gate ") for name in maps.names]
         labels = {result.image: result.reference for result in self.metrics.results}
 
         def of(image: str) -> Mapping[str, np.ndarray]:
@@ -169,6 +170,6 @@ class EvaluationReport:
             values = item.as_tensor()[None].float().to(device)
             plan = self.inferer.plan(values)
             found = self.inferer.average(values, run, plan)
-            return MapsOnCT(maps.names, found[0].cpu(), crop(grid_of(item), plan.box), source_grid(item))
+            return MapsOnCT(names, found[0].cpu(), crop(grid_of(item), plan.box), source_grid(item))
 
         return of

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
-from monai.utils import ensure_tuple_rep
+from monai.utils import convert_to_tensor, ensure_tuple_rep
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -67,11 +67,17 @@ class RandPatchd(Randomizable, MapTransform):
             raise ConfigError(f"patch_size must be three numbers of voxels, got {patch_size}")
         if positive < 0 or negative < 0 or positive + negative == 0:
             raise ConfigError(f"positive and negative must be shares of the patches, got {positive} and {negative}")
-        if scale < 0 or num_samples < 1:
-            raise ConfigError(f"scale must not be negative and num_samples at least 1, got {scale} and {num_samples}")
+        if min(rotate, scale, elastic) < 0:
+            raise ConfigError(f"rotate, scale and elastic must not be negative, got {rotate}, {scale} and {elastic}")
+        if num_samples < 1:
+            raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
+        if label_key not in self.keys or len(self.keys) < 2:
+            raise ConfigError(f"label_key must be one of the keys, beside an image, got {label_key!r} of {self.keys}")
         self.label_key = label_key
         self.patch_size = tuple(int(n) for n in patch_size)
         self.spacing = np.array(ensure_tuple_rep(spacing, 3), dtype=np.float64)
+        if self.spacing.min() <= 0:
+            raise ConfigError(f"spacing must be positive, mm, got {spacing}")
         self.positive_share = positive / (positive + negative)
         self.num_samples = num_samples
         self.rotate = rotate
@@ -92,8 +98,8 @@ class RandPatchd(Randomizable, MapTransform):
         bend = self._bend()
         out = dict(data)
         for key in self.key_iterator(out):
-            nearest = key == self.label_key
-            out[key] = _sample(data[key][0], self.patch_size, centre, motion, bend, nearest)[None]
+            volume = convert_to_tensor(data[key], track_meta=False)[0]
+            out[key] = _sample(volume, self.patch_size, centre, motion, bend, nearest=key == self.label_key)[None]
         return out
 
     def _centre(self, data: Mapping[Hashable, Any], organ: np.ndarray, shape: np.ndarray) -> np.ndarray:
@@ -152,9 +158,11 @@ def _sample(
     inside = [slice(max(a, 0), min(b, n)) for a, b, n in zip(first, last, volume.shape, strict=True)]
     background = 0.0 if nearest else AIR_HU
     box = volume[inside[0], inside[1], inside[2]].to(torch.float32) - background  # beyond the volume grid_sample sees 0
+    if 1 in box.shape:  # along one voxel grid_sample knows no beyond: a plane of it makes two
+        box = F.pad(box, [pad for n in reversed(box.shape) for pad in (0, int(n == 1))])
     # grid_sample takes positions as x of the last axis first, -1 and 1 the centres of the outermost voxels.
     n = np.array(box.shape)
-    unit = 2 / np.maximum(n - 1, 1)
+    unit = 2 / (n - 1)
     start = np.array([side.start for side in inside])
     axes = [torch.arange(m, dtype=torch.float32) for m in size]
     moves = None

@@ -1,0 +1,89 @@
+"""From raw data to a table of results, with the commands of the README."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from attunet3d.cli import app
+from attunet3d.datasets.phantom import make_phantom
+
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture
+def run() -> Run:
+    def call(*arguments: object) -> list[str]:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, (arguments, result.stderr, result.exception)
+        return result.stdout.split()
+
+    return call
+
+
+def _task07(folder: Path, cases: int = 4) -> Path:
+    """The decathlon's layout; a corner of each pancreas is its tumour."""
+    entries = []
+    for number in range(1, cases + 1):
+        phantom = make_phantom(number, spacing=(5.0, 5.0, 6.0), orientation="RAS")
+        label = phantom.mask.copy()
+        first = np.argwhere(label)[:, 0].mean()
+        label[int(first) :][label[int(first) :] == 1] = 2
+        for name, array in (("imagesTr", phantom.image), ("labelsTr", label)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, phantom.affine), folder / name / f"pancreas_{number:03d}.nii.gz")
+        entries.append({k: f"./{k}sTr/pancreas_{number:03d}.nii.gz" for k in ("image", "label")})
+    description = {"labels": {"0": "background", "1": "pancreas", "2": "cancer"}, "training": entries, "test": []}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.mark.slow
+def test_two_classes_from_raw_data_to_report(run: Run, tmp_path: Path) -> None:
+    raw, datalist = _task07(tmp_path / "Task07_Pancreas"), tmp_path / "msd.json"
+    run("prepare", "msd-pancreas", raw, "-o", datalist, "--folds", 2, "--tumour", "class")
+    data = ["--dataset-dir", raw, "--datalist", datalist, "-c", "smoke", "--set", "num_classes=3", "--set", "fold=1"]
+    (weights,) = run("train", *data, "-o", tmp_path / "run")
+    written = run("evaluate", *data, "--checkpoint", weights, "-o", tmp_path / "eval", "--set", "precision=fp32")
+    assert [Path(path).name for path in written] == ["metrics.csv", "summary.json", "report.html"]
+
+    rows = list(csv.DictReader((tmp_path / "eval" / "metrics.csv").read_text().splitlines()))
+    held_out = [case for case in json.loads(datalist.read_text())["training"] if case["fold"] == 1]
+    assert [f"{row['case']}.nii.gz" for row in rows] == sorted(case["image"] for case in held_out)
+    for row, case in zip(rows, sorted(held_out, key=lambda case: case["image"]), strict=True):
+        label = nib.load(raw / case["label"])
+        ml = np.count_nonzero(np.asarray(label.dataobj)) * 5 * 5 * 6 / 1000
+        assert float(row["reference_ml"]) == pytest.approx(ml, rel=1e-4)
+        tumour = np.count_nonzero(np.asarray(label.dataobj) == 2) * 5 * 5 * 6 / 1000
+        assert float(row["class2_reference_ml"]) == pytest.approx(tumour, rel=1e-4)
+        assert {"class1_dice", "class2_dice", "class2_hd95_mm"} <= set(row)
+
+    # The same masks by `segment`, the same figures by `score`.
+    cts = [raw / case["image"] for case in held_out]
+    options = ["-c", "smoke", "--set", "num_classes=3", "--precision", "fp32", "--checkpoint", weights]
+    run("segment", *cts, "-o", tmp_path / "masks", *options)
+    for case in held_out:
+        name = Path(case["image"]).name.replace(".nii.gz", "_seg.nii.gz")
+        ours, evaluated = (nib.load(p / name) for p in (tmp_path / "masks", tmp_path / "eval" / "imagesTr"))
+        np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(evaluated.dataobj))
+    run("score", tmp_path / "masks", raw / "labelsTr", "-o", tmp_path / "score.csv")
+    scored = list(csv.DictReader((tmp_path / "score.csv").read_text().splitlines()))
+    for one, other in zip(scored, rows, strict=True):
+        assert float(one["dice"]) == pytest.approx(float(other["dice"]), abs=1e-6)
+        assert float(one["nsd"]) == pytest.approx(float(other["nsd"]), abs=1e-6)
+
+
+def test_classes_that_the_network_does_not_have(tmp_path: Path, run: Run) -> None:
+    raw = _task07(tmp_path / "raw", 2)
+    run("prepare", "msd-pancreas", raw, "-o", tmp_path / "msd.json", "--folds", 2, "--tumour", "class")
+    data = ["--dataset-dir", raw, "--datalist", tmp_path / "msd.json", "-c", "smoke"]
+    result = CliRunner().invoke(app, [str(a) for a in ("train", *data, "-o", tmp_path / "run")])
+    assert "num_classes=3" in str(result.exception)
+    assert not (tmp_path / "run").exists()
