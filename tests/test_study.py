@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import TINY
 from typer.testing import CliRunner
 
 from attunet3d.cli import app
@@ -87,3 +88,29 @@ def test_classes_that_the_network_does_not_have(tmp_path: Path, run: Run) -> Non
     result = CliRunner().invoke(app, [str(a) for a in ("train", *data, "-o", tmp_path / "run")])
     assert "num_classes=3" in str(result.exception)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_label_whose_axes_run_another_way_counts_the_same(
+    run: Run, tiny_checkpoint: Path, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As NIH's do: the same mask in the patient, stored with y and z reversed."""
+    ct = write_phantom("LPS")
+    label = nib.load(ct.with_name("phantom_LPS_0_label.nii.gz"))
+    values, affine = np.asarray(label.dataobj), label.affine.copy()
+    for axis in (1, 2):
+        affine[:3, 3] += affine[:3, axis] * (values.shape[axis] - 1)
+        affine[:3, axis] *= -1
+    nib.save(nib.Nifti1Image(values[:, ::-1, ::-1], affine), tmp_path / "turned.nii.gz")
+    tables = []
+    for name, path in (
+        ("as_it_is", ct.with_name("phantom_LPS_0_label.nii.gz")),
+        ("turned", tmp_path / "turned.nii.gz"),
+    ):
+        datalist = tmp_path / f"{name}.json"
+        datalist.write_text(json.dumps({"validation": [{"image": str(ct), "label": str(path)}]}))
+        options = ["--set", "precision=fp32", *(f"--set={key}={value}" for key, value in TINY.items())]
+        data = ["--dataset-dir", ct.parent, "--datalist", datalist, "--checkpoint", tiny_checkpoint]
+        table, *_ = run("evaluate", *data, "-o", tmp_path / name, *options)
+        tables.append(Path(table).read_text())
+    assert tables[0] == tables[1]
+    assert ",0.000000,0.000000,0.000000," not in tables[0]

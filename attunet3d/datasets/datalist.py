@@ -154,8 +154,8 @@ def pancreas_labels(datalist: str | Path) -> list[Any]:
     if not Path(datalist).is_file():  # MONAI Label trains without one
         return [1]
     values = read_datalist(datalist).get("pancreas_labels", [1])
-    members = [value if isinstance(value, list) else [value] for value in values] if isinstance(values, list) else []
-    if not members or not all(type(value) is int for group in members for value in group):
+    groups = [value if isinstance(value, list) else [value] for value in values] if isinstance(values, list) else []
+    if not groups or not all(group and all(type(value) is int for value in group) for group in groups):
         raise ConfigError(f'{datalist}: "pancreas_labels" must be a list of label values, or lists of them: {values}')
     return list(values)
 

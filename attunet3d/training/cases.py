@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from attunet3d import __version__
-from attunet3d.errors import ConfigError, own_error
+from attunet3d.errors import ConfigError, InputNotFoundError, own_error
 from attunet3d.io.writer import atomic_path, make_folder
 from attunet3d.transforms.monai_transforms import ToModelGridd
 
@@ -184,12 +184,15 @@ def loader_workers(device: torch.device | str, processes: int = 1) -> int:
     """How many processes load patches: none beside a CPU that trains, else this process's share of the cores."""
     if torch.device(device).type == "cpu":
         return 0
-    return max(1, min(8, len(os.sched_getaffinity(0)) // processes - 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // processes - 1))
 
 
 def _file_state(path: str) -> list[Any]:
     """What changes when a file, or a file in a folder, does: names, sizes and times."""
     found = Path(path)
+    if not found.exists():
+        raise InputNotFoundError(f"{path}: does not exist; check the datalist")
     files = sorted(p for p in found.rglob("*") if p.is_file()) if found.is_dir() else [found]
     return [[str(os.path.abspath(p)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from monai.data import load_decathlon_datalist
 
-from attunet3d.datasets.datalist import load_cases, read_datalist, split_cases, write_datalist
+from attunet3d.datasets.datalist import (
+    check_classes,
+    load_cases,
+    pancreas_labels,
+    read_datalist,
+    split_cases,
+    write_datalist,
+)
 from attunet3d.errors import ConfigError, InputNotFoundError
 
 CASES = [{"image": f"i{k:02d}.nii.gz", "label": f"l{k:02d}.nii.gz"} for k in range(13)]
@@ -143,3 +150,22 @@ def test_a_file_that_is_not_there(dataset: Path) -> None:
     (dataset / "l05.nii.gz").unlink()
     with pytest.raises(InputNotFoundError, match=r"l05\.nii\.gz: named in .*datalist\.json, not there"):
         load_cases(path, dataset, "training")
+
+
+def test_label_values_of_the_pancreas_come_with_the_datalist(dataset: Path) -> None:
+    assert pancreas_labels(write(dataset, training=CASES)) == [1]
+    assert pancreas_labels(write(dataset, training=CASES, pancreas_labels=[1, 2])) == [1, 2]
+    assert pancreas_labels(write(dataset, training=CASES, pancreas_labels=[[1], [2, 3]])) == [[1], [2, 3]]
+    assert pancreas_labels(dataset / "none.json") == [1]
+    for wrong in ([], "1", ["1"], [[]], [True], [1.5]):
+        path = write(dataset, training=CASES, pancreas_labels=wrong)
+        with pytest.raises(ConfigError, match="pancreas_labels"):
+            pancreas_labels(path)
+
+
+def test_a_network_has_a_class_for_each_of_the_labels() -> None:
+    check_classes([1, 2], 2)
+    check_classes([[1], [2]], 3)
+    for labels, classes, right in (([1], 3, 2), ([[1], [2]], 2, 3), ([[1, 2]], 3, 2)):
+        with pytest.raises(ConfigError, match=f"num_classes={right}"):
+            check_classes(labels, classes)

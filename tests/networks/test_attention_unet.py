@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attunet3d.folding import fold
 from attunet3d.networks import AttentionUNet
 
 NARROW = (4, 8, 16, 32, 64)
@@ -351,3 +352,19 @@ def test_initialization_is_kaiming_normal() -> None:
     assert norms.mean().item() == pytest.approx(1.0, abs=0.005)
     assert norms.std().item() == pytest.approx(0.02, rel=0.15)
     assert all((m.bias == 0).all() for m in net.modules() if isinstance(m, nn.BatchNorm3d))
+
+
+def test_input_mean_and_deviation_are_those_of_the_image() -> None:
+    """The network sees (x - mean) / std, with the same weights; scripted, and folded, too."""
+    torch.manual_seed(0)
+    plain = AttentionUNet(channels=(2, 4, 4)).eval()
+    scaled = AttentionUNet(channels=(2, 4, 4), input_mean=0.25, input_std=0.5).eval()
+    scaled.load_state_dict(plain.state_dict())
+    x = torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = plain((x - 0.25) / 0.5)
+        torch.testing.assert_close(scaled(x), wanted)
+        torch.testing.assert_close(fold(scaled)(x), wanted, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(plain(x), wanted)
+    with pytest.raises(ValueError, match="input_std"):
+        AttentionUNet(input_std=0.0)

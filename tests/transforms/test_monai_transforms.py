@@ -9,7 +9,7 @@ from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_da
 from monai.transforms import Compose
 
 from attunet3d.errors import ConfigError, GeometryError
-from attunet3d.transforms import FromModelGridd, LargestComponentd, SelectLabelsd, ToModelGridd
+from attunet3d.transforms import FromModelGridd, LargestComponentd, PlaceOnImaged, SelectLabelsd, ToModelGridd
 from attunet3d.transforms.components import bounding_box
 from attunet3d.transforms.monai_transforms import source_grid
 from attunet3d.transforms.resample import AIR_HU
@@ -199,6 +199,47 @@ def test_select_labels_makes_a_binary_map(dtype: torch.dtype) -> None:
     assert torch.equal(out.affine, affine)
     assert out.meta["from"] == "here"
     assert label.flatten().tolist() == [0, 1, 2, 3, 10]
+
+
+def test_labels_can_make_several_classes() -> None:
+    label = MetaTensor(torch.tensor([0, 1, 2, 3, 10], dtype=torch.uint8).view(1, 5, 1, 1), affine=torch.eye(4))
+    out = SelectLabelsd("label", values=[[10], [1, 3]])({"label": label})["label"]
+    assert out.flatten().tolist() == [0, 2, 0, 2, 1]
+    for wrong in ([], [[]], [1, [2]], [1, 1], [[1], [1, 2]]):
+        with pytest.raises(ConfigError, match="label values"):
+            SelectLabelsd("label", values=wrong)
+
+
+@pytest.mark.parametrize("stored", ["LAS", "LPS", "SAR", "oblique"])
+def test_a_label_is_turned_to_its_images_axes(stored: str) -> None:
+    """The image is RAS. The label has the same voxels, its axes permuted and flipped as in the name."""
+    shape = (4, 5, 6)
+    values = np.random.default_rng(0).integers(0, 2, shape, dtype=np.uint8)
+    affine = AFFINES["oblique" if stored == "oblique" else "RAS"]
+    image = MetaTensor(torch.zeros(1, *shape), affine=torch.from_numpy(affine))
+    turn = {
+        "LAS": (slice(None, None, -1), slice(None), slice(None)),
+        "LPS": (slice(None, None, -1),) * 2 + (slice(None),),
+    }
+    flips = turn.get(stored, (slice(None),) * 3)
+    flipped, moved = values[flips], affine.copy()
+    for axis, flip in enumerate(flips):
+        if flip.step == -1:
+            moved[:3, 3] += moved[:3, axis] * (shape[axis] - 1)
+            moved[:3, axis] *= -1
+    if stored == "SAR":
+        flipped, moved = flipped.transpose(2, 1, 0), moved[:, [2, 1, 0, 3]]
+    label = MetaTensor(torch.from_numpy(flipped.copy())[None], affine=torch.from_numpy(moved))
+    out = PlaceOnImaged("label")({"image": image, "label": label})["label"]
+    np.testing.assert_array_equal(out[0].numpy(), values)
+    np.testing.assert_allclose(out.affine.numpy(), affine)
+
+
+def test_a_label_of_another_ct_is_refused() -> None:
+    image = MetaTensor(torch.zeros(1, 4, 5, 6), affine=torch.eye(4), meta={"filename_or_obj": "a.nii.gz"})
+    label = MetaTensor(torch.zeros(1, 4, 5, 7), affine=torch.eye(4), meta={"filename_or_obj": "b.nii.gz"})
+    with pytest.raises(GeometryError, match=r"a\.nii\.gz and b\.nii\.gz"):
+        PlaceOnImaged("label")({"image": image, "label": label})
 
 
 def mask_of(*boxes: tuple[Any, ...], shape: tuple[int, ...] = (12, 10, 8)) -> MetaTensor:
