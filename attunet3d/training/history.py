@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import from_engine
 from torch.optim import Optimizer
 
+from attunet3d.errors import OutputError
 from attunet3d.io.writer import make_folder, write_text_atomic
 
 Row = dict[str, float]
@@ -33,6 +34,9 @@ class History:
 
     Attributes:
         rows: {"epoch", "loss" (mean over the epoch and all processes), "learning_rate", "seconds", and metrics}.
+
+    Raises, in training:
+        OutputError: one of them cannot be written.
     """
 
     def __init__(
@@ -86,14 +90,20 @@ class History:
             self._show(self.rows[-1])
 
     def _show(self, row: Row) -> None:
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
+        folder = self.save_dir / "tensorboard"
+        try:
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-            # What a run that was cut off wrote beyond its last saved state is not shown.
-            self._board = SummaryWriter(str(self.save_dir / "tensorboard"), purge_step=int(row["epoch"]))
-        for name, value in row.items():
-            if name != "epoch" and math.isfinite(value):
-                self._board.add_scalar(name, value, int(row["epoch"]))
+                # What a run that was cut off wrote beyond its last saved state is not shown.
+                self._board = SummaryWriter(str(folder), purge_step=int(row["epoch"]))
+            for name, value in row.items():
+                if name != "epoch" and math.isfinite(value):
+                    self._board.add_scalar(name, value, int(row["epoch"]))
+            self._board.flush()  # it keeps rows for minutes otherwise, and a run that is killed would lose them
+        except OSError as error:
+            cure = "free some space or choose another folder"
+            raise OutputError(f"{folder}: cannot be written ({error.strerror}); {cure}") from error
 
     def _close(self, engine: Engine) -> None:
         if self._board is not None:

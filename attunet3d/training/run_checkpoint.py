@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from attunet3d.checkpoint import fit_weights
 from attunet3d.errors import CheckpointError
@@ -52,7 +52,7 @@ class RunCheckpoint:
         save_dir: str | Path,
         network: nn.Module,
         optimizer: Optimizer,
-        lr_scheduler: LRScheduler,
+        lr_scheduler: LambdaLR,
         average: AverageWeights,
         history: History,
         evaluator: Engine | None,
@@ -141,6 +141,18 @@ class RunCheckpoint:
             with atomic_path(self.save_dir / name) as temporary:
                 torch.save(content, temporary)
 
+    def _load_optimizer(self, optimizer: dict[str, Any], lr_scheduler: dict[str, Any]) -> None:
+        """Moments and epoch from the state; learning rate, weight decay, ... as they are set for this run."""
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        rates = self.lr_scheduler.base_lrs
+        self.optimizer.load_state_dict(optimizer)
+        self.lr_scheduler.load_state_dict(lr_scheduler)
+        self.lr_scheduler.base_lrs = rates
+        for group, values, rate, factor in zip(
+            self.optimizer.param_groups, settings, rates, self.lr_scheduler.lr_lambdas, strict=True
+        ):
+            group.update(values, lr=rate * factor(self.lr_scheduler.last_epoch))
+
     def _load(self, engine: Engine) -> None:
         path = self.save_dir / STATE
         try:
@@ -154,8 +166,7 @@ class RunCheckpoint:
             raise CheckpointError(f"{path}: the run has seed {state['seed']}, not {self.seed}; resume it with that")
         fit_weights(self.network, state["network"], path)
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            self._load_optimizer(state["optimizer"], state["lr_scheduler"])
             self.average.load_state_dict(state["average"])
         except (ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"{path}: the optimizer is another one ({error}); resume with its presets") from error

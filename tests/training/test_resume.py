@@ -128,6 +128,16 @@ def test_more_epochs_go_on_from_the_end(data: Path, whole_run: Path, tmp_path: P
     assert [row["epoch"] for row in curve(tmp_path)] == [str(n) for n in range(1, 15)]
 
 
+def test_settings_given_anew_count_from_there_on(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes((whole_run / "last.pt").read_bytes())
+    train(data, tmp_path, resume=True, max_epochs=24, learning_rate=0.0001, weight_decay=0.5)
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    (group,) = last["optimizer"]["param_groups"]
+    assert group["weight_decay"] == 0.5
+    rate = float(curve(tmp_path)[12]["learning_rate"])  # of epoch 13, the first of 23 after the warm-up's one
+    assert rate == pytest.approx(0.0001 * (1 - 11 / 23) ** 0.9)
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [({"channels": [4, 4, 8, 8, 16]}, "does not fit"), ({"seed": 1}, "seed 0")],
