@@ -113,13 +113,18 @@ def test_a_read_leaves_no_trace_in_the_next() -> None:
 def test_presets_of_the_training_serve_inference_too(path: Path) -> None:
     """What only training knows is left out, the rest counts: so one preset goes with the weights made with it."""
     content = yaml.safe_load(path.read_text())
-    own, trained = read_config("inference"), read_config("train")
-    assert set(content) - set(own) <= set(trained)
-    values = inference_values([path.stem])
-    changed = {key: value for key, value in content.items() if key in INFERENCE_IDS}
-    assert {key: values[key] for key in changed} == changed
-    assert config_changes("inference", [path.stem], {}) == {key: content[key] for key in content if key in own}
-    assert config_changes("train", [path.stem], {}) == {key: content[key] for key in content if key in trained}
+    values, trained = inference_values([path.stem]), read_config("train")
+    for key, value in content.items():
+        first, *rest = key.split("::")
+        assert first in trained, key
+        if first in INFERENCE_IDS:
+            found = values[first]
+            for part in rest:
+                found = found[part]
+            assert found == value, key
+    for mode in ("inference", "train"):
+        known = {key: value for key, value in content.items() if key.split("::")[0] in read_config(mode)}
+        assert config_changes(mode, [path.stem], {}) == known
 
 
 # --- what is refused

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.handlers import from_engine
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attunet3d.errors import TrainingError
 from attunet3d.networks import AttentionUNet
@@ -87,6 +88,8 @@ class GateWatch:
         organ = torch.nonzero(case["label"][0]).float().mean(dim=0).nan_to_num(0.0).int().tolist()
         starts = [max(min(o - _SIDE // 2, n - _SIDE), 0) for o, n in zip(organ, image.shape[1:], strict=True)]
         patch = image[(slice(None),) + tuple(slice(start, start + _SIDE) for start in starts)]
+        missing = [max(self.network.min_size - n, 0) for n in reversed(patch.shape[1:])]
+        patch = F.pad(patch, [side for n in missing for side in (0, n)])
         device = next(self.network.parameters()).device
         _, alphas = self.network.eval().attention_maps(patch[None].float().to(device))
         last = len(self.network.channels) - 1  # the paper counts levels from 1, the finest; the centre has no gate
@@ -132,7 +135,7 @@ class Progress:
 
     def _step(self, engine: Engine) -> None:
         if self._is_terminal:  # the loss is fetched from the device for nobody else
-            loss = float(from_engine("loss", first=True)(engine.state.output).detach())
+            loss = float(torch.as_tensor(from_engine("loss", first=True)(engine.state.output)).detach())
             text = f"epoch {engine.state.epoch}/{engine.state.max_epochs}, loss {loss:.3f}"
             self._bar.update(self._task, completed=engine.state.iteration, description=text)
 

@@ -19,6 +19,7 @@ from attunet3d.errors import OutputError
 from attunet3d.io.writer import make_folder, write_text_atomic
 
 Row = dict[str, float]
+TABLE = "history.csv"
 
 
 class History:
@@ -86,7 +87,7 @@ class History:
         self.rows.append({**row, **self._found, "seconds": round(time.perf_counter() - self._started, 3)})
         if self.write:
             make_folder(self.save_dir)
-            write_text_atomic(self.save_dir / "history.csv", as_csv(self.rows))
+            write_text_atomic(self.save_dir / TABLE, as_csv(self.rows))
             self._show(self.rows[-1])
 
     def _show(self, row: Row) -> None:

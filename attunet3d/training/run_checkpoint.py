@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from contextlib import suppress
@@ -18,7 +19,7 @@ from attunet3d.checkpoint import fit_weights
 from attunet3d.errors import CheckpointError
 from attunet3d.io.writer import atomic_path, make_folder
 from attunet3d.training.averaging import AverageWeights
-from attunet3d.training.history import History
+from attunet3d.training.history import TABLE, History
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,9 @@ class RunCheckpoint:
         seed: of the run.
         rank: this process; only the first one writes.
 
-    Raises:
+    Raises, in training:
         CheckpointError: ``last.pt`` is no state of this network and optimizer.
+        OutputError: one of the files cannot be written.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class RunCheckpoint:
     def _start(self, engine: Engine) -> None:
         if self.rank == 0:
             make_folder(self.save_dir)
-            for name in (BEST, FINAL, STATE):  # of a run that was killed while it wrote
+            for name in (BEST, FINAL, STATE, TABLE):  # of a run that was killed while it wrote
                 for left in self.save_dir.glob(f".tmp-*-{name}"):
                     with suppress(OSError):
                         left.unlink()
@@ -138,8 +140,11 @@ class RunCheckpoint:
 
     def _save(self, name: str, content: Any) -> None:
         if self.rank == 0:
+            # Through memory, as torch reports a full disk in its own words and not as an OSError.
+            buffer = io.BytesIO()
+            torch.save(content, buffer)
             with atomic_path(self.save_dir / name) as temporary:
-                torch.save(content, temporary)
+                temporary.write_bytes(buffer.getbuffer())
 
     def _load_optimizer(self, optimizer: dict[str, Any], lr_scheduler: dict[str, Any]) -> None:
         """Moments and epoch from the state; learning rate, weight decay, ... as they are set for this run."""

@@ -1,10 +1,12 @@
-"""Work that several processes do together, over gloo, for tests."""
+"""Work that several processes do together, over gloo, and a disk that is full, for tests."""
 
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,14 @@ def _run(
     except BaseException:
         result = traceback.format_exc()
     torch.save(result, output)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """As a disk on which a file can take so many bytes, and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

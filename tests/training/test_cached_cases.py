@@ -6,10 +6,8 @@ import errno
 import hashlib
 import itertools
 import os
-import resource
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from dicom_files import write_series
 from monai.data import DataLoader
 from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, LoadImaged, MapTransform, RandGaussianNoised
-from processes import SERVER
+from processes import SERVER, file_size_limit
 from torch import Tensor, nn
 
 from attunet3d.errors import AttUNet3dError, ConfigError, InputNotFoundError, OutputError, UnreadableInputError
@@ -83,17 +81,6 @@ def data(write_phantom: Callable[..., Path], tmp_path: Path) -> list[dict[str, s
         shutil.copy(label, cases[-1]["label"])
     READ.clear()
     return cases
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """As a disk on which a file can take so many bytes, and no more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def same(one: Any, other: Any) -> bool:

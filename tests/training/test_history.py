@@ -37,7 +37,9 @@ def test_a_row_an_epoch(tmp_path: Path) -> None:
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     losses, _ = by_hand(4)
     assert [float(row["loss"]) for row in rows] == pytest.approx(losses, rel=1e-5)
-    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([RATE * share for share in (1, 0.75, 0.5, 0.25)])
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(
+        [RATE * share for share in (1, 0.75, 0.5, 0.25)]
+    )
     assert [row["val_dice"] for row in rows] == ["", "0.25", "", "0.5"]
     assert all(float(row["seconds"]) >= 0 for row in rows)
 
