@@ -112,7 +112,7 @@ def test_a_full_disk_under_tensorboard(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(SummaryWriter, "flush", flush)
-    with pytest.raises(OutputError, match="tensorboard.*No space left"):
+    with pytest.raises(OutputError, match=r"tensorboard: .*No space left"):
         ToyRun(tmp_path).run()
 
 
