@@ -109,7 +109,7 @@ def benchmark(
 def benchmark_training(
     patch_size: Annotated[tuple[int, int, int], typer.Option(metavar="X Y Z", help="Voxels.")] = (96, 96, 96),
     batch_size: Annotated[int, typer.Option(min=1, help="Patches per step.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each trainer.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each trainer.")] = 6,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -121,7 +121,7 @@ def benchmark_training(
     from attunet3d.training import benchmark as training
 
     with products() as product, progress_bar() as (bar, console):
-        task = bar.add_task("steps", total=steps + 1)
+        task = bar.add_task("steps", total=steps)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)

@@ -15,6 +15,7 @@ _PUBLIC = {
     "Progress": "handlers",
     "RandContrastPhased": "augmentation",
     "RandPatchd": "patches",
+    "ReuseMemory": "handlers",
     "RunCheckpoint": "run_checkpoint",
     "distributed_network": "distributed",
     "fill_cache": "cases",
@@ -34,6 +35,7 @@ __all__ = [
     "Progress",
     "RandContrastPhased",
     "RandPatchd",
+    "ReuseMemory",
     "RunCheckpoint",
     "distributed_network",
     "fill_cache",
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from attunet3d.training.averaging import AverageWeights
     from attunet3d.training.cases import CachedCases, CaseSampler, fill_cache, loader_workers, validation_share
     from attunet3d.training.distributed import distributed_network
-    from attunet3d.training.handlers import CheckStep, GateWatch, Progress
+    from attunet3d.training.handlers import CheckStep, GateWatch, Progress, ReuseMemory
     from attunet3d.training.history import History
     from attunet3d.training.loss import DiceCELoss
     from attunet3d.training.patches import RandPatchd

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attunet3d.errors import TrainingError
+from attunet3d.memory import keep_freed_memory
 from attunet3d.networks import AttentionUNet
 from attunet3d.progress import make_bar
 from attunet3d.training.history import History
@@ -52,6 +54,26 @@ class CheckStep:
                 f"epoch {engine.state.epoch}, step {engine.state.iteration}: the loss is {loss}, the norm of the "
                 f"gradient {norm}; set a lower learning_rate or precision=fp32, and go on with --resume"
             )
+
+
+class ReuseMemory:
+    """While a run lasts, memory that tensors free is kept for the next ones, see `keep_freed_memory`."""
+
+    def __init__(self) -> None:
+        self._kept = ExitStack()
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer."""
+        engine.add_event_handler(Events.STARTED, self._keep)
+        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._give_back)
+
+    def _keep(self, engine: Engine) -> None:
+        self._kept.enter_context(keep_freed_memory(always=True))
+
+    def _give_back(self, engine: Engine, *error: BaseException) -> None:
+        self._kept.close()
+        if error:
+            raise error[0]
 
 
 class GateWatch:
