@@ -187,7 +187,8 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         or not finite is None, so that the summary is valid JSON. ``worst``: the names of the 5 cases with the lowest
         Dice, the lowest first, ties by name.
     """
-    summary: dict[str, Any] = {metric: _distribution([row[metric] for row in rows]) for metric in METRICS}
+    names = [name for name in rows[0] if name != "case"] if rows else list(METRICS)
+    summary: dict[str, Any] = {name: _distribution([row[name] for row in rows]) for name in names}
     summary["worst"] = [row["case"] for row in sorted(rows, key=lambda row: (row["dice"], row["case"]))[:5]]
     return summary
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ def make_workflow(
     # MONAI warns that no logging file is applied; whoever calls this has set logging up already.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     changes = config_changes(mode, presets, overrides or {})
+    if changes.get("device") == "auto":  # what the config chooses by itself
+        del changes["device"]
     configs = installed_bundle() / "configs"
     return ConfigWorkflow(
         config_file=[str(configs / name) for name in CONFIG_FILES[mode]],
@@ -114,7 +117,10 @@ def evaluate(
 
     ids = {"dataset_dir": str(dataset_dir), "datalist": str(datalist), "checkpoint": str(checkpoint)}
     workflow = make_workflow("evaluate", presets, ids | {"output_dir": str(output_dir)} | overrides)
-    load_cases(datalist, dataset_dir, parsed(workflow, "section"), parsed(workflow, "fold"))
+    cases = load_cases(datalist, dataset_dir, parsed(workflow, "section"), parsed(workflow, "fold"))
+    for name, count in Counter(parsed(workflow, "layout").case(case["image"]) for case in cases).items():
+        if count > 1:
+            raise ConfigError(f'{datalist}: {count} masks would be "{name}_seg"; give a --dataset-dir above all CTs')
     load_weights(parsed(workflow, "network_def"), checkpoint)  # refuses what does not fit before any CT is read
     _run(workflow, "validate::evaluator")
     metrics = parsed(workflow, "validate::evaluator").state.metrics

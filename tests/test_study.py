@@ -6,15 +6,21 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
+from torch import Tensor
 from typer.testing import CliRunner
 
+from attunet3d import workflow
 from attunet3d.cli import app
 from attunet3d.datasets.phantom import make_phantom
+from attunet3d.errors import ConfigError
+from attunet3d.inferers.windows import SlidingWindow
 
 Run = Callable[..., list[str]]
 
@@ -114,3 +120,41 @@ def test_a_label_whose_axes_run_another_way_counts_the_same(
         tables.append(Path(table).read_text())
     assert tables[0] == tables[1]
     assert ",0.000000,0.000000,0.000000," not in tables[0]
+
+
+def test_maps_of_the_report_are_made_without_gradients(
+    run: Run, tiny_checkpoint: Path, write_phantom: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With them the activations of all windows would stay in memory."""
+    found: list[bool] = []
+    average = SlidingWindow.average
+
+    def watched(self: SlidingWindow, image: Tensor, *rest: Any) -> Tensor:
+        found.append(torch.is_grad_enabled())
+        return average(self, image, *rest)
+
+    monkeypatch.setattr(SlidingWindow, "average", watched)
+    ct = write_phantom("RAS")
+    case = {"image": ct.name, "label": ct.name.replace(".nii.gz", "_label.nii.gz")}
+    (tmp_path / "d.json").write_text(json.dumps({"validation": [case]}))
+    options = ["--checkpoint", tiny_checkpoint, *(f"--set={key}={value}" for key, value in TINY.items())]
+    run("evaluate", "--dataset-dir", ct.parent, "--datalist", tmp_path / "d.json", "-o", tmp_path / "e", *options)
+    assert found == [False]
+    assert "level 4" in (tmp_path / "e" / "report.html").read_text()
+
+
+def test_masks_of_one_name_are_refused_before_anything_is_read(
+    tiny_checkpoint: Path, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    ct = write_phantom("RAS")
+    label = str(ct).replace(".nii.gz", "_label.nii.gz")
+    for patient in ("p1", "p2"):
+        (tmp_path / patient).mkdir()
+        (tmp_path / patient / "ct.nii.gz").symlink_to(ct)
+    cases = [{"image": str(tmp_path / patient / "ct.nii.gz"), "label": label} for patient in ("p1", "p2")]
+    (tmp_path / "d.json").write_text(json.dumps({"validation": cases}))
+    with pytest.raises(ConfigError, match='2 masks would be "ct_seg"'):
+        workflow.evaluate(tmp_path / "p1" / "none", tmp_path / "d.json", tiny_checkpoint, tmp_path / "e", **TINY)
+    workflow.evaluate(tmp_path, tmp_path / "d.json", tiny_checkpoint, tmp_path / "e", **TINY, precision="fp32")
+    assert (tmp_path / "e" / "p1" / "ct_seg.nii.gz").is_file()
+    assert (tmp_path / "e" / "p2" / "ct_seg.nii.gz").is_file()

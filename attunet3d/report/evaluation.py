@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -10,12 +11,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from attunet3d.errors import AttUNet3dError, CancelledError, ConfigError
+from attunet3d.errors import CancelledError, ConfigError, own_error
 from attunet3d.io import atomic_path
 from attunet3d.io.writer import make_folder
 from attunet3d.metrics import summarize, write_metrics_csv
 from attunet3d.report.case_pictures import AttentionMaps, CasePictures, case_pictures
 from attunet3d.report.html import Column, Report, ShownCase, page
+
+logger = logging.getLogger(__name__)
 
 WORST, BEST = 5, 3
 
@@ -47,7 +50,7 @@ def write_report(
     title: str = "Pancreas segmentation: evaluation",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write metrics.csv (a row per case), summary.json and report.html, all three or none.
+    """Write metrics.csv (a row per case), summary.json and report.html, none before all three are complete.
 
     The page opens without a network. It shows the 5 worst and the 3 best cases by Dice as pictures; only their CTs are
     read, one at a time. A case that cannot be shown is listed with the reason.
@@ -90,7 +93,7 @@ def write_report(
         Report(
             title=title,
             created=f"{created:%Y-%m-%d %H:%M} UTC",
-            columns=_columns(tolerance_mm),
+            columns=_columns(tolerance_mm, rows[0]),
             summary=summary,
             cases=cases,
             groups={heading: [cases[number - 1] for number in numbers] for heading, numbers in groups.items()},
@@ -108,8 +111,9 @@ def write_report(
     return folder / "report.html"
 
 
-def _columns(tolerance_mm: float) -> list[Column]:
-    return [
+def _columns(tolerance_mm: float, row: Mapping[str, Any]) -> list[Column]:
+    """Of all metrics; of the classes, where there are several, the most telling ones."""
+    columns = [
         Column("dice", "Dice", "", 3),
         Column("precision", "Precision", "", 3),
         Column("recall", "Recall", "", 3),
@@ -120,6 +124,15 @@ def _columns(tolerance_mm: float) -> list[Column]:
         Column("reference_ml", "Reference volume", "mL", 1),
         Column("difference_ml", "Volume difference", "mL", 1),
     ]
+    classes = [key.removesuffix("_dice") for key in row if key.startswith("class") and key.endswith("_dice")]
+    for name in classes:
+        shown = f"Class {name.removeprefix('class')}"
+        columns += [
+            Column(f"{name}_dice", f"{shown}: Dice", "", 3),
+            Column(f"{name}_hd95_mm", f"{shown}: HD95", "mm", 2),
+            Column(f"{name}_reference_ml", f"{shown}: reference volume", "mL", 1),
+        ]
+    return columns
 
 
 def _groups(cases: int) -> dict[str, list[int]]:
@@ -138,9 +151,12 @@ def _draw(result: CaseResult, pancreas_labels: Sequence[int], attention: Attenti
         return case_pictures(result.image, result.prediction, result.reference, pancreas_labels, attention)
     except CancelledError:
         raise
-    except AttUNet3dError as error:
+    except Exception as error:
+        own = own_error(error)
+        if own is None:
+            logger.warning("%s cannot be shown", result.case, exc_info=error)
         # Folders may be named after patients: only the files' own names are shown.
-        reason = str(error)
+        reason = str(own or f"unexpected {type(error).__name__}: {error}")
         for path in (result.image, result.prediction, result.reference):
             reason = reason.replace(str(Path(path)), Path(path).name)
         return reason

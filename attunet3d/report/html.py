@@ -14,7 +14,6 @@ from attunet3d.report.case_pictures import CasePictures, Picture, Row
 from attunet3d.report.figures import HEIGHT_IN, WIDTH_IN, Chart, agreement, agreement_chart, dice_chart, signed
 from attunet3d.report.planes import HEAT_COLOURS, WINDOW_HU
 
-# Styles stand in the page and images in data: URIs; whatever else a name or a setting might smuggle in is refused.
 DEFINITIONS = """<dl class="definitions">
 <dt>Dice, precision, recall</dt>
 <dd>Overlap of voxels; 1 is perfect. Precision is the share of the prediction that is right, recall the share of the
@@ -29,6 +28,7 @@ reference that was found.</dd>
 <dd>Prediction minus reference.</dd>
 </dl>
 """
+# Styles stand in the page and images in data: URIs; whatever else a name or a setting might smuggle in is refused.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 

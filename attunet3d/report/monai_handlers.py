@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.transforms import Compose
@@ -29,6 +31,8 @@ from attunet3d.report.evaluation import CaseResult, write_report
 from attunet3d.runtime import MixedPrecision
 from attunet3d.transforms.monai_transforms import grid_of, source_grid
 from attunet3d.transforms.resample import crop
+
+logger = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
 
@@ -70,7 +74,9 @@ class CaseMetrics(Metric):
                 metrics |= {f"class{number}_{name}": value for name, value in found.items()}
             image, reference = (str(case[key].meta["filename_or_obj"]) for key in ("image", "label"))
             mask = self.layout.path(image)
-            self._found.append(CaseResult(self.layout.case(image), image, str(mask), reference, metrics))
+            name = self.layout.case(image)
+            self._found.append(CaseResult(name, image, str(mask), reference, metrics))
+            logger.info("%s: Dice %.3f", name, metrics["dice"])
 
     def compute(self) -> float:
         """The mean Dice over all cases."""
@@ -165,6 +171,7 @@ class EvaluationReport:
         names = [name.replace("level", "level ").replace("_gate", ", gate ") for name in maps.names]
         labels = {result.image: result.reference for result in self.metrics.results}
 
+        @torch.inference_mode()
         def of(image: str) -> Mapping[str, np.ndarray]:
             item = self.preprocessing({"image": image, "label": labels[image]})["image"]
             values = item.as_tensor()[None].float().to(device)

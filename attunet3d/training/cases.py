@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from torch.utils.data.distributed import DistributedSampler
 from attunet3d import __version__
 from attunet3d.errors import ConfigError, InputNotFoundError, own_error
 from attunet3d.io.writer import atomic_path, make_folder
+from attunet3d.progress import make_bar
 from attunet3d.transforms.monai_transforms import ToModelGridd
+
+logger = logging.getLogger(__name__)
 
 Case = dict[Hashable, Any]
 # What is stored of a float32 image on the model grid: HU to the nearest whole number, far below the noise of a CT.
@@ -30,9 +34,9 @@ _STORED = {True: np.int16, False: np.uint8}
 class CachedCases(Dataset[Any]):
     """Cases for training: what `ToModelGridd` gives is kept on disk, what follows is done anew for each item.
 
-    The files are mapped into memory and a patch reads only what it needs of them: they take no memory that the system
-    could not have back, however many cases there are. A case is prepared again when its files, the transforms up to
-    `ToModelGridd` or this package's version have changed.
+    The files are mapped into memory, of an image only what a patch needs: they take no memory that the system could not
+    have back, however many cases there are. A case is prepared again when, at the start of a run, its files, the
+    transforms up to `ToModelGridd` or this package's version have changed.
 
     An item depends on the seed and its key alone, not on which process makes it or when: with a `CaseSampler` a run
     that is resumed sees what it would have seen.
@@ -62,6 +66,7 @@ class CachedCases(Dataset[Any]):
         self._then = Compose(steps[grids[0] + 1 :])
         grid = steps[grids[0]]
         self._is_image = {str(key): mode == "linear" for key, mode in zip(grid.keys, grid.mode, strict=True)}
+        self._ready: dict[int, dict[str, Path]] = {}  # looked up once: raw data may lie on a slow disk
         self._recipe = json.dumps([__version__, [_described(step) for step in steps[: grids[0] + 1]]])
 
     def __len__(self) -> int:
@@ -69,7 +74,10 @@ class CachedCases(Dataset[Any]):
 
     def __getitem__(self, key: int) -> Any:
         """Item of a key from `CaseSampler`; keys below the number of cases are those of epoch 0."""
-        item = self.load(key % len(self.data))
+        index = key % len(self.data)
+        if index not in self._ready:
+            self._ready[index] = self._prepared(index)
+        item = _mapped(self._ready[index])
         self._then.set_random_state(seed=int(np.random.SeedSequence((self.seed, key)).generate_state(1)[0]))
         return self._then(item)
 
@@ -79,15 +87,18 @@ class CachedCases(Dataset[Any]):
         Raises:
             AttUNet3dError: the case cannot be read.
         """
-        paths = self._paths(index)
-        if not all(path.is_file() for path in paths.values()):
-            self._prepare(index, paths)
-        # Copy on write: torch wants arrays that can be written to, and nothing may change the files.
-        return {key: torch.from_numpy(np.load(path, mmap_mode="c")) for key, path in paths.items()}
+        return _mapped(self._prepared(index))
 
     def is_ready(self, index: int) -> bool:
         """Whether a case has been prepared."""
         return all(path.is_file() for path in self._paths(index).values())
+
+    def _prepared(self, index: int) -> dict[str, Path]:
+        """A case's files, which are there now."""
+        paths = self._paths(index)
+        if not all(path.is_file() for path in paths.values()):
+            self._prepare(index, paths)
+        return paths
 
     def _prepare(self, index: int, paths: Mapping[str, Path]) -> None:
         try:
@@ -163,29 +174,41 @@ def fill_cache(
     datasets: Iterable[CachedCases],
     rank: int = 0,
     num_replicas: int = 1,
-    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Prepare all cases before training starts, so that one that cannot be read is found now and not hours later.
 
-    Each of ``num_replicas`` processes prepares its share; ``progress`` is called with (cases done, cases to do).
+    Each of ``num_replicas`` processes prepares its share, with a progress bar on a terminal.
 
     Raises:
         AttUNet3dError: a case cannot be read.
     """
     cases = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
     missing = [(dataset, index) for dataset, index in cases[rank::num_replicas] if not dataset.is_ready(index)]
-    for done, (dataset, index) in enumerate(missing):
-        dataset.load(index)
-        if progress is not None:
-            progress(done + 1, len(missing))
+    if not missing:
+        return
+    logger.info("%d cases are brought to the model grid", len(missing))
+    bar, _ = make_bar()
+    with bar:
+        task = bar.add_task("to the model grid", total=len(missing))
+        for dataset, index in missing:
+            dataset.load(index)
+            bar.advance(task)
 
 
 def loader_workers(device: torch.device | str, processes: int = 1) -> int:
-    """How many processes load patches: none beside a CPU that trains, else this process's share of the cores."""
+    """How many processes load patches: none beside a CPU that trains, else a share of the cores.
+
+    ``processes``: how many train on this machine.
+    """
     if torch.device(device).type == "cpu":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // processes - 1))
+
+
+def _mapped(paths: Mapping[str, Path]) -> Case:
+    # Copy on write: torch wants arrays that can be written to, and nothing may change the files.
+    return {key: torch.from_numpy(np.load(path, mmap_mode="c")) for key, path in paths.items()}
 
 
 def _file_state(path: str) -> list[Any]:

@@ -35,7 +35,7 @@ class CheckStep:
     """Before each step of the optimizer: gradients are clipped to ``max_norm``, and must be finite like the loss.
 
     Raises, in training:
-        TrainingError: they are not. The weights are as they were before the step.
+        TrainingError: they are not. The parameters are as they were before the step.
     """
 
     def __init__(self, network: nn.Module, max_norm: float) -> None:

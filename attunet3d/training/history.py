@@ -84,7 +84,8 @@ class History:
         if idist.get_world_size() > 1:
             mean = float(idist.all_reduce(mean)) / idist.get_world_size()
         row = {"epoch": engine.state.epoch, "loss": mean, "learning_rate": self._rate}
-        self.rows.append({**row, **self._found, "seconds": round(time.perf_counter() - self._started, 3)})
+        found = {name: float(value) for name, value in engine.state.metrics.items()} | self._found
+        self.rows.append({**row, **found, "seconds": round(time.perf_counter() - self._started, 3)})
         if self.write:
             make_folder(self.save_dir)
             write_text_atomic(self.save_dir / TABLE, as_csv(self.rows))

@@ -31,7 +31,8 @@ class RandPatchd(Randomizable, MapTransform):
         patch_size: voxels, three.
         spacing: of the model grid, mm, three; rotations are rotations in mm.
         positive, negative: of ``positive + negative`` patches, so many lie around a voxel of the organ, which may be
-            anywhere within the middle half of the patch, and so many around one of the body.
+            anywhere within the middle half of the patch (nearer to its side at the volume's border), and so many around
+            one of the body.
         num_samples: patches per case; a list of so many items is given.
         rotate: largest angle about each axis, radians.
         scale: largest zoom, a share; 0.2 is from 1/1.2 to 1.2 times the size. Each axis may differ by a quarter of it.

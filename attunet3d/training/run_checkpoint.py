@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import logging
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
@@ -16,9 +20,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from attunet3d.checkpoint import fit_weights
-from attunet3d.errors import CheckpointError
+from attunet3d.errors import CheckpointError, ConfigError
 from attunet3d.io.writer import atomic_path, make_folder
 from attunet3d.training.averaging import AverageWeights
+from attunet3d.training.cases import CachedCases
 from attunet3d.training.history import TABLE, History
 
 logger = logging.getLogger(__name__)
@@ -43,9 +48,11 @@ class RunCheckpoint:
         resume: go on from ``last.pt``, if there is one.
         seed: of the run.
         rank: this process; only the first one writes.
+        cases: those of the training, by whose names a state is known.
 
     Raises, in training:
-        CheckpointError: ``last.pt`` is no state of this network and optimizer.
+        CheckpointError: ``last.pt`` is no state of this network, optimizer, seed and these cases.
+        ConfigError: ``resume`` is not a bool.
         OutputError: one of the files cannot be written.
     """
 
@@ -62,7 +69,10 @@ class RunCheckpoint:
         resume: bool = False,
         seed: int = 0,
         rank: int = 0,
+        cases: CachedCases | None = None,
     ) -> None:
+        if not isinstance(resume, bool):
+            raise ConfigError(f"resume must be True or False, got {resume!r}")
         self.save_dir = Path(save_dir)
         self.network = network
         self.optimizer = optimizer
@@ -74,6 +84,8 @@ class RunCheckpoint:
         self.resume = resume
         self.seed = seed
         self.rank = rank
+        names = [os.path.basename(case["image"]) for case in cases.data] if cases is not None else []
+        self.cases = hashlib.sha256(json.dumps(names).encode()).hexdigest()
         self.best: float | None = None
         self._validated: float | None = None
 
@@ -99,6 +111,9 @@ class RunCheckpoint:
             self._load(engine)
         elif self.resume:
             logger.info("%s: no state to resume, so the run starts from the beginning", self.save_dir / STATE)
+        epochs = {int(n) for n in idist.all_gather(engine.state.epoch)} if idist.get_world_size() > 1 else set()
+        if len(epochs) > 1:
+            raise CheckpointError(f"{self.save_dir}: processes resume from different epochs: put it where all can read")
 
     def _seed_epoch(self, engine: Engine) -> None:
         """Dropout and the like: the same in a run that was resumed, another in each process."""
@@ -123,13 +138,15 @@ class RunCheckpoint:
             self._save_weights(BEST)
 
     def _save_weights(self, name: str) -> None:
-        self._save(name, self.average.network.state_dict())
+        # From a GPU they could only be read where there is one.
+        self._save(name, {key: value.cpu() for key, value in self.average.network.state_dict().items()})
 
     def _save_state(self, engine: Engine) -> None:
         state = {
             "epoch": engine.state.epoch,
             "best": self.best,
             "seed": self.seed,
+            "cases": self.cases,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -164,11 +181,13 @@ class RunCheckpoint:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many types for a file that is not its own
             raise CheckpointError(f"{path}: not the state of a run; start again without --resume") from error
-        wanted = {"epoch", "best", "seed", "network", "optimizer", "lr_scheduler", "average", "history"}
+        wanted = {"epoch", "best", "seed", "cases", "network", "optimizer", "lr_scheduler", "average", "history"}
         if not isinstance(state, dict) or set(state) != wanted:
             raise CheckpointError(f"{path}: not the state of a run; start again without --resume")
         if state["seed"] != self.seed:
             raise CheckpointError(f"{path}: the run has seed {state['seed']}, not {self.seed}; resume it with that")
+        if state["cases"] != self.cases:
+            raise CheckpointError(f"{path}: the run has other training cases; resume it with its datalist and fold")
         fit_weights(self.network, state["network"], path)
         try:
             self._load_optimizer(state["optimizer"], state["lr_scheduler"])

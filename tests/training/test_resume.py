@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import multiprocessing
 import os
 import signal
@@ -136,6 +137,22 @@ def test_settings_given_anew_count_from_there_on(data: Path, whole_run: Path, tm
     assert group["weight_decay"] == 0.5
     rate = float(curve(tmp_path)[12]["learning_rate"])  # of epoch 13, the first of 23 after the warm-up's one
     assert rate == pytest.approx(0.0001 * (1 - 11 / 23) ** 0.9)
+
+
+def test_other_cases_are_not_gone_on_with(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    """As when the fold was forgotten: the run would learn the cases that it is judged by."""
+    content = json.loads((data / "datalist.json").read_text())
+    content["training"] = content["training"][1:]
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    (tmp_path / "last.pt").write_bytes((whole_run / "last.pt").read_bytes())
+    with pytest.raises(CheckpointError, match="datalist and fold"):
+        workflow.train(data, tmp_path / "other.json", tmp_path, resume=True, **RUN)
+
+
+def test_resume_is_yes_or_no(data: Path, tmp_path: Path) -> None:
+    """`monai.bundle run --resume false` gives a text."""
+    with pytest.raises(ConfigError, match="'false'"):
+        train(data, tmp_path, resume="false")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
