@@ -25,6 +25,29 @@ TINY = {
 }
 
 
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The program in this process: `run("segment", ...)` gives exit code, stdout and stderr."""
+    from attunet3d import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["attunet3d", *map(str, arguments)])
+        # Rich would fold long lines at the width of a terminal that is not there.
+        monkeypatch.setenv("COLUMNS", "200")
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return int(code or 0), captured.out, captured.err  # type: ignore[call-overload]
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of the TINY network; it marks some tissue as pancreas, all that tests of geometry need."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from conftest import TINY
 from scipy.ndimage import map_coordinates
 from torch.nn import functional as F
 
-from attunet3d import AttentionUNet, Segmenter, cli
+from attunet3d import AttentionUNet, Segmenter
 from attunet3d.attention import AttentionMaps, MapsOnCT, load_attention_maps
 from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import CancelledError, CheckpointError, ConfigError, OutputError
@@ -389,21 +388,9 @@ def test_the_plan_counts_maps_on_the_model_grid() -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        changes = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
-        monkeypatch.setattr(
-            sys, "argv", ["attunet3d", "segment", *map(str, arguments), "--precision", "fp32", *changes]
-        )
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return int(code or 0), captured.out, captured.err  # type: ignore[call-overload]
-
-    return call
+def run(run: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    changes = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
+    return lambda *arguments: run("segment", *arguments, "--precision", "fp32", *changes)
 
 
 def test_paths_of_the_mask_and_then_its_maps_are_printed(

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -16,30 +16,11 @@ import SimpleITK as sitk
 from conftest import TINY
 from dicom_files import phantom, write_series
 
-from attunet3d import __version__, cli
+from attunet3d import __version__
 
 TINY_ARGUMENTS = [argument for name, value in TINY.items() for argument in ("--set", f"{name}={value}")]
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """run("segment", ...) -> exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["attunet3d", *map(str, arguments)])
-        # Rich would fold long lines at the width of a terminal that is not there.
-        monkeypatch.setenv("COLUMNS", "200")
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return int(code or 0), captured.out, captured.err  # type: ignore[call-overload]
-
-    return call
 
 
 @pytest.fixture

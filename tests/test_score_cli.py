@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from attunet3d import cli
 from attunet3d.metrics import METRICS
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(run: Run) -> Run:
     """run(...) -> exit code, stdout, stderr of `attunet3d score ...`."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["attunet3d", "score", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return int(code or 0), captured.out, captured.err
-
-    return call
+    return lambda *arguments: run("score", *arguments)
 
 
 def write(path: Path, size: int, value: int = 1) -> Path:

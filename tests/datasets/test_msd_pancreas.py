@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from attunet3d import cli
 from attunet3d.datasets.msd_pancreas import find_cases
 from attunet3d.datasets.phantom import make_phantom
 from attunet3d.errors import ConfigError, InputNotFoundError
@@ -36,19 +34,12 @@ BAD = {
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(run: Callable[..., tuple[int, str, str]]) -> Run:
     """run("prepare", ...) -> exit code, stdout, lines of stderr."""
 
     def call(*arguments: object) -> tuple[int, str, list[str]]:
-        monkeypatch.setattr(sys, "argv", ["attunet3d", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return int(code or 0), captured.out, captured.err.splitlines()  # type: ignore[call-overload]
+        code, stdout, stderr = run(*arguments)
+        return code, stdout, stderr.splitlines()
 
     return call
 
