@@ -241,7 +241,17 @@ def test_help_has_examples_and_is_immediate(run: Run) -> None:
     )
     assert time.perf_counter() - start < 30
     assert "torch" not in shown.stderr, "--help must not wait for torch"
-    for verb in ("segment", "prepare", "train", "evaluate", "score", "phantom", "benchmark", "benchmark-training"):
+    for verb in (
+        "segment",
+        "inspect",
+        "prepare",
+        "train",
+        "evaluate",
+        "score",
+        "phantom",
+        "benchmark",
+        "benchmark-training",
+    ):
         assert verb in shown.stdout
         code, stdout, _ = run(verb, "--help")
         assert code == 0

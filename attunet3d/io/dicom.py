@@ -1,13 +1,14 @@
-"""DICOM in: find the series in a folder, choose one, judge its geometry, decode it to HU.
+"""DICOM in: find the series in a folder, and choose one. Its geometry and voxels are the matter of dicom_pixels.py.
 
 DICOM speaks LPS+ mm and (row, column); what leaves this module is RAS+ mm and (X, Y, Z) = (column, row, slice).
 """
 
+import hashlib
 import math
 import os
+import secrets
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,18 @@ from attunet3d.errors import (
     UnreadableInputError,
     UnsupportedImageError,
 )
+from attunet3d.io.dicom_series import Series, SliceHeader, stacks
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
-CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
-ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced, legacy converted enhanced
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 
-# The header scan parses these and skips the rest: patient data are never read.
+# The header scan parses these and skips the rest. Of the patient's data it reads the ID, and keeps only a hash of it to
+# tell patients apart; the key makes the hash worthless elsewhere.
 HEADER_TAGS = [
     "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
+    "PatientID",
     "Modality",
     "ImageType",
     "SeriesDescription",
@@ -40,81 +42,21 @@ HEADER_TAGS = [
     "PixelSpacing",
     "ImageOrientationPatient",
     "ImagePositionPatient",
+    "FrameOfReferenceUID",
+    "AcquisitionNumber",
     "NumberOfFrames",
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "LossyImageCompression",
     "RescaleType",
 ]
-
-
-@dataclass(frozen=True)
-class SliceHeader:
-    """What the header of one DICOM file says; None or empty where it says nothing. Lengths in mm, LPS+."""
-
-    path: Path
-    sop_class: str
-    sop_instance: str
-    series_uid: str
-    modality: str
-    image_type: tuple[str, ...]
-    description: str
-    rows: int
-    columns: int
-    spacing: tuple[float, ...] | None  # between rows, between columns
-    orientation: tuple[float, ...] | None  # direction of increasing column index, then of increasing row index
-    position: tuple[float, ...] | None  # of the first voxel's centre
-    frames: int
-    samples: int
-    photometric: str
-    lossy: bool
-    rescale_type: str
-
-    @property
-    def is_localizer(self) -> bool:
-        return "LOCALIZER" in self.image_type
-
-
-@dataclass(frozen=True)
-class Series:
-    """The files of one series. `uid` is made up ("no-uid-1") for files that carry none."""
-
-    uid: str
-    slices: tuple[SliceHeader, ...]
-    damaged: tuple[Path, ...] = field(default=())  # DICOM files beside them whose header cannot be read
-
-    @property
-    def description(self) -> str:
-        return self.slices[0].description
-
-    @property
-    def modality(self) -> str:
-        return self.slices[0].modality
-
-    @property
-    def folder(self) -> Path:
-        return self.slices[0].path.parent
-
-    @property
-    def is_ct(self) -> bool:
-        """Whether this holds CT images: not a report, a segmentation, a screenshot or another modality."""
-        return all(
-            s.sop_class in (CT_IMAGE_STORAGE, *ENHANCED_CT, "") and s.modality in ("CT", "") and s.rows > 0
-            for s in self.slices
-        ) and any(s.sop_class or s.modality for s in self.slices)
-
-    @property
-    def is_localizer(self) -> bool:
-        return all(s.is_localizer for s in self.slices)
-
-    def __str__(self) -> str:
-        name = f' "{self.description}"' if self.description else ""
-        return f"{self.uid} ({len(self.slices)} {'file' if len(self.slices) == 1 else 'files'}{name})"
+_HASH_KEY = secrets.token_bytes(16)
 
 
 def find_series(folder: str | os.PathLike[str]) -> list[Series]:
     """All DICOM series under `folder`, of any modality, whatever the files are called; ordered by UID.
 
+    A series that holds several stacks (see `stacks`) becomes several entries: 1.2.3#1, 1.2.3#2.
     Reads headers only. Files that are not DICOM are ignored, and DICOMDIR is.
     Raises InputNotFoundError if there is no DICOM file, UnreadableInputError if there are only damaged ones.
     """
@@ -150,41 +92,67 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
         if images:
             cure = f"to read {images[0]}, give that file"
         raise InputNotFoundError(f"{folder}: no DICOM files in this folder ({len(others)} other files); {cure}")
-    series, unnamed = [], 0
+    series: list[Series] = []
+    unnamed = 0
     for key, headers in sorted(found.items(), key=lambda item: tuple(map(str, item[0]))):
         uid = key[0]
         if not uid:
             unnamed += 1
             uid = f"no-uid-{unnamed}"
         folders = {h.path.parent for h in headers}
-        series.append(Series(uid, tuple(headers), tuple(p for p in damaged if p.parent in folders)))
+        beside = tuple(p for p in damaged if p.parent in folders)
+        whole = Series(uid, tuple(headers), beside)
+        parts = stacks(headers) if len(whole.patients) < 2 else []
+        series += [Series(f"{uid}#{k}", part, beside) for k, part in enumerate(parts, 1)] if len(parts) > 1 else [whole]
     return series
 
 
 def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
-    """The series with this UID, or the only CT series there is.
+    """The series with this UID ("1.2.3", or "1.2.3#2" for a stack of it), or the only CT there is to segment.
 
-    Localizers count only when chosen by UID, and so do single images beside a longer series (bolus timing, dose pages).
-    Raises AmbiguousSeriesError for several, UnsupportedImageError for none, InputNotFoundError for an unknown UID.
+    These count only when chosen by UID: localizers, and beside other CT series single images (bolus timing, dose
+    pages), what was made from the scanner's slices (MIPs, reformats, screenshots), and what is not axial.
+    Raises AmbiguousSeriesError for several series, and where there are several patients; UnsupportedImageError for
+    none; InputNotFoundError for an unknown UID.
     """
     folder = os.path.commonpath([s.folder for s in series])
     if uid is not None:
-        for s in series:
-            if s.uid == uid:
-                return s
-        raise InputNotFoundError(f"{folder}: no series {uid}; there are: {_listed(series)}")
-    candidates = [s for s in series if s.is_ct and not s.is_localizer]
-    candidates = [s for s in candidates if len(s.slices) > 1 or s.slices[0].frames > 1] or candidates
-    if len(candidates) > 1:
-        raise AmbiguousSeriesError(
-            f"{folder}: {len(candidates)} CT series; choose one with --series UID: {_listed(candidates)}"
-        )
+        return _with_uid(series, uid, folder)
+    cts = [s for s in series if s.is_ct]
+    candidates = [s for s in cts if not s.is_localizer]
     if not candidates:
-        kinds = sorted({_kind(s) for s in series})
+        kinds = sorted({s.kind for s in series})
         raise UnsupportedImageError(
             f"{folder}: no CT image series, only {', '.join(kinds)}; give the folder of a CT scan"
         )
+    for preferred in ("is_volume", "is_original", "is_axial"):
+        candidates = [s for s in candidates if getattr(s, preferred)] or candidates
+    if len(candidates) == 1 and _patients(cts) > 1:
+        candidates = cts
+    if len(candidates) > 1:
+        patients = _patients(candidates)
+        of = f" of {patients} patients" if patients > 1 else ""
+        raise AmbiguousSeriesError(
+            f"{folder}: {len(candidates)} CT series{of}; choose one with --series UID: {_listed(candidates)}"
+        )
     return candidates[0]
+
+
+def _patients(series: Sequence[Series]) -> int:
+    return len({patient for s in series for patient in s.patients})
+
+
+def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:
+    for s in series:
+        if s.uid == uid:
+            return s
+    parts = [s for s in series if s.uid.startswith(f"{uid}#")]
+    if parts:
+        raise AmbiguousSeriesError(
+            f"{folder}: series {uid} holds {len(parts)} stacks, which `attunet3d inspect` describes; "
+            f"choose one with --series UID: {_listed(parts)}"
+        )
+    raise InputNotFoundError(f"{folder}: no series {uid}; there are: {_listed(series)}")
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -226,6 +194,7 @@ def _read_header(path: Path) -> SliceHeader | None:
         sop_class=sop_class,
         sop_instance=str(ds.get("SOPInstanceUID") or ""),
         series_uid=str(ds.get("SeriesInstanceUID") or ""),
+        patient=_hash(str(ds.get("PatientID") or "").strip()),
         modality=str(ds.get("Modality") or ""),
         image_type=tuple(str(v).upper() for v in _values(ds, "ImageType") or ()),
         description=" ".join(str(ds.get("SeriesDescription") or "").split()),
@@ -234,12 +203,25 @@ def _read_header(path: Path) -> SliceHeader | None:
         spacing=numbers(ds, "PixelSpacing", 2),
         orientation=numbers(ds, "ImageOrientationPatient", 6),
         position=numbers(ds, "ImagePositionPatient", 3),
+        frame_of_reference=str(ds.get("FrameOfReferenceUID") or ""),
+        acquisition=_acquisition(ds),
         frames=int(ds.get("NumberOfFrames") or 1),
         samples=int(ds.get("SamplesPerPixel") or 1),
         photometric=str(ds.get("PhotometricInterpretation") or ""),
         lossy=str(ds.get("LossyImageCompression") or "") == "01",
         rescale_type=str(ds.get("RescaleType") or ""),
     )
+
+
+def _hash(patient_id: str) -> str:
+    return (
+        hashlib.blake2b(patient_id.encode(errors="backslashreplace"), key=_HASH_KEY).hexdigest() if patient_id else ""
+    )
+
+
+def _acquisition(ds: pydicom.Dataset) -> int | None:
+    found = numbers(ds, "AcquisitionNumber", 1)
+    return int(found[0]) if found else None
 
 
 def _values(ds: pydicom.Dataset, name: str) -> list[Any] | None:
@@ -256,17 +238,6 @@ def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | N
     except (TypeError, ValueError):
         return None
     return found if len(found) == count and all(map(math.isfinite, found)) else None
-
-
-def _kind(series: Series) -> str:
-    modality = series.modality or "unknown modality"
-    if series.is_localizer:
-        return f"{modality} localizer"
-    if modality == "CT":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as above: the UID may be malformed
-            return f"CT objects of class {pydicom.uid.UID(series.slices[0].sop_class).name or 'unknown'}"
-    return modality
 
 
 def _listed(series: Sequence[Series]) -> str:

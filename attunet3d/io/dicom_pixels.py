@@ -11,7 +11,15 @@ import numpy as np
 import pydicom
 
 from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
-from attunet3d.io.dicom import ENHANCED_CT, Series, SliceHeader, numbers
+from attunet3d.io.dicom import numbers
+from attunet3d.io.dicom_series import (
+    ENHANCED_CT,
+    SAME_COSINE,
+    SAME_POSITION_MM,
+    SAME_SPACING,
+    Series,
+    SliceHeader,
+)
 from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, check_affine, read_failed
 
 # A slice may lie this far (mm) from where the affine puts it. Headers that round positions to 0.1 mm stay within it,
@@ -20,10 +28,7 @@ from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, check_affine, read_faile
 MAX_DISPLACEMENT_MM = 0.1
 MAX_DISPLACEMENT_OF_SPACING = 0.25
 
-SAME_POSITION_MM = 0.01  # slices closer than this are images of the same place: no CT is that thin
-SAME_COSINE = 1e-3  # 0.06 degrees: 0.4 mm at the edge of a 400 mm field, less than a voxel
 UNIT_TOLERANCE = 5e-3  # direction cosines rounded to three decimals
-SAME_SPACING = 1e-3  # relative
 
 AIR_HU = -1024  # what CT scanners themselves write outside the scanned field
 HIGHEST_HU = 3071  # of the 12-bit CT scale
@@ -38,12 +43,18 @@ _DECODERS = ("pylibjpeg", "libjpeg", "openjpeg")
 def open_series(series: Series) -> StoredImage:
     """One CT series as an image whose voxels are still to be decoded.
 
-    A tilted gantry gives a sheared affine. Raises UnsupportedImageError (not a CT in HU), GeometryError (slices
-    missing, doubled, or not on one grid) and UnreadableInputError (pixels or headers damaged, decoder missing).
+    A tilted gantry gives a sheared affine. Raises UnsupportedImageError (not a CT in HU, or of several patients),
+    GeometryError (slices missing, doubled, or not on one grid) and UnreadableInputError (pixels or headers damaged,
+    decoder missing).
     """
     if series.damaged:
         raise UnreadableInputError(
             f"{series.damaged[0]}: DICOM header truncated or damaged; it may be a slice of this series: {EXPORT_AGAIN}"
+        )
+    if len(series.patients) > 1:
+        raise UnsupportedImageError(
+            f"{series.folder}: series {series.uid} mixes images of {len(series.patients)} patients (by PatientID); "
+            "export each patient's scan apart"
         )
     notes: list[str] = []
     slices = _only_images(series, notes)
@@ -53,7 +64,7 @@ def open_series(series: Series) -> StoredImage:
         "format": "dicom",
         "series_uid": series.uid,
         "slices": len(slices),
-        "gantry_tilt_deg": round(_tilt_deg(affine), 3),
+        "gantry_tilt_deg": round(tilt_deg(affine), 3),
         "warnings": notes,
     }
     if any(s.lossy for s in slices):
@@ -188,8 +199,8 @@ def _check_even(slices: Sequence[SliceHeader], positions: np.ndarray, normal: np
     )
 
 
-def _tilt_deg(affine: np.ndarray) -> float:
-    """Angle between the slice step and the slice normal."""
+def tilt_deg(affine: np.ndarray) -> float:
+    """Angle between the slice step and the slice normal, in degrees, of an affine from voxel to mm."""
     normal = np.cross(affine[:3, 0], affine[:3, 1])
     step = affine[:3, 2]
     cosine = abs(float(normal @ step)) / float(np.linalg.norm(normal) * np.linalg.norm(step))

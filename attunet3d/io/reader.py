@@ -35,7 +35,7 @@ def open_ct(path: PathLike, *, series_uid: str | None = None) -> StoredImage:
 
     Raises InputNotFoundError, UnreadableInputError, UnsupportedImageError, GeometryError, AmbiguousSeriesError.
     """
-    path = _existing(path)
+    path = existing(path)
     if path.is_dir():
         from attunet3d.io.dicom import choose_series, find_series
         from attunet3d.io.dicom_pixels import open_series
@@ -68,7 +68,8 @@ def read_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     return to_labels(image), image.affine
 
 
-def _existing(path: PathLike) -> Path:
+def existing(path: PathLike) -> Path:
+    """The path of something that is there. Raises InputNotFoundError."""
     path = Path(path)
     if not os.path.exists(path):  # not Path.exists, which raises for names that are too long
         raise InputNotFoundError(f"{path}: does not exist; check the path")
@@ -97,7 +98,7 @@ def open_file(path: Path) -> StoredImage:
 
 
 def open_label(path: PathLike) -> StoredImage:
-    path = _existing(path)
+    path = existing(path)
     if path.is_dir():
         raise UnsupportedImageError(
             f"{path}: a folder; labels are read from a NIfTI, NRRD or MetaImage file: give that"

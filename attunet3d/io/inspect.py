@@ -1,0 +1,155 @@
+"""What is in a DICOM folder or an image file, and whether its geometry is that of a CT that can be segmented."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from attunet3d.errors import AttUNet3dError
+from attunet3d.io.dicom import find_series
+from attunet3d.io.dicom_pixels import open_series, tilt_deg
+from attunet3d.io.dicom_series import AXIAL_COSINE, SAME_POSITION_MM, Series
+from attunet3d.io.reader import existing, open_ct
+from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, check_affine
+
+_SERIES_IS_FINE = "can be segmented"
+# Unlike a DICOM header, that of a file does not say whether it is a CT.
+_FILE_IS_FINE = "geometry can be segmented; whether it is a CT in HU shows when its voxels are read"
+_PLANES = ("sagittal", "coronal", "axial")  # whose normal is x, y, z
+_FORMATS = {"nifti": "NIfTI", "nrrd": "NRRD", "metaimage": "MetaImage"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One series, one stack of a series, or one image file; None where the headers do not say.
+
+    `size` is columns x rows x slices; `spacing_mm`, in the same order, is between columns, rows and slices. `plane` is
+    "axial", "coronal", "sagittal" or "oblique"; `axes` are the directions of increasing column, row and slice index,
+    such as "LPS". `verdict` is "can be segmented" or the reader's reason; voxels are not read, so that damaged pixels
+    or values other than HU may still be found later.
+    """
+
+    number: int
+    uid: str | None
+    kind: str
+    files: int
+    size: tuple[int, int, int] | None
+    spacing_mm: tuple[float | None, float | None, float | None]
+    plane: str | None
+    axes: str | None
+    gantry_tilt_deg: float | None
+    usable: bool
+    verdict: str
+    warnings: tuple[str, ...]
+
+
+def inspect_path(path: str | os.PathLike[str]) -> list[Finding]:
+    """Every series in a DICOM folder, in the order of their UIDs, or the one image of a NIfTI, NRRD or MetaImage file.
+
+    Reads headers only. Raises InputNotFoundError if there is nothing, and what `open_ct` raises for an unusable file.
+    """
+    path = existing(path)
+    if path.is_dir():
+        return [_of_series(number, series) for number, series in enumerate(find_series(path), 1)]
+    return [_of_file(path)]
+
+
+def _of_series(number: int, series: Series) -> Finding:
+    try:
+        image = open_series(series)
+    except AttUNet3dError as error:
+        return _of_headers(number, series, str(error))
+    return _of_image(number, series.uid, series.kind, len(series.slices), image, True, _SERIES_IS_FINE)
+
+
+def _of_file(path: Path) -> Finding:
+    image = open_ct(path)
+    usable, verdict = True, _FILE_IS_FINE
+    try:
+        check_affine(path, image.affine)
+    except AttUNet3dError as error:
+        usable, verdict = False, str(error)
+    if min(image.shape) < 2:
+        usable, verdict = False, f"{path}: single slice; a CT volume needs at least 2 slices: give the whole scan"
+    return _of_image(1, None, _FORMATS[image.facts["format"]], 1, image, usable, verdict)
+
+
+def _of_image(
+    number: int, uid: str | None, kind: str, files: int, image: StoredImage, usable: bool, verdict: str
+) -> Finding:
+    columns, rows, between = (_millimetres(step) for step in np.linalg.norm(image.affine[:3, :3], axis=0))
+    plane, axes = _orientation(image.affine[:3, :3])
+    return Finding(
+        number=number,
+        uid=uid,
+        kind=kind,
+        files=files,
+        size=image.shape,
+        spacing_mm=(columns, rows, between),
+        plane=plane,
+        axes=axes,
+        gantry_tilt_deg=None if axes is None else round(tilt_deg(image.affine), 3),
+        usable=usable,
+        verdict=verdict,
+        warnings=tuple(image.facts["warnings"]),
+    )
+
+
+def _of_headers(number: int, series: Series, reason: str) -> Finding:
+    """What the first image says of a series that is no volume: without a grid there is no step between slices."""
+    first = series.images[0]
+    rows, columns = first.spacing or (None, None)
+    plane = axes = tilt = None
+    if first.orientation is not None and first.normal is not None:
+        affine = np.eye(4)
+        affine[:3, :3] = np.transpose([first.orientation[:3], first.orientation[3:], first.normal])
+        plane, axes = _orientation((LPS_TO_RAS @ affine)[:3, :3])
+        travel = _travel(series)
+        if axes is not None and travel is not None:
+            affine[:3, 2] = travel
+            tilt = round(tilt_deg(affine), 3)
+    slices = first.frames if len(series.slices) == 1 else len(series.slices)
+    return Finding(
+        number=number,
+        uid=series.uid,
+        kind=series.kind,
+        files=len(series.slices),
+        size=(first.columns, first.rows, slices) if first.rows and first.columns else None,
+        spacing_mm=(_millimetres(columns), _millimetres(rows), None),
+        plane=plane,
+        axes=axes,
+        gantry_tilt_deg=tilt,
+        usable=False,
+        verdict=reason,
+        warnings=(),
+    )
+
+
+def _travel(series: Series) -> np.ndarray | None:
+    """LPS+ mm from the first to the last of several parallel slices; None where that has no direction."""
+    normal = series.images[0].normal
+    positions = [s.position for s in series.images if s.position is not None]
+    if normal is None or not positions or len({s.orientation for s in series.images}) > 1:
+        return None
+    ordered = sorted(np.array(positions), key=lambda position: float(position @ normal))
+    travel = ordered[-1] - ordered[0]
+    return travel if np.linalg.norm(travel) > SAME_POSITION_MM else None
+
+
+def _millimetres(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(float(value), 6)
+
+
+def _orientation(steps: np.ndarray) -> tuple[str | None, str | None]:
+    """Plane and axis codes of the columns of `steps` (3, 3): RAS+ steps of column, row and slice index."""
+    normal = np.cross(steps[:, 0], steps[:, 1])
+    length = np.linalg.norm(normal)
+    if not (np.all(np.isfinite(steps)) and length > 0 and abs(np.linalg.det(steps)) > 0):
+        return None, None
+    cosines = np.abs(normal) / length
+    main = int(cosines.argmax())
+    affine = np.eye(4)
+    affine[:3, :3] = steps
+    return _PLANES[main] if cosines[main] >= AXIAL_COSINE else "oblique", "".join(nib.aff2axcodes(affine))
