@@ -115,7 +115,7 @@ def save_seg(
     """
     folder = Path(str(sources[0].filename)).parent
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as above
+        warnings.simplefilter("ignore")  # as above, and highdicom does
         try:
             _segmentation(mask, sources, checkpoint_sha256).save_as(path)
             same = _holds(path, mask, affine)
@@ -147,13 +147,13 @@ def _segmentation(mask: np.ndarray, sources: Sequence[pydicom.FileDataset], chec
     pancreas = hd.seg.SegmentDescription(
         segment_number=1,
         segment_label="Pancreas",
-        # 91723000 in today's CID 7150; this is the code that 3D Slicer and dcmqi know the category by.
+        # 91723000 in today's CID 7150; this is the code that 3D Slicer knows the category by.
         segmented_property_category=Code("123037004", "SCT", "Anatomical Structure"),
         segmented_property_type=Code("15776009", "SCT", "Pancreas"),
         algorithm_type="AUTOMATIC",
         algorithm_identification=algorithm,
     )
-    seg = hd.seg.Segmentation(
+    return hd.seg.Segmentation(
         source_images=sources,
         pixel_array=mask.transpose(2, 1, 0),
         segmentation_type="BINARY",
@@ -169,10 +169,9 @@ def _segmentation(mask: np.ndarray, sources: Sequence[pydicom.FileDataset], chec
         series_description="Pancreas segmentation (research use only)",
         content_label="PANCREAS",
         content_description="Pancreas, segmented automatically (research use only)",
+        content_creator_name="",  # no person, which must be said
         omit_empty_frames=bool(mask.any()),
     )
-    seg.ContentCreatorName = ""  # no person, which must be said; highdicom refuses an empty name
-    return seg
 
 
 def _holds(path: Path, mask: np.ndarray, affine: np.ndarray) -> bool:

@@ -110,6 +110,7 @@ def test_a_seg_says_what_it_is_and_of_what(tmp_path: Path) -> None:
     assert {i.ReferencedSOPInstanceUID for i in named.ReferencedInstanceSequence} == set(images)
     assert {source for _, _, source in frames_of(seg)} <= set(images)
     # It joins the images' study and space, as an object and a series of its own.
+    assert seg.ContentCreatorName == ""
     for tag in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientName", "PatientID"):
         assert seg[tag].value == image[tag].value
     assert seg.SOPInstanceUID not in images
@@ -151,6 +152,15 @@ def test_frames_of_reference_that_differ_are_made_one_and_told(tmp_path: Path) -
     save_seg(tmp_path / "x.dcm", blob(), image.affine, headers, checkpoint_sha256=WEIGHTS)
     first = pydicom.dcmread(image.files[0])
     assert pydicom.dcmread(tmp_path / "x.dcm").FrameOfReferenceUID == first.FrameOfReferenceUID
+
+
+def test_neither_log_nor_warnings_name_the_patient(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """highdicom would warn, which is an error here, that it finds this name odd, and quote it."""
+    caplog.set_level("DEBUG")
+    write_series(tmp_path / "ct", phantom(SHAPE), PatientName="Doe Jane")
+    seg, _ = written(tmp_path / "ct", tmp_path / "x.dcm", blob())
+    assert seg.PatientName == "Doe Jane"
+    assert "Doe" not in caplog.text
 
 
 @pytest.fixture(scope="module")
