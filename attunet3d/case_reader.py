@@ -23,6 +23,7 @@ class PlannedCT:
         grid: its own.
         model: the network's grid for it.
         facts: what its reader said, see `Volume.source`.
+        files: its DICOM images in the order of the slices; empty for other formats.
         memory: what the case will take.
         seconds: how long it took to read.
     """
@@ -32,6 +33,7 @@ class PlannedCT:
         self.grid = Grid(image.shape, image.affine)
         self.model = model
         self.facts = image.facts
+        self.files = image.files
         self.memory = memory
         self.seconds = round(time.perf_counter() - start, 3)
 

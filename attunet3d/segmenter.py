@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from attunet3d.transforms.intensity import scale_hu_
 from attunet3d.transforms.resample import AIR_HU, Grid, crop, mask_from_logits, resample_image
 
 Progress = Callable[[str, int, int], None]
+
+MASK_SUFFIXES = {"nifti": ".nii.gz", "dicom-seg": ".dcm"}  # of each output format
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class Segmenter:
         series_uid: str | None = None,
         qc: bool = False,
         attention: bool = False,
+        output_format: str = "nifti",
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> Segmentation:
@@ -158,19 +162,23 @@ class Segmenter:
             attention: also run the windows for the attention gates' weights, averaged over overlapping windows, and
                 write ``<name>_attention_level2.nii.gz``, ... on the CT's grid: uint8 with a slope of 1/255, so that
                 viewers show [0, 1]; 0 where no window was run.
+            output_format: "nifti", or "dicom-seg" for ``<name>_seg.dcm`` in place of ``<name>_seg.nii.gz``: a binary
+                DICOM SEG that refers to the images of the series, so that the CT must be a DICOM folder.
             progress: called as ``progress(stage, done, total)``.
             cancel: asked between windows and stages whether to stop.
 
         Raises:
             AttUNet3dError: the CT cannot be read, is no CT volume, does not fit into memory, or the output cannot be
                 written; `CancelledError` if ``cancel`` said so. Nothing is left half written.
-            ConfigError, CheckpointError: for ``attention`` the network has no gates, or the weights' file is no longer
-                what it was when the session began; nothing has been read.
+            ConfigError, CheckpointError: the output format does not exist or its library is not installed; for
+                ``attention`` the network has no gates, or the weights' file is no longer what it was when the session
+                began. Nothing has been read.
         """
-        reader = self._reader(attention)
+        reader = self._reader(attention, output_format)
         notify = progress or _silent
         notify("read", 0, 1)
-        return self._segment(reader.read(ct, series_uid, qc), ct, output_dir, name, qc, attention, notify, cancel)
+        read = reader.read(ct, series_uid, qc)
+        return self._segment(read, ct, output_dir, name, qc, attention, output_format, notify, cancel)
 
     def segment_all(
         self,
@@ -181,6 +189,7 @@ class Segmenter:
         series_uid: str | None = None,
         qc: bool = False,
         attention: bool = False,
+        output_format: str = "nifti",
         progress: Callable[[int, str, int, int], None] | None = None,
         cancel: Cancel | None = None,
     ) -> Iterator[Case]:
@@ -191,9 +200,9 @@ class Segmenter:
 
         Raises:
             CancelledError: ``cancel`` said so.
-            ConfigError, CheckpointError: as `segment` for ``attention``.
+            ConfigError, CheckpointError: as `segment`.
         """
-        reader = self._reader(attention)
+        reader = self._reader(attention, output_format)
         names = names or [case_name(ct) for ct in cts]
         reading = reader.read_all(cts, series_uid, qc)
         for index, (ct, name) in enumerate(zip(cts, names, strict=True)):
@@ -203,15 +212,17 @@ class Segmenter:
                 read = next(reading)
                 if isinstance(read, Exception):
                     raise read
-                case = Case(ct, self._segment(read, ct, output_dir, name, qc, attention, notify, cancel), None)
+                done = self._segment(read, ct, output_dir, name, qc, attention, output_format, notify, cancel)
+                case = Case(ct, done, None)
             except CancelledError:
                 raise
             except Exception as error:
                 case = Case(ct, None, error)
             yield case
 
-    def _reader(self, attention: bool) -> CaseReader:
-        """What reads CTs that fit, with their attention maps if those are wanted."""
+    def _reader(self, attention: bool, output_format: str) -> CaseReader:
+        """What reads CTs that fit, with their attention maps if those are wanted; an unusable format is refused."""
+        check_format(output_format)
         maps = len(self._attention_maps().network.names) if attention else 0
         return CaseReader(self._spacing, partial(self._plan, maps=maps))
 
@@ -248,11 +259,20 @@ class Segmenter:
         name: str | None,
         qc: bool,
         attention: bool,
+        output_format: str,
         notify: Progress,
         cancel: Cancel | None,
     ) -> Segmentation:
         seconds = {"read": read.seconds}
         stage = partial(self._stage, seconds, notify, cancel)
+        if output_format == "dicom-seg":  # a series that cannot be referred to is refused before the network runs
+            from attunet3d.io.dicom_seg import save_seg, source_headers
+
+            headers = source_headers(ct, read.files, read.grid.affine, read.facts["warnings"])
+            sha256 = self._session["checkpoint"]["sha256"]
+            save = partial(save_seg, sources=headers, checkpoint_sha256=sha256)
+        else:
+            save = partial(save_mask, like=read.facts)
         hu: np.ndarray | None = read.take()
         maps: Mapping[str, np.ndarray] = {}
         with torch.inference_mode():
@@ -295,14 +315,16 @@ class Segmenter:
 
         name = name or case_name(ct)
         folder = make_folder(output_dir)
-        names = {suffix: f"{name}_seg{suffix}" for suffix in _suffixes(qc)}
+        mask_suffix = MASK_SUFFIXES[output_format]
+        # The mask takes its place last: where it is, the others are.
+        names = {suffix: f"{name}_seg{suffix}" for suffix in (mask_suffix, ".json", *[".png"] * qc)}
         map_names = {level: f"{name}_attention_{level}.nii.gz" for level in maps}
-        path = folder / names[".nii.gz"]
+        path = folder / names[mask_suffix]
         # All or nothing: each file is complete before the first one takes its place.
         with ExitStack() as files:
             new = {k: files.enter_context(atomic_path(folder / file)) for k, file in (names | map_names).items()}
             with stage("write"):
-                save_mask(new[".nii.gz"], mask, read.grid.affine, like=read.facts)
+                save(new[mask_suffix], mask, read.grid.affine)
                 for level in maps:
                     save_map(new[level], maps[level], read.grid.affine, like=read.facts)
                 if hu is not None:
@@ -335,9 +357,12 @@ def segment(ct: str | Path, output: str | Path | None = None, **kwargs: Any) -> 
     return Segmenter(**kwargs).segment(ct, output)
 
 
-def _suffixes(qc: bool) -> tuple[str, ...]:
-    """Of the files of one case, the mask last: where it is, the others are."""
-    return (".nii.gz", ".json", ".png") if qc else (".nii.gz", ".json")
+def check_format(output_format: str) -> None:
+    """Raise ConfigError for an output format that does not exist, or whose library is not installed."""
+    if output_format not in MASK_SUFFIXES:
+        raise ConfigError(f"output format {output_format!r}: unknown; there are {', '.join(MASK_SUFFIXES)}")
+    if output_format == "dicom-seg" and importlib.util.find_spec("highdicom") is None:
+        raise ConfigError("DICOM SEG needs highdicom, which is not installed; run: pip install 'attunet3d[seg]'")
 
 
 def _three(values: Any) -> tuple[float, float, float]:

@@ -40,6 +40,9 @@ def segment(
     attention: Annotated[
         bool, typer.Option("--attention", help="Also write the attention gates' weights as maps on each CT's grid.")
     ] = False,
+    format_: Annotated[
+        str, typer.Option("--format", help="Of the masks: nifti, or dicom-seg for CTs in DICOM folders.")
+    ] = "nifti",
     memory: Annotated[
         float | None, typer.Option(metavar="GB", min=0.0, help="Most to use; by default what there is.")
     ] = None,
@@ -57,8 +60,9 @@ def segment(
     failed = 0
     with products() as product, progress_bar() as (bar, console):
         task = bar.add_task("load the network", total=None)
-        from attunet3d.segmenter import Segmenter
+        from attunet3d.segmenter import Segmenter, check_format
 
+        check_format(format_)
         overrides = overrides_of(set_, ("checkpoint", "device", "precision"))
         session = Segmenter(checkpoint, device, precision, preset or (), memory, **overrides)
 
@@ -70,7 +74,14 @@ def segment(
             console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
 
         cases = session.segment_all(
-            cts, output, names=names, series_uid=series, qc=qc, attention=attention, progress=show
+            cts,
+            output,
+            names=names,
+            series_uid=series,
+            qc=qc,
+            attention=attention,
+            output_format=format_,
+            progress=show,
         )
         for case in cases:
             if case.segmentation is not None:

@@ -70,7 +70,7 @@ def open_series(series: Series) -> StoredImage:
     if any(s.lossy for s in slices):
         notes.append("the images were compressed with loss")
     shape = (slices[0].columns, slices[0].rows, len(slices))
-    return StoredImage(series.folder, shape, affine, facts, _slabs(slices, notes))
+    return StoredImage(series.folder, shape, affine, facts, _slabs(slices, notes), tuple(s.path for s in slices))
 
 
 def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:

@@ -38,7 +38,8 @@ class StoredImage:
     """A 3D image as a file holds it, before its voxels are read.
 
     `shape` is (X, Y, Z); `affine` maps voxel indices to RAS+ mm; `slabs` yields Z arrays of shape (X, Y) in order, with
-    any scale and offset applied; `facts` goes into the record of a run and has a list under "warnings".
+    any scale and offset applied; `facts` goes into the record of a run and has a list under "warnings"; `files` are the
+    DICOM images of a series in the order of Z, and empty for other formats.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class StoredImage:
     affine: np.ndarray
     facts: dict[str, Any]
     slabs: Iterator[np.ndarray]
+    files: tuple[Path, ...] = ()
 
 
 def to_hu(image: StoredImage) -> np.ndarray:

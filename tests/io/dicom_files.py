@@ -9,6 +9,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+STUDY, PLACE = generate_uid(), generate_uid()  # one examination of one patient
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -31,10 +32,13 @@ def ct_dataset(path: Path, stored: np.ndarray, position: Any, uid: str, **tags: 
         "SOPClassUID": CT_IMAGE,
         "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
         "SeriesInstanceUID": uid,
+        "StudyInstanceUID": STUDY,
+        "FrameOfReferenceUID": PLACE,
         "Modality": "CT",
         "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
         "SeriesDescription": "portal venous",
         "PatientName": "DOE^JANE",
+        "PatientID": "4711",
         "Rows": stored.shape[0],
         "Columns": stored.shape[1],
         "PixelSpacing": [0.8, 0.7],
