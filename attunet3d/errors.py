@@ -3,6 +3,9 @@
 The command line prints them on one line, without a traceback.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AttUNet3dError(Exception):
     """Base of every error this package raises on purpose."""
@@ -58,3 +61,15 @@ def own_error(error: BaseException) -> AttUNet3dError | None:
     while cause is not None and not isinstance(cause, AttUNet3dError):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+@contextmanager
+def only_own_error() -> Iterator[None]:
+    """Where the error of this package is at the root of another one, it alone leaves the block."""
+    try:
+        yield
+    except Exception as error:
+        own = own_error(error)
+        if own is None:
+            raise
+        raise own from None

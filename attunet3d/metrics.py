@@ -66,7 +66,7 @@ def score(
     other, other_affine = read_label(reference)
     other = place_on(other, other_affine, mask.shape, affine, f"{prediction} and {reference}")
     return compare_masks(
-        _foreground(mask, prediction_label), _foreground(other, reference_label), affine, tolerance_mm=tolerance_mm
+        foreground(mask, prediction_label), foreground(other, reference_label), affine, tolerance_mm=tolerance_mm
     )
 
 
@@ -241,7 +241,8 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _foreground(label: np.ndarray, values: int | Sequence[int] | None) -> np.ndarray:
+def foreground(label: np.ndarray, values: int | Sequence[int] | None) -> np.ndarray:
+    """Whether each voxel has one of the values, or any but 0 for None: bool. Raises ConfigError for an empty list."""
     if values is None:
         return label != 0
     wanted = [values] if isinstance(values, int) else list(values)

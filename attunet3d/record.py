@@ -35,6 +35,11 @@ _RECORDED_IDS = (
 _LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
 
 
+def library_versions() -> dict[str, str]:
+    """Of Python and the libraries that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+
+
 def session_record(
     checkpoint: Path, device: torch.device, form: str, presets: Sequence[str | Path], values: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def session_record(
         "precision": precision,
         "presets": [Path(preset).stem for preset in presets],
         "config": {name: values[name] for name in _RECORDED_IDS},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "versions": library_versions(),
     }
 
 

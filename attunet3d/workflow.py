@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attunet3d.config import CONFIG_FILES, Mode, config_changes, installed_bundle
 from attunet3d.datasets.datalist import load_cases
-from attunet3d.errors import ConfigError, own_error
+from attunet3d.errors import ConfigError, only_own_error, own_error
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
@@ -128,13 +128,8 @@ def evaluate(
 
 
 def _run(workflow: ConfigWorkflow, engine: str) -> None:
-    try:
+    with only_own_error():
         workflow.initialize()
         parsed(workflow, engine)  # a value that does not fit is refused here, before any case is read
         workflow.run()
         workflow.finalize()
-    except Exception as error:
-        own = own_error(error)
-        if own is None:
-            raise
-        raise own from None

@@ -48,6 +48,17 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
+@pytest.fixture
+def run_for_lines(run: Run) -> Callable[..., tuple[int, str, list[str]]]:
+    """As `run`, with stderr as lines: what a command says of many cases."""
+
+    def call(*arguments: object) -> tuple[int, str, list[str]]:
+        code, stdout, stderr = run(*arguments)
+        return code, stdout, stderr.splitlines()
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of the TINY network; it marks some tissue as pancreas, all that tests of geometry need."""

@@ -21,7 +21,7 @@ from attunet3d.datasets.datalist import check_split, write_datalist
 from attunet3d.errors import AttUNet3dError, InputNotFoundError, OutputError, UnsupportedImageError
 from attunet3d.io import read_label, read_volume, write_mask
 from attunet3d.io.writer import make_folder
-from attunet3d.metrics import place_on
+from attunet3d.metrics import foreground, place_on
 
 if TYPE_CHECKING:
     from attunet3d.io import Volume
@@ -188,7 +188,7 @@ def _check(case: RawCase, data: RawData, seen: _Seen) -> tuple[Volume, np.ndarra
     label, affine = read_label(case.label)
     _check_values(case.label, label, data)
     label, placed = data.place(ct, label, affine, case.label.name)
-    mask = mask_of(label, data.pancreas_values)
+    mask = foreground(label, data.pancreas_values)
     share = share_in_body(ct.array, mask)
     if share < MIN_IN_BODY:
         low, high = BODY_HU
@@ -220,14 +220,6 @@ def _check_values(path: Path, label: np.ndarray, data: RawData) -> None:
     if not set(found).intersection(data.pancreas_values):
         wanted = " or ".join(map(str, data.pancreas_values))
         raise UnsupportedImageError(f"{path}: an empty mask: no voxel has the value {wanted}")
-
-
-def mask_of(label: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """Whether each voxel has one of the values, bool (X, Y, Z)."""
-    mask = label == values[0]
-    for value in values[1:]:
-        mask |= label == value
-    return mask
 
 
 def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:

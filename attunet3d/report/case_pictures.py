@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from attunet3d.errors import GeometryError
 from attunet3d.io import read_ct, read_label
@@ -26,6 +27,7 @@ from attunet3d.report.planes import (
     to_ras,
     write,
 )
+from attunet3d.transforms.components import bounding_box
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,14 +130,13 @@ def _points(predicted: np.ndarray, referenced: np.ndarray) -> dict[str, Index]:
 
 def _surroundings(mask: np.ndarray, spacing: np.ndarray) -> tuple[slice, slice, slice]:
     """The box of a mask and some tissue around it; all of the volume if the mask is empty."""
+    found = bounding_box(torch.from_numpy(mask))
+    if found is None:
+        return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
     box = []
-    for axis, (n, mm) in enumerate(zip(mask.shape, spacing, strict=True)):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        if not hit.size:
-            return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
-        low, high = int(hit[0]), int(hit[-1]) + 1
-        margin = max(MARGIN_MM / mm, (SMALLEST_MM / mm - (high - low)) / 2)
-        box.append(slice(max(0, int(low - margin)), min(n, int(high + margin) + 1)))
+    for side, n, mm in zip(found, mask.shape, spacing, strict=True):
+        margin = max(MARGIN_MM / mm, (SMALLEST_MM / mm - (side.stop - side.start)) / 2)
+        box.append(slice(max(0, int(side.start - margin)), min(n, int(side.stop + margin) + 1)))
     return box[0], box[1], box[2]
 
 

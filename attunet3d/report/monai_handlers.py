@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,13 @@ from attunet3d.inferers import SlidingWindowInferer
 from attunet3d.io.monai_io import MaskLayout
 from attunet3d.metrics import compare_masks
 from attunet3d.networks import AttentionUNet
+from attunet3d.record import library_versions
 from attunet3d.report.evaluation import CaseResult, write_report
 from attunet3d.runtime import MixedPrecision
 from attunet3d.transforms.monai_transforms import grid_of, source_grid
 from attunet3d.transforms.resample import crop
 
 logger = logging.getLogger(__name__)
-
-_LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
 
 
 class CaseMetrics(Metric):
@@ -151,11 +148,7 @@ class EvaluationReport:
             "network": f"{type(self.network).__name__}, {parameters / 1e6:.4f} M parameters",
             "runs as": getattr(self.runner, "form", ""),
             **self.settings,
-            "versions": {
-                "attunet3d": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in _LIBRARIES},
-            },
+            "versions": {"attunet3d": __version__, **library_versions()},
         }
 
     def _attention(self) -> Callable[[str], Mapping[str, np.ndarray]] | None:

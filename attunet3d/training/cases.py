@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from attunet3d import __version__
-from attunet3d.errors import ConfigError, InputNotFoundError, own_error
+from attunet3d.errors import ConfigError, InputNotFoundError, only_own_error
 from attunet3d.io.writer import atomic_path, make_folder
 from attunet3d.progress import make_bar
 from attunet3d.transforms.monai_transforms import ToModelGridd
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Case = dict[Hashable, Any]
 # What is stored of a float32 image on the model grid: HU to the nearest whole number, far below the noise of a CT.
-_STORED = {True: np.int16, False: np.uint8}
+_STORED = {"linear": np.int16, "label": np.uint8}
 
 
 class CachedCases(Dataset[Any]):
@@ -65,7 +65,7 @@ class CachedCases(Dataset[Any]):
         self._to_grid = Compose(steps[: grids[0] + 1])
         self._then = Compose(steps[grids[0] + 1 :])
         grid = steps[grids[0]]
-        self._is_image = {str(key): mode == "linear" for key, mode in zip(grid.keys, grid.mode, strict=True)}
+        self._stored = {str(key): _STORED[mode] for key, mode in zip(grid.keys, grid.mode, strict=True)}
         self._ready: dict[int, dict[str, Path]] = {}  # looked up once: raw data may lie on a slow disk
         self._recipe = json.dumps([__version__, [_described(step) for step in steps[: grids[0] + 1]]])
 
@@ -101,17 +101,12 @@ class CachedCases(Dataset[Any]):
         return paths
 
     def _prepare(self, index: int, paths: Mapping[str, Path]) -> None:
-        try:
+        with only_own_error():
             item = self._to_grid(dict(self.data[index]))
-        except Exception as error:
-            own = own_error(error)
-            if own is None:
-                raise
-            raise own from None
         make_folder(self.cache_dir)
         for key, path in paths.items():
             values = np.asarray(item[key].cpu())
-            stored = _STORED[self._is_image[key]]
+            stored = self._stored[key]
             if stored is np.int16:
                 values = np.rint(values).clip(-32768, 32767)
             with atomic_path(path) as temporary:
@@ -119,9 +114,9 @@ class CachedCases(Dataset[Any]):
 
     def _paths(self, index: int) -> dict[str, Path]:
         case = self.data[index]
-        files = [_file_state(case[key]) for key in self._is_image]
+        files = [_file_state(case[key]) for key in self._stored]
         name = hashlib.sha256(json.dumps([self._recipe, files]).encode()).hexdigest()[:32]
-        return {key: self.cache_dir / f"{name}_{key}.npy" for key in self._is_image}
+        return {key: self.cache_dir / f"{name}_{key}.npy" for key in self._stored}
 
 
 class CaseSampler(DistributedSampler[Any]):
@@ -170,11 +165,7 @@ def validation_share(cases: int, rank: int = 0, processes: int = 1) -> list[int]
     return list(range(cases)[rank::processes]) if cases >= processes else list(range(cases))
 
 
-def fill_cache(
-    datasets: Iterable[CachedCases],
-    rank: int = 0,
-    num_replicas: int = 1,
-) -> None:
+def fill_cache(datasets: Iterable[CachedCases], rank: int = 0, num_replicas: int = 1) -> None:
     """Prepare all cases before training starts, so that one that cannot be read is found now and not hours later.
 
     Each of ``num_replicas`` processes prepares its share, with a progress bar on a terminal.

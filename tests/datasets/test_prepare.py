@@ -21,14 +21,8 @@ Run = Callable[..., tuple[int, str, list[str]]]
 
 
 @pytest.fixture
-def run(run: Callable[..., tuple[int, str, str]]) -> Run:
-    """run("prepare", ...) -> exit code, stdout, lines of stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, list[str]]:
-        code, stdout, stderr = run(*arguments)
-        return code, stdout, stderr.splitlines()
-
-    return call
+def run(run_for_lines: Run) -> Run:
+    return run_for_lines
 
 
 @pytest.fixture(scope="module")
