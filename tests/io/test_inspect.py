@@ -205,7 +205,7 @@ def _oblique(folder):
 @pytest.mark.parametrize(
     ("build", "verdict", "spacing", "plane", "axes", "tilt"),
     [
-        (_missing_slice, "1 slices are missing", (0.7, 0.8, None), "axial", "LPS", 0),
+        (_missing_slice, "1 slice is missing", (0.7, 0.8, None), "axial", "LPS", 0),
         (_uneven_with_tilt, "uneven", (0.7, 0.8, None), "axial", "LPS", 20),
         (_tilt, "can be segmented", (0.7, 0.8, 2.5), "axial", "LPS", 20),
         (_single, "single slice", (0.7, 0.8, None), "axial", "LPS", None),
@@ -259,7 +259,7 @@ def test_table_and_json_hold_all_and_nothing_of_the_patient(run, tmp_path):
     lines = table.splitlines()
     assert lines[0].split() == ["kind", "files", "size", "spacing", "mm", "orientation", "tilt"]
     assert " ".join(lines[1].split()) == "1 CT 7 12 x 10 x 6 0.7 x 0.8 x 2.5 axial LPS 0.0°"
-    copies = "1 duplicate files (same SOPInstanceUID) were left out"
+    copies = "1 duplicate images (same SOPInstanceUID) were left out"
     assert [line.strip() for line in lines[2:5]] == ["1.2.3", "can be segmented", f"warning: {copies}"]
     assert " ".join(lines[5].split()) == "2 dose report 1 - - - -"
     assert lines[6].strip() == "1.2.4"
@@ -325,7 +325,7 @@ def test_real_series():
     assert (lidc.kind, lidc.size, lidc.spacing_mm) == ("CT", (512, 512, 133), (0.703125, 0.703125, 2.5))
     assert lidc.usable, "though every slice claims a frame of reference of its own"
     (tilted,) = inspect_path(DATA / "dicom_edge" / "ge_gantry_tilt_uneven")
-    assert "gap of 1.081 mm" in tilted.verdict
+    assert "gap of 1.14 mm" in tilted.verdict
     assert "uneven" in tilted.verdict
     assert tilted.gantry_tilt_deg == pytest.approx(18.5, abs=0.01)
     (unnamed,) = inspect_path(DATA / "dicom_edge" / "jpeg2000_no_uids")
