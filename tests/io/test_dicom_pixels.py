@@ -201,6 +201,21 @@ def test_frames_have_rescales_of_their_own(tmp_path):
     np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
 
 
+def test_no_rescale_is_said(tmp_path):
+    hu = phantom()
+    write_series(tmp_path, hu, intercept=0, RescaleSlope=None, RescaleIntercept=None)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, hu)
+    assert volume.source["warnings"] == [
+        "the images give no rescale slope and intercept; stored values are taken as HU"
+    ]
+
+
+def test_lossy_images_are_read_with_a_warning(tmp_path):
+    write_series(tmp_path, phantom(), LossyImageCompression="01")
+    assert read_volume(tmp_path).source["warnings"] == ["the images were compressed with loss"]
+
+
 def test_modality_table_is_refused(tmp_path):
     table = item(LUTDescriptor=[2, 0, 16], ModalityLUTType="HU")
     with pytest.raises(UnsupportedImageError, match=r"ModalityLUTSequence.*rescale to HU"):

@@ -247,6 +247,31 @@ def test_two_patients(tmp_path):
     assert found.verdict == str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "patients"),
+    [
+        ({"PatientName": "DOE^JANE"}, {"PatientName": "ROE^RICHARD"}, 2),
+        ({"PatientName": "DOE^JANE"}, {"PatientName": "Doe Jane "}, 1),
+        ({"PatientID": None, "PatientName": "DOE^JANE"}, {"PatientID": None, "PatientName": "ROE^RICHARD"}, 2),
+        ({"PatientID": None, "PatientName": None}, {"PatientID": "", "PatientName": ""}, 0),
+        ({"PatientID": "4711"}, {"PatientID": None, "PatientName": None}, 1),
+    ],
+)
+def test_patients_are_told_apart_by_name_too(tmp_path, first, second, patients):
+    """One name is written in many ways; who has neither name nor ID is nobody else."""
+    hu = phantom()
+    write_series(tmp_path / "1", hu[:, :, :3], uid="1.2.3", **first)
+    write_series(tmp_path / "2", hu[:, :, 3:], uid="1.2.3", origin=(-100, -50, 27.5), **second)
+    (series,) = find_series(tmp_path)
+    assert len(series.patients) == patients
+    if patients < 2:
+        np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
+        return
+    with pytest.raises(UnsupportedImageError, match="mixes images of 2 patients") as caught:
+        read_ct(tmp_path)
+    assert not any(word in str(caught.value) for word in ("DOE", "ROE", "doe", "roe", "4711"))
+
+
 def test_table_and_json_hold_all_and_nothing_of_the_patient(run, tmp_path):
     patient = {"PatientID": "MRN4711", "PatientBirthDate": "19700101"}
     write_series(tmp_path / "ct", phantom(), uid="1.2.3", **patient)
