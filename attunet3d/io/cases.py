@@ -60,7 +60,7 @@ def segmentable_series(folder: str | os.PathLike[str], left_out: list[str] | Non
         if series.uid not in reasons:
             cases.append(case)
         elif left_out is not None:
-            left_out.append(f"{case} is left out: {series.kind}, {reasons[series.uid]}: {series}")
+            left_out.append(f"{case}: {reasons[series.uid]}: {series}")
     return cases
 
 

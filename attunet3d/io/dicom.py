@@ -139,8 +139,8 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
     Raises AmbiguousSeriesError where there are several patients, UnsupportedImageError where there is no CT.
     """
     cts = [s for s in series if s.is_ct]
-    left_out = {s.uid: "not a CT image series" for s in series if not s.is_ct}
-    left_out |= {s.uid: "a localizer" for s in cts if s.is_localizer}
+    left_out = {s.uid: f"{s.kind}, no CT images" for s in series if not s.is_ct}
+    left_out |= {s.uid: s.kind for s in cts if s.is_localizer}
     candidates = [s for s in cts if not s.is_localizer]
     if not candidates:
         kinds = sorted({s.kind for s in series})
@@ -148,7 +148,7 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
             f"{_folder(series)}: no CT image series, only {', '.join(kinds)}; give the folder of a CT scan"
         )
     for preferred, reason in _PREFERRED:
-        worse = {s.uid: reason for s in candidates if not getattr(s, preferred)}
+        worse = {s.uid: f"{s.kind}, {reason}" for s in candidates if not getattr(s, preferred)}
         if len(worse) < len(candidates):
             left_out |= worse
             candidates = [s for s in candidates if s.uid not in worse]

@@ -199,11 +199,11 @@ def test_a_seg_that_is_not_the_mask_is_not_kept(
 ) -> None:
     right = dicom_seg._segmentation
 
-    def wrong(mask: np.ndarray, sources: list[Any], sha256: str) -> Any:
+    def wrong(mask: np.ndarray, *rest: Any) -> Any:
         if fault == "mirrored":
-            return right(mask[::-1], sources, sha256)
+            return right(mask[::-1], *rest)
         if fault == "moved":
-            return right(np.roll(mask, 1, axis=2), sources, sha256)
+            return right(np.roll(mask, 1, axis=2), *rest)
         raise ValueError("PatientName DOE^JANE")
 
     monkeypatch.setattr(dicom_seg, "_segmentation", wrong)
@@ -220,7 +220,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(
     session: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     nowhere = tmp_path / "nowhere"
-    with pytest.raises(ConfigError, match="'rtstruct': unknown; there are nifti, dicom-seg"):
+    with pytest.raises(ConfigError, match="'rtstruct': unknown; there are nifti, dicom-seg, dicom-seg-labelmap"):
         session.segment(nowhere, tmp_path, output_format="rtstruct")
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(ConfigError, match=r"pip install 'attunet3d\[seg\]'"):
