@@ -76,7 +76,7 @@ class Outputs:
         if self.output_format in SEG_TYPES:
             from attunet3d.io.dicom_seg import check_images
 
-            check_images(image.path, image.files)
+            check_images(image)
 
 
 class CaseWriter:

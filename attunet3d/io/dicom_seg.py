@@ -14,7 +14,7 @@ import pydicom
 from attunet3d import __version__
 from attunet3d.errors import OutputError, UnsupportedImageError
 from attunet3d.io.dicom import numbers
-from attunet3d.io.slabs import LPS_TO_RAS, read_failed
+from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 
 # A SEG cannot be without these: they tie it to its study, to the patient's space, and to each image.
 REQUIRED_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
@@ -33,12 +33,17 @@ EMPTY_IF_MISSING = (
 SERIES_NUMBER = 1000  # out of the way of what scanners count
 
 
-def check_images(source: str | os.PathLike[str], files: Sequence[Path]) -> None:
-    """Raise UnsupportedImageError for a CT that is not DICOM, and so has no `files`."""
-    if not files:
+def check_images(image: StoredImage) -> None:
+    """Raise UnsupportedImageError unless each slice of a CT is a DICOM image, which a SEG can refer to."""
+    if image.facts["format"] != "dicom":
         raise UnsupportedImageError(
-            f"{source}: not DICOM, so a DICOM SEG has no images to refer to; "
+            f"{image.path}: not DICOM, so a DICOM SEG has no images to refer to; "
             "give the folder of the DICOM series, or write NIfTI (--format nifti)"
+        )
+    if len(set(image.files)) != image.shape[2]:
+        raise UnsupportedImageError(
+            f"{image.path}: {image.shape[2]} slices that are not images of their own, "
+            "so a DICOM SEG cannot refer to them; write NIfTI (--format nifti)"
         )
 
 
@@ -49,16 +54,14 @@ def source_headers(
 
     Args:
         source: the CT as it was given, for messages.
-        files: the images in the order of the slices, see `StoredImage.files`.
+        files: the images in the order of the slices, see `check_images`.
         affine: of the CT, voxel -> RAS+ mm.
         notes: what a user should know of them is added here.
 
     Raises:
-        UnsupportedImageError: the CT is not DICOM, an image lacks a UID that a SEG must repeat, or the images are of
-            several studies.
+        UnsupportedImageError: an image lacks a UID that a SEG must repeat, or the images are of several studies.
         UnreadableInputError: an image is no longer readable.
     """
-    check_images(source, files)
     headers: list[pydicom.FileDataset] = []
     pixel = np.linalg.norm(np.cross(affine[:3, 0], affine[:3, 1]))  # mm2
     between_slices = abs(np.linalg.det(affine[:3, :3])) / pixel  # mm, along their normal
