@@ -186,8 +186,8 @@ def test_all_series_of_folders_and_files_beside(
     lines = stderr.splitlines()
     starts = [
         "left out: study: series 1: CT localizer: 1.2.3.1 (6 files",
-        "error: two: 2 CT series of 2 patients; segment each",
         "error: study: series 3: study/c: gap",
+        "error: two: 2 CT series of 2 patients; segment each",
         "error: nowhere: does not exist",
     ]
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
@@ -199,6 +199,16 @@ def test_all_series_of_folders_and_files_beside(
     code, _, _ = segment(study, "-o", out / "one", "--series", "1.2.3.4")
     alone = nib.load(out / "one" / "study_seg.nii.gz")
     np.testing.assert_array_equal(alone.dataobj, nib.load(out / "study_series4_seg.nii.gz").dataobj)
+
+
+def test_a_series_and_a_file_of_one_name_are_refused(
+    segment: Run, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_series(tmp_path / "a", phantom())
+    (tmp_path / "a_series1.nii.gz").symlink_to(write_phantom())
+    code, stdout, stderr = segment(tmp_path / "a", tmp_path / "a_series1.nii.gz", "-o", tmp_path / "o", "--all-series")
+    assert (code, stdout) == (2, "")
+    assert f"{tmp_path}/a: series 1, {tmp_path}/a_series1.nii.gz: all their masks" in stderr
 
 
 def test_an_only_series_has_its_number_too_and_no_uid_is_kept(

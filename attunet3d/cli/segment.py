@@ -6,6 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,7 +95,7 @@ def segment(
         chosen: list[PathLike] = list(cts)
         if all_series:
             bar.update(task, description="list the series")
-            chosen, names, failed = _each_series(cts, names, say)
+            chosen, names = _each_series(cts, names, say)
         cases = session.segment_all(
             chosen,
             output,
@@ -150,28 +151,21 @@ def _refuse_same(cts: Sequence[PathLike], names: list[str]) -> None:
 
 def _each_series(
     cts: list[Path], names: list[str], say: Callable[[str, str], None]
-) -> tuple[list[PathLike], list[str], int]:
-    """The CTs with each folder's series in its place, what their files are called, and how many folders have none."""
+) -> tuple[list[PathLike], list[str]]:
+    """The CTs with each folder's series in its place, and what their files are called."""
     from attunet3d.io import segmentable_series
 
-    cases: list[PathLike] = []
-    names_of_cases: list[str] = []
-    failed = 0
+    chosen: list[PathLike] = []
+    names_of_chosen: list[str] = []
     for ct, name in zip(cts, names, strict=True):
-        if not os.path.isdir(ct):  # not Path.is_dir, which raises for names that are too long
-            cases.append(ct)
-            names_of_cases.append(name)
-            continue
+        found: dict[str, PathLike] = {name: ct}
         left_out: list[str] = []
-        try:
-            found = segmentable_series(ct, left_out)
-        except AttUNet3dError as error:
-            say("error", one_line(error))
-            failed += 1
-            continue
+        if os.path.isdir(ct):  # not Path.is_dir, which raises for names that are too long
+            with suppress(Exception):  # the session will meet the same error, and count and tell it as any other
+                found = {f"{name}_series{case.number}": case for case in segmentable_series(ct, left_out)}
         for line in left_out:
             say("left out", line)
-        cases += found
-        names_of_cases += [f"{name}_series{case.number}" for case in found]
-    _refuse_same(cases, names_of_cases)
-    return cases, names_of_cases, failed
+        chosen += found.values()
+        names_of_chosen += found
+    _refuse_same(chosen, names_of_chosen)
+    return chosen, names_of_chosen
