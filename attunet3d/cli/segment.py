@@ -44,7 +44,7 @@ def segment(
     series: Annotated[str | None, typer.Option(metavar="UID", help="Which series of a DICOM folder.")] = None,
     all_series: Annotated[
         bool,
-        typer.Option("--all-series", help="Each CT series of a DICOM folder, by its number in `attunet3d inspect`."),
+        typer.Option("--all-series", help="Each CT series of every DICOM folder, named by its number in `inspect`."),
     ] = False,
     qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
     attention: Annotated[
