@@ -6,11 +6,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
-from attunet3d.io.reader import open_ct
+from attunet3d.io.reader import PathLike, open_ct
 from attunet3d.io.slabs import StoredImage, to_hu
 from attunet3d.memory import MemoryPlan
 from attunet3d.transforms.resample import Grid, model_grid
@@ -51,7 +50,7 @@ class CaseReader:
     Args:
         spacing: of the model grid, mm.
         plan: from the header of a CT, its model grid, and whether a picture is wanted, to what it will take; raises
-            where that is too much.
+            where that is too much, or where its mask could not be written. Voxels are read after it.
     """
 
     def __init__(
@@ -60,12 +59,12 @@ class CaseReader:
         self._spacing = spacing
         self._plan = plan
 
-    def read(self, ct: str | Path, series_uid: str | None, qc: bool) -> PlannedCT:
+    def read(self, ct: PathLike, series_uid: str | None, qc: bool) -> PlannedCT:
         """Plan the memory from a CT's header, then read its voxels. Errors as `open_ct` and `plan_memory`."""
         start = time.perf_counter()
         return self._read(open_ct(ct, series_uid=series_uid), qc, start)
 
-    def read_all(self, cts: Sequence[str | Path], series_uid: str | None, qc: bool) -> Iterator[PlannedCT | Exception]:
+    def read_all(self, cts: Sequence[PathLike], series_uid: str | None, qc: bool) -> Iterator[PlannedCT | Exception]:
         """Each CT, or what went wrong with it.
 
         While the caller works on one, the next one is read in the background, if there is room for it beside.
@@ -83,7 +82,7 @@ class CaseReader:
                     waiting = background.submit(self._read_beside, cts[index + 1], series_uid, qc, given.memory)
                 yield given
 
-    def _read_beside(self, ct: str | Path, series_uid: str | None, qc: bool, current: MemoryPlan) -> PlannedCT | None:
+    def _read_beside(self, ct: PathLike, series_uid: str | None, qc: bool, current: MemoryPlan) -> PlannedCT | None:
         start = time.perf_counter()
         image = open_ct(ct, series_uid=series_uid)
         return self._read(image, qc, start) if current.has_room_for(2 * math.prod(image.shape)) else None

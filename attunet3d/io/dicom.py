@@ -58,6 +58,13 @@ HEADER_TAGS = [
 ]
 _HASH_KEY = secrets.token_bytes(16)
 
+# Beside series that are so, the others count only when chosen: the property of `Series`, and what the others are.
+_PREFERRED = (
+    ("is_volume", "a single image"),
+    ("is_original", "made from the scanner's slices"),
+    ("is_axial", "not axial"),
+)
+
 
 def find_series(folder: str | os.PathLike[str]) -> list[Series]:
     """All DICOM series under `folder`, of any modality, whatever the files are called; ordered by UID.
@@ -116,32 +123,53 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
 def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
     """The series with this UID ("1.2.3", or "1.2.3#2" for a stack of it), or the only CT there is to segment.
 
-    These count only when chosen by UID: localizers, and beside other CT series single images (bolus timing, dose
-    pages), what was made from the scanner's slices (MIPs, reformats, screenshots), and what is not axial.
     Raises AmbiguousSeriesError for several series, and where there are several patients; UnsupportedImageError for
     none; InputNotFoundError for an unknown UID.
     """
-    folder = os.path.commonpath([s.folder for s in series])
     if uid is not None:
-        return _with_uid(series, uid, folder)
+        return _with_uid(series, uid, _folder(series))
+    candidates, _ = candidate_series(series)
+    if len(candidates) > 1:
+        raise AmbiguousSeriesError(
+            f"{_folder(series)}: {len(candidates)} CT series; choose one with --series UID, or segment each with "
+            f"--all-series: {_listed(candidates)}"
+        )
+    return candidates[0]
+
+
+def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, str]]:
+    """The CT series of a folder among which there is a choice, and by UID why each of the others is left out.
+
+    These count only when chosen by UID: localizers, and beside other CT series single images (bolus timing, dose
+    pages), what was made from the scanner's slices (MIPs, reformats, screenshots), and what is not axial.
+    Raises AmbiguousSeriesError where there are several patients, UnsupportedImageError where there is no CT.
+    """
     cts = [s for s in series if s.is_ct]
+    left_out = {s.uid: f"{s.kind}, no CT images" for s in series if not s.is_ct}
+    left_out |= {s.uid: s.kind for s in cts if s.is_localizer}
     candidates = [s for s in cts if not s.is_localizer]
     if not candidates:
         kinds = sorted({s.kind for s in series})
         raise UnsupportedImageError(
-            f"{folder}: no CT image series, only {', '.join(kinds)}; give the folder of a CT scan"
+            f"{_folder(series)}: no CT image series, only {', '.join(kinds)}; give the folder of a CT scan"
         )
-    for preferred in ("is_volume", "is_original", "is_axial"):
-        candidates = [s for s in candidates if getattr(s, preferred)] or candidates
-    if len(candidates) == 1 and _patients(cts) > 1:
-        candidates = cts
-    if len(candidates) > 1:
-        patients = _patients(candidates)
-        of = f" of {patients} patients" if patients > 1 else ""
+    for preferred, reason in _PREFERRED:
+        worse = {s.uid: f"{s.kind}, {reason}" for s in candidates if not getattr(s, preferred)}
+        if len(worse) < len(candidates):
+            left_out |= worse
+            candidates = [s for s in candidates if s.uid not in worse]
+    patients = _patients(cts)
+    listed = candidates if _patients(candidates) == patients else cts
+    if patients > 1 and len(listed) > 1:
         raise AmbiguousSeriesError(
-            f"{folder}: {len(candidates)} CT series{of}; choose one with --series UID: {_listed(candidates)}"
+            f"{_folder(series)}: {len(listed)} CT series of {patients} patients; segment each patient's folder, or "
+            f"choose one with --series UID: {_listed(listed)}"
         )
-    return candidates[0]
+    return candidates, left_out
+
+
+def _folder(series: Sequence[Series]) -> str:
+    return os.path.commonpath([s.folder for s in series])
 
 
 def _patients(series: Sequence[Series]) -> int:

@@ -1,11 +1,11 @@
-"""DICOM out: a pancreas mask as a binary segmentation object (SEG) that refers to the CT's own images.
+"""DICOM out: a pancreas mask as a segmentation object (SEG) that refers to the CT's own images.
 
 highdicom writes and reads it; it is imported where it is needed, since it comes with an extra of its own.
 """
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pydicom
 from attunet3d import __version__
 from attunet3d.errors import OutputError, UnsupportedImageError
 from attunet3d.io.dicom import numbers
-from attunet3d.io.slabs import LPS_TO_RAS, read_failed
+from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 
 # A SEG cannot be without these: they tie it to its study, to the patient's space, and to each image.
 REQUIRED_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
@@ -33,20 +33,33 @@ EMPTY_IF_MISSING = (
 SERIES_NUMBER = 1000  # out of the way of what scanners count
 
 
+def check_images(image: StoredImage) -> None:
+    """Raise UnsupportedImageError unless each slice of a CT is a DICOM image, which a SEG can refer to."""
+    if image.facts["format"] != "dicom":
+        raise UnsupportedImageError(
+            f"{image.path}: not DICOM, so a DICOM SEG has no images to refer to; "
+            "give the folder of the DICOM series, or write NIfTI (--format nifti)"
+        )
+    if len(set(image.files)) != image.shape[2]:
+        raise UnsupportedImageError(
+            f"{image.path}: {image.shape[2]} slices that are not images of their own, "
+            "so a DICOM SEG cannot refer to them; write NIfTI (--format nifti)"
+        )
+
+
 def source_headers(
-    source: str | os.PathLike[str], files: Iterable[Path], affine: np.ndarray, notes: list[str]
+    source: str | os.PathLike[str], files: Sequence[Path], affine: np.ndarray, notes: list[str]
 ) -> list[pydicom.FileDataset]:
     """The headers of a CT's images, without their pixels, ready to be referred to by a SEG.
 
     Args:
         source: the CT as it was given, for messages.
-        files: the images in the order of the slices, see `StoredImage.files`.
+        files: the images in the order of the slices, see `check_images`.
         affine: of the CT, voxel -> RAS+ mm.
         notes: what a user should know of them is added here.
 
     Raises:
-        UnsupportedImageError: the CT is not DICOM, an image lacks a UID that a SEG must repeat, or the images are of
-            several studies.
+        UnsupportedImageError: an image lacks a UID that a SEG must repeat, or the images are of several studies.
         UnreadableInputError: an image is no longer readable.
     """
     headers: list[pydicom.FileDataset] = []
@@ -70,11 +83,6 @@ def source_headers(
         if not (numbers(header, "SliceThickness", 1) or (0,))[0] > 0:  # may be empty in a CT, but not in a SEG
             header.SliceThickness = f"{between_slices:.4f}"
         headers.append(header)
-    if not headers:
-        raise UnsupportedImageError(
-            f"{source}: not DICOM, so a DICOM SEG has no images to refer to; "
-            "give the folder of the DICOM series, or write NIfTI (--format nifti)"
-        )
     if len({header.StudyInstanceUID for header in headers}) > 1:
         raise UnsupportedImageError(
             f"{source}: the images are of several studies (StudyInstanceUID), and a DICOM SEG belongs to one; "
@@ -96,6 +104,7 @@ def save_seg(
     sources: Sequence[pydicom.FileDataset],
     *,
     checkpoint_sha256: str,
+    segmentation_type: str = "BINARY",
 ) -> None:
     """Write a mask as DICOM SEG to a path that is temporary already, read it again, and compare it with the mask.
 
@@ -108,6 +117,8 @@ def save_seg(
         affine: voxel -> RAS+ mm.
         sources: the header of each of the Z images, in order, see `source_headers`.
         checkpoint_sha256: of the weights, 64 hexadecimal digits: with the version it identifies the algorithm.
+        segmentation_type: "BINARY", one bit a voxel, or "LABELMAP", one byte: a storage class that is newer, and that
+            fewer programs read.
 
     Raises:
         OutputError: highdicom refuses the images, or what was written is not the mask.
@@ -117,7 +128,7 @@ def save_seg(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above, and highdicom does
         try:
-            _segmentation(mask, sources, checkpoint_sha256).save_as(path)
+            _segmentation(mask, sources, checkpoint_sha256, segmentation_type).save_as(path)
             same = _holds(path, mask, affine)
         except OSError:
             raise
@@ -133,7 +144,9 @@ def save_seg(
         )
 
 
-def _segmentation(mask: np.ndarray, sources: Sequence[pydicom.FileDataset], checkpoint_sha256: str) -> pydicom.Dataset:
+def _segmentation(
+    mask: np.ndarray, sources: Sequence[pydicom.FileDataset], checkpoint_sha256: str, segmentation_type: str
+) -> pydicom.Dataset:
     import highdicom as hd
     from pydicom.sr.coding import Code
 
@@ -156,7 +169,7 @@ def _segmentation(mask: np.ndarray, sources: Sequence[pydicom.FileDataset], chec
     return hd.seg.Segmentation(
         source_images=sources,
         pixel_array=mask.transpose(2, 1, 0),
-        segmentation_type="BINARY",
+        segmentation_type=segmentation_type,
         segment_descriptions=[pancreas],
         series_instance_uid=hd.UID(),
         series_number=SERIES_NUMBER,

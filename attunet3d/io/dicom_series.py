@@ -1,9 +1,11 @@
 """What DICOM headers say of a series: what kind of images it holds, whose, and which stacks share its UID."""
 
 import re
+import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from pydicom.uid import UID
@@ -198,8 +200,24 @@ class Series:
         return "CT multi-frame" if self.slices[0].sop_class in ENHANCED_CT or self.slices[0].frames > 1 else "CT"
 
     def __str__(self) -> str:
-        name = f' "{self.description}"' if self.description else ""
-        return f"{self.uid} ({self.files} {'file' if self.files == 1 else 'files'}{name})"
+        first, step = self.images[0], self._slice_step()
+        said = [f"{self.files} {'file' if self.files == 1 else 'files'}"]
+        if first.rows and first.columns:
+            said.append(f"{first.columns} x {first.rows}")
+        if step is not None:
+            said.append(f"every {step:.4g} mm")
+        if self.description:
+            said.append(f'"{self.description}"')
+        return f"{self.uid} ({', '.join(said)})"
+
+    def _slice_step(self) -> float | None:
+        """Between most slices, mm; None where the headers do not say."""
+        normal = self.images[0].normal
+        positions = [s.position for s in self.images if s.position is not None]
+        if normal is None or len(positions) < 2:
+            return None
+        places = sorted(sum(n * p for n, p in zip(normal, position, strict=True)) for position in positions)
+        return statistics.median(b - a for a, b in pairwise(places))
 
 
 def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from attunet3d.errors import InputNotFoundError, UnreadableInputError, UnsupportedImageError
+from attunet3d.io.cases import SeriesCase
 from attunet3d.io.nifti import open_nifti
 from attunet3d.io.slabs import ITK_SUFFIXES, NIFTI_SUFFIXES, StoredImage, to_hu, to_labels
 
@@ -33,19 +34,21 @@ class Volume:
 def open_ct(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool = False) -> StoredImage:
     """A CT as a file or a DICOM folder holds it: its grid from the header, its voxels to come (see `to_hu`).
 
-    `series_uid` chooses among several DICOM series; `allow_uneven` interpolates between DICOM slices at uneven
-    distances, which are refused otherwise.
+    `series_uid` chooses among several DICOM series, and a `SeriesCase` is the one series of its folder; `allow_uneven`
+    interpolates between DICOM slices at uneven distances, which are refused otherwise.
     Raises InputNotFoundError, UnreadableInputError, UnsupportedImageError, GeometryError, AmbiguousSeriesError.
     """
+    given = path
     path = existing(path)
     if path.is_dir():
         from attunet3d.io.dicom import choose_series, find_series
         from attunet3d.io.dicom_geometry import open_series
 
-        return open_series(choose_series(find_series(path), series_uid), allow_uneven=allow_uneven)
+        series = [given.series] if isinstance(given, SeriesCase) else find_series(path)
+        return open_series(choose_series(series, series_uid), allow_uneven=allow_uneven)
     image = open_file(path)
     if series_uid is not None:
-        image.facts["warnings"].append(f"series {series_uid} was asked for, but {path.name} is not DICOM")
+        image.facts["warnings"].append(f"a series was asked for, but {path.name} is not DICOM")
     return image
 
 

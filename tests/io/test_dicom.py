@@ -160,7 +160,13 @@ def test_one_of_several_series_by_uid(tmp_path):
     with pytest.raises(AmbiguousSeriesError) as caught:
         read_ct(tmp_path)
     message = str(caught.value)
-    for part in ('1.2.3 (6 files "portal venous")', '1.2.4 (6 files "arterial")', "--series UID", str(tmp_path)):
+    for part in (
+        '1.2.3 (6 files, 12 x 10, every 2.5 mm, "portal venous")',
+        '1.2.4 (6 files, 12 x 10, every 2.5 mm, "arterial")',
+        "--series UID",
+        "--all-series",
+        str(tmp_path),
+    ):
         assert part in message
     assert "\n" not in message
     assert "DOE" not in message
