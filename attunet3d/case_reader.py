@@ -22,7 +22,7 @@ class PlannedCT:
         grid: its own.
         model: the network's grid for it.
         facts: what its reader said, see `Volume.source`.
-        files: its DICOM images in the order of the slices; empty for other formats.
+        files, frames: its DICOM images, see `StoredImage`.
         memory: what the case will take.
         seconds: how long it took to read.
     """
@@ -32,7 +32,7 @@ class PlannedCT:
         self.grid = Grid(image.shape, image.affine)
         self.model = model
         self.facts = image.facts
-        self.files = image.files
+        self.files, self.frames = image.files, image.frames
         self.memory = memory
         self.seconds = round(time.perf_counter() - start, 3)
 
@@ -51,18 +51,23 @@ class CaseReader:
         spacing: of the model grid, mm.
         plan: from the header of a CT, its model grid, and whether a picture is wanted, to what it will take; raises
             where that is too much, or where its mask could not be written. Voxels are read after it.
+        allow_uneven: see `open_ct`.
     """
 
     def __init__(
-        self, spacing: tuple[float, float, float], plan: Callable[[StoredImage, Grid, bool], MemoryPlan]
+        self,
+        spacing: tuple[float, float, float],
+        plan: Callable[[StoredImage, Grid, bool], MemoryPlan],
+        allow_uneven: bool = False,
     ) -> None:
         self._spacing = spacing
+        self._allow_uneven = allow_uneven
         self._plan = plan
 
     def read(self, ct: PathLike, series_uid: str | None, qc: bool) -> PlannedCT:
         """Plan the memory from a CT's header, then read its voxels. Errors as `open_ct` and `plan_memory`."""
         start = time.perf_counter()
-        return self._read(open_ct(ct, series_uid=series_uid), qc, start)
+        return self._read(self._open(ct, series_uid), qc, start)
 
     def read_all(self, cts: Sequence[PathLike], series_uid: str | None, qc: bool) -> Iterator[PlannedCT | Exception]:
         """Each CT, or what went wrong with it.
@@ -84,8 +89,11 @@ class CaseReader:
 
     def _read_beside(self, ct: PathLike, series_uid: str | None, qc: bool, current: MemoryPlan) -> PlannedCT | None:
         start = time.perf_counter()
-        image = open_ct(ct, series_uid=series_uid)
+        image = self._open(ct, series_uid)
         return self._read(image, qc, start) if current.has_room_for(2 * math.prod(image.shape)) else None
+
+    def _open(self, ct: PathLike, series_uid: str | None) -> StoredImage:
+        return open_ct(ct, series_uid=series_uid, allow_uneven=self._allow_uneven)
 
     def _read(self, image: StoredImage, qc: bool, start: float) -> PlannedCT:
         model = model_grid(Grid(image.shape, image.affine), self._spacing)

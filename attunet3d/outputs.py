@@ -106,7 +106,8 @@ class CaseWriter:
 
             self._save = partial(
                 save_seg,
-                sources=source_headers(ct, read.files, self._affine, read.facts["warnings"]),
+                sources=source_headers(ct, read.files, self._affine, read.facts["warnings"], read.frames),
+                frames=read.frames,
                 checkpoint_sha256=checkpoint_sha256,
                 segmentation_type=SEG_TYPES[outputs.output_format],
             )

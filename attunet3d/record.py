@@ -22,6 +22,7 @@ from attunet3d.transforms.resample import Grid
 
 # Values of the config that can change a voxel of the mask, and so belong in every record.
 _RECORDED_IDS = (
+    "allow_uneven",
     "spacing",
     "hu_window",
     "roi_size",

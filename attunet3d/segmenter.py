@@ -82,6 +82,9 @@ class Segmenter:
         values = inference_values(presets, changes)
         self.device = choose_device(values["device"])
         self.checkpoint = Path(values["checkpoint"])
+        self._allow_uneven = values["allow_uneven"]
+        if not isinstance(self._allow_uneven, bool):
+            raise ConfigError(f"allow_uneven must be true or false, got {self._allow_uneven!r}")
         try:
             self._spacing = _three(values["spacing"])
             self._hu_window = tuple(float(hu) for hu in values["hu_window"])
@@ -204,7 +207,7 @@ class Segmenter:
     def _reader(self, outputs: Outputs) -> CaseReader:
         """What reads CTs that fit, with their maps if those are wanted, and whose masks can be written."""
         maps = len(self._attention_maps().network.names) if outputs.attention else 0
-        return CaseReader(self._spacing, partial(self._plan, outputs, maps))
+        return CaseReader(self._spacing, partial(self._plan, outputs, maps), self._allow_uneven)
 
     def _attention_maps(self) -> FastNetwork:
         """`AttentionMaps` of the session's network, whose own weights are folded away: loaded when first needed."""

@@ -46,6 +46,10 @@ def segment(
         bool,
         typer.Option("--all-series", help="Each CT series of every DICOM folder, named by its number in `inspect`."),
     ] = False,
+    allow_uneven: Annotated[
+        bool,
+        typer.Option("--allow-uneven", help="Interpolate DICOM slices that are missing or at uneven distances."),
+    ] = False,
     qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
     attention: Annotated[
         bool, typer.Option("--attention", help="Also write the attention gates' weights as maps on each CT's grid.")
@@ -82,7 +86,9 @@ def segment(
         from attunet3d.segmenter import Segmenter
 
         check_format(format_)
-        overrides = overrides_of(set_, ("checkpoint", "device", "precision"))
+        overrides = overrides_of(set_, ("checkpoint", "device", "precision", "allow_uneven"))
+        if allow_uneven:
+            overrides["allow_uneven"] = True
 
         def show(index: int, stage: str, done: int, total: int) -> None:
             label = f"[{index + 1}/{len(chosen)}] {names[index]}"

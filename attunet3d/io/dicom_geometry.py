@@ -66,12 +66,13 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
         notes.append("the images give no rescale slope and intercept; stored values are taken as HU")
     slabs = hu_slabs(slices, notes)
     files = tuple(s.path for s in slices)
+    frames = tuple(s.frame for s in slices if s.frame is not None)
     if planes is not None:
         notes.append(
             f"the {len(slices)} slices lie at uneven distances: {count} even ones, "
             f"{np.linalg.norm(lps[:3, 2]):.4g} mm apart, were interpolated linearly between them"
         )
-        slabs, files = _interpolated(slabs, planes), ()
+        slabs, files, frames = _interpolated(slabs, planes), (), ()
     facts = {
         "format": "dicom",
         "series_uid": series.uid,
@@ -79,7 +80,8 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
         "gantry_tilt_deg": round(tilt, 3),
         "warnings": notes,
     }
-    return StoredImage(series.folder, (slices[0].columns, slices[0].rows, count), affine, facts, slabs, files)
+    shape = (slices[0].columns, slices[0].rows, count)
+    return StoredImage(series.folder, shape, affine, facts, slabs, files, frames)
 
 
 def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:

@@ -39,7 +39,8 @@ class StoredImage:
 
     `shape` is (X, Y, Z); `affine` maps voxel indices to RAS+ mm; `slabs` yields Z arrays of shape (X, Y) in order, with
     any scale and offset applied; `facts` goes into the record of a run and has a list under "warnings"; `files` are the
-    DICOM images of a series in the order of Z, and empty for other formats.
+    DICOM images of a series in the order of Z, and empty for other formats; `frames` are the numbers of the slices in
+    their file, where that is a multi-frame one.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class StoredImage:
     facts: dict[str, Any]
     slabs: Iterator[np.ndarray]
     files: tuple[Path, ...] = ()
+    frames: tuple[int, ...] = ()
 
 
 def to_hu(image: StoredImage) -> np.ndarray:
