@@ -12,6 +12,7 @@ import pydicom
 
 from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io.dicom import numbers
+from attunet3d.io.dicom_guard import check_pixel_data, check_size, dcmread
 from attunet3d.io.dicom_series import (
     ENHANCED_CT,
     SAME_COSINE,
@@ -80,6 +81,7 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
         slices = [s for s in slices if not s.is_localizer]
         notes.append(f"{len(series.slices) - len(slices)} localizer images in the series were left out")
     for s in slices:
+        check_size(s)
         if s.modality not in ("CT", ""):
             raise UnsupportedImageError(f"{s.path}: modality {s.modality}; this reads CT only: choose a CT series")
         if s.sop_class in ENHANCED_CT or s.frames > 1:
@@ -237,10 +239,11 @@ def _decode(s: SliceHeader) -> tuple[np.ndarray, _Numbers, _Numbers, range | Non
     """Stored values (rows, columns), rescale slope and intercept, and the stored values that mean padding."""
     syntax = ""
     try:
-        ds = pydicom.dcmread(s.path, force=True)
+        ds = dcmread(s.path, force=True)
         syntax = str(getattr(ds.file_meta, "TransferSyntaxUID", ""))
         if "PixelData" not in ds:
             raise UnreadableInputError(f"{s.path}: holds no pixel data; {EXPORT_AGAIN}")
+        check_pixel_data(ds, s.path)
         pixels = ds.pixel_array
         slope, intercept = numbers(ds, "RescaleSlope", 1), numbers(ds, "RescaleIntercept", 1)
         padding = _padding(ds)
@@ -255,7 +258,7 @@ def _decode(s: SliceHeader) -> tuple[np.ndarray, _Numbers, _Numbers, range | Non
             raise UnreadableInputError(
                 f"{s.path}: {name} is not supported; convert the series to uncompressed DICOM"
             ) from e
-        raise read_failed(s.path, e, EXPORT_AGAIN) from e
+        raise read_failed(s.path, cure=EXPORT_AGAIN) from e  # not quoted: parsers quote values, which can be a name
     if pixels.shape != (s.rows, s.columns):
         raise UnreadableInputError(
             f"{s.path}: pixels of shape {pixels.shape} where the header promises {(s.rows, s.columns)}; {EXPORT_AGAIN}"

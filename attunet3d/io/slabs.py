@@ -28,6 +28,12 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 
+# 1024 x 1024 x 2048, the body from head to foot in 1 mm slices on the finest matrix: no CT has more voxels, and a label
+# map none that a CT has not.
+MOST_VOXELS = 2**31
+
+DEFLATE_MAX_RATIO = 1032  # Deflate cannot expand by more: a header that asks for more is damaged.
+
 INT16 = np.iinfo(np.int16)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -40,6 +46,7 @@ class StoredImage:
     `shape` is (X, Y, Z); `affine` maps voxel indices to RAS+ mm; `slabs` yields Z arrays of shape (X, Y) in order, with
     any scale and offset applied; `facts` goes into the record of a run and has a list under "warnings"; `files` are the
     DICOM images of a series in the order of Z, and empty for other formats.
+    Raises UnsupportedImageError for more than MOST_VOXELS: nothing has been read, and no memory been asked for.
     """
 
     path: Path
@@ -48,6 +55,14 @@ class StoredImage:
     facts: dict[str, Any]
     slabs: Iterator[np.ndarray]
     files: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if math.prod(self.shape) > MOST_VOXELS:
+            shape = " x ".join(map(str, self.shape))
+            raise UnsupportedImageError(
+                f"{self.path}: {shape} voxels, more than any CT ({MOST_VOXELS}); "
+                "check the header, or crop the image to the abdomen"
+            )
 
 
 def to_hu(image: StoredImage) -> np.ndarray:
@@ -121,6 +136,16 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         raise GeometryError(
             f"{path}: the affine is singular (axes {shown} mm long but parallel); correct the orientation"
+        )
+
+
+def check_file_size(path: Path, expected: int, *, compressed: bool) -> None:
+    """Raise UnreadableInputError for a file too small to hold `expected` bytes: a damaged header can claim terabytes."""
+    size = path.stat().st_size
+    if size * (DEFLATE_MAX_RATIO if compressed else 1) < expected:
+        raise UnreadableInputError(
+            f"{path}: truncated, {size} bytes where the header promises {expected}"
+            f"{' uncompressed' if compressed else ''}; copy or export the file again"
         )
 
 
