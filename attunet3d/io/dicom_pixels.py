@@ -81,7 +81,6 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
         slices = [s for s in slices if not s.is_localizer]
         notes.append(f"{len(series.slices) - len(slices)} localizer images in the series were left out")
     for s in slices:
-        check_size(s)
         if s.modality not in ("CT", ""):
             raise UnsupportedImageError(f"{s.path}: modality {s.modality}; this reads CT only: choose a CT series")
         if s.sop_class in ENHANCED_CT or s.frames > 1:
@@ -98,6 +97,8 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
             raise UnsupportedImageError(f"{s.path}: values in {s.rescale_type}, not HU; give the CT series in HU")
     if not series.is_ct:
         raise UnsupportedImageError(f"{series.folder}: series {series.uid} holds no CT images; choose a CT series")
+    for s in slices:
+        check_size(s)
     return slices
 
 

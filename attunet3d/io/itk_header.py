@@ -17,8 +17,8 @@ _FIELDS = {
     "metaimage": (re.compile(rb"ElementDataFile", re.I), re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:](.*)$", re.M)),
     "nrrd": (re.compile(rb"data[ \t]?file[ \t]*:(?!=)", re.I), re.compile(rb"^data ?file:(.*)$", re.I | re.M)),
 }
-_TEXT = re.compile(rb"^[ \t]*(?:BinaryData[ \t]*[=:][ \t]*False|encoding:[ \t]*(?:txt|text|ascii|hex))", re.I | re.M)
-_PACKED = re.compile(rb"^[ \t]*(?:CompressedData[ \t]*[=:][ \t]*True|encoding:[ \t]*(?:gz|gzip|bz2|bzip2))", re.I | re.M)
+_TEXT = re.compile(rb"^[ \t]*(?:BinaryData[ \t]*[=:][ \t]*False|encoding:[ \t]*(?:te?xt|ascii|hex))", re.I | re.M)
+_PACKED = re.compile(rb"^[ \t]*(?:CompressedData[ \t]*[=:][ \t]*True|encoding:[ \t]*(?:gz|bz))", re.I | re.M)
 _PACKED_BYTES = re.compile(rb"CompressedDataSize[ \t]*[=:][ \t]*(\S*)")
 _TEXT_MAX_RATIO = 8  # a digit, or a digit and a space, for at most eight bytes
 

@@ -140,7 +140,7 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
 
 
 def check_file_size(path: Path, expected: int, *, compressed: bool) -> None:
-    """Raise UnreadableInputError for a file too small to hold `expected` bytes: a damaged header can claim terabytes."""
+    """Raise UnreadableInputError for a file too small for `expected` bytes: a damaged header can claim terabytes."""
     size = path.stat().st_size
     if size * (DEFLATE_MAX_RATIO if compressed else 1) < expected:
         raise UnreadableInputError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import struct
 import time
 
 import numpy as np
@@ -288,7 +289,8 @@ def test_refused(tmp_path, case):
 def test_missing_decoder_names_the_extra(tmp_path, monkeypatch):
     for path in write_series(tmp_path, phantom()):
         ds = pydicom.dcmread(path)
-        ds.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + bytes(60)])
+        size = struct.pack(">HH8IH3B", 41, 0, 12, 10, 0, 0, 12, 10, 0, 0, 1, 15, 1, 1)  # and no more
+        ds.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + size + bytes(21)])
         ds["PixelData"].is_undefined_length = True
         ds.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
         save(ds, path)
