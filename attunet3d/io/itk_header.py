@@ -17,6 +17,12 @@ _FIELDS = {
     "metaimage": (re.compile(rb"ElementDataFile", re.I), re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:](.*)$", re.M)),
     "nrrd": (re.compile(rb"data[ \t]?file[ \t]*:(?!=)", re.I), re.compile(rb"^data ?file:(.*)$", re.I | re.M)),
 }
+# ITK's parsers have buffers of fixed sizes and do not always look. Comments and keys of one's own (":=") may be long.
+MAX_LINE_BYTES = 400
+_LONG = {
+    "metaimage": re.compile(rb"^[ \t]*\w+[ \t]*[=:][ -~]{%d}" % MAX_LINE_BYTES, re.M),
+    "nrrd": re.compile(rb"^[ \t]*\w[\w ]*:(?!=)[^\r\n]{%d}" % MAX_LINE_BYTES, re.M),
+}
 _TEXT = re.compile(rb"^[ \t]*(?:BinaryData[ \t]*[=:][ \t]*False|encoding:[ \t]*(?:te?xt|ascii|hex))", re.I | re.M)
 _PACKED = re.compile(rb"^[ \t]*(?:CompressedData[ \t]*[=:][ \t]*True|encoding:[ \t]*(?:gz|bz))", re.I | re.M)
 _PACKED_BYTES = re.compile(rb"CompressedDataSize[ \t]*[=:][ \t]*(\S*)")
@@ -30,6 +36,11 @@ def data_file(path: Path, kind: str) -> Path:
     that names a file elsewhere, or several.
     """
     start = _start(path)
+    if _LONG[kind].search(start):
+        raise UnreadableInputError(
+            f"{path}: cannot be read, a line of the header is of more than {MAX_LINE_BYTES} bytes; "
+            "copy or export the file again"
+        )
     anywhere, line = _FIELDS[kind]
     mentions = [m for m in anywhere.finditer(start) if not _is_comment(start, m.start())]
     if not mentions and kind == "nrrd" and path.suffix.lower() == ".nrrd":
