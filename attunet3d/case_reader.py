@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from attunet3d.io.reader import open_ct
-from attunet3d.io.slabs import StoredImage, to_hu
+from attunet3d.io.slabs import StoredImage, check_affine, to_hu
 from attunet3d.memory import MemoryPlan
 from attunet3d.transforms.resample import Grid, model_grid
 
@@ -89,5 +89,6 @@ class CaseReader:
         return self._read(image, qc, start) if current.has_room_for(2 * math.prod(image.shape)) else None
 
     def _read(self, image: StoredImage, qc: bool, start: float) -> PlannedCT:
+        check_affine(image.path, image.affine)  # before a grid is made from it
         model = model_grid(Grid(image.shape, image.affine), self._spacing)
         return PlannedCT(image, model, self._plan(image, model, qc), start)

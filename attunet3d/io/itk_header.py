@@ -19,10 +19,8 @@ _FIELDS = {
 }
 # ITK's parsers have buffers of fixed sizes and do not always look. Comments and keys of one's own (":=") may be long.
 MAX_LINE_BYTES = 400
-_LONG = {
-    "metaimage": re.compile(rb"^[ \t]*\w+[ \t]*[=:][ -~]{%d}" % MAX_LINE_BYTES, re.M),
-    "nrrd": re.compile(rb"^[ \t]*\w[\w ]*:(?!=)[^\r\n]{%d}" % MAX_LINE_BYTES, re.M),
-}
+_LONG = re.compile(rb"^(?!#|[^:\n]*:=)[^\n]{%d}" % MAX_LINE_BYTES, re.M)
+_END = {"metaimage": re.compile(rb"ElementDataFile[^\n]*\n?"), "nrrd": re.compile(rb"\n\r?\n")}
 _TEXT = re.compile(rb"^[ \t]*(?:BinaryData[ \t]*[=:][ \t]*False|encoding:[ \t]*(?:te?xt|ascii|hex))", re.I | re.M)
 _PACKED = re.compile(rb"^[ \t]*(?:CompressedData[ \t]*[=:][ \t]*True|encoding:[ \t]*(?:gz|bz))", re.I | re.M)
 _PACKED_BYTES = re.compile(rb"CompressedDataSize[ \t]*[=:][ \t]*(\S*)")
@@ -36,7 +34,8 @@ def data_file(path: Path, kind: str) -> Path:
     that names a file elsewhere, or several.
     """
     start = _start(path)
-    if _LONG[kind].search(start):
+    end = _END[kind].search(start)
+    if _LONG.search(start, 0, end.end() if end else len(start)):
         raise UnreadableInputError(
             f"{path}: cannot be read, a line of the header is of more than {MAX_LINE_BYTES} bytes; "
             "copy or export the file again"

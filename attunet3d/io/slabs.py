@@ -125,7 +125,8 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
     """Raise GeometryError unless `affine` (4x4, voxel to mm) is finite, invertible, and has believable voxel sizes."""
     if not np.all(np.isfinite(affine)):
         raise GeometryError(f"{path}: the affine holds non-finite values; save the image again with a valid header")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(over="ignore"):  # infinite is too large as well
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
     shown = " x ".join(f"{s:.4g}" for s in spacing)
     if spacing.min() < MIN_SPACING_MM or spacing.max() > MAX_SPACING_MM:
         raise GeometryError(

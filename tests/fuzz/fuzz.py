@@ -191,8 +191,8 @@ class Child:
         self.end()
         if answer is None:
             return Outcome(case, kind, "hang", f"no answer in {SECONDS:g} s", seconds)
-        status = self.process.returncode
-        return Outcome(case, kind, "crash", f"exit status {status}: {self.errors.read_text()[-1500:]}", seconds)
+        said = self.errors.read_text().partition("Extension modules")[0]
+        return Outcome(case, kind, "crash", f"exit status {self.process.returncode}: {said[-1500:]}", seconds)
 
     def _answer(self, seconds: float) -> Any:
         """What the child said; None if it did not in time, "" if it died."""

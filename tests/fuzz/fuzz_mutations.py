@@ -225,7 +225,7 @@ def _text_header(rng: Rng, path: Path) -> None:
     key, _, value = lines[k].partition(separator)
     words = value.split()
     nasty = [*NUMBERS, "../../evil", "/etc/passwd", "LIST", "ct%03d.raw 1 6 1", "LOCAL", "", "x" * 3000, "x" * 380, "\x1b[2J", "(1,2"]
-    nasty += ["raw", "gzip", "bzip2", "ascii", "hex", "double", "MET_DOUBLE", "MET_UCHAR", "True", "block", "-"]
+    nasty += ["raw", "gzip", "bzip2", "ascii", "hex", "double", "MET_DOUBLE", "MET_UCHAR", "True", "block", "-", "key:=" + "x" * 900]
     word = _any(rng, nasty).encode()
     if how == 0:
         del lines[k]
