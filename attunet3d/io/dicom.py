@@ -60,7 +60,7 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
 
     A series that holds several stacks (see `stacks`) becomes several entries: 1.2.3#1, 1.2.3#2.
     Reads headers only. Files that are not DICOM are ignored, and DICOMDIR is.
-    Raises InputNotFoundError if there is no DICOM file, UnreadableInputError if there are only damaged ones, or for what
+    Raises InputNotFoundError if there is no DICOM file, UnreadableInputError if there are only damaged ones, or one that
     may not be opened.
     """
     folder = Path(folder)
@@ -172,13 +172,12 @@ def _read_header(path: Path) -> SliceHeader | None:
             if not start and path.suffix.lower() == ".dcm":
                 raise InvalidDicomError("empty file")
             return None
-        f.seek(0)
-        try:
-            ds = dcmread(f, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=bare)
-        except Exception:
-            if bare:  # some other binary file
-                return None
-            raise
+    try:
+        ds = dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=bare)
+    except Exception:
+        if bare:  # some other binary file
+            return None
+        raise
     meta = getattr(ds, "file_meta", None)
     sop_class = str(ds.get("SOPClassUID") or "")
     if str((meta or {}).get("MediaStorageSOPClassUID", "")) == MEDIA_DIRECTORY:

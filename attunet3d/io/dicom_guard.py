@@ -4,11 +4,11 @@ A few bytes can promise gigabytes. pydicom inflates a deflated file at once, and
 its codestream, whatever Rows and Columns say.
 """
 
+import io
 import os
 import zlib
 from collections.abc import Iterator
-from io import BytesIO
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import pydicom
 from pydicom import encaps, filereader
@@ -33,6 +33,15 @@ _START_OF_SCAN, _HIERARCHICAL = 0xDA, 0xDE
 _JPEG_2000_START = b"\xff\x4f\xff\x51"  # start of codestream, then the marker of its size (T.800, A.5.1)
 
 
+class _Reader(io.BufferedReader):
+    """A file that sets no memory aside for more bytes than it has, as Python's own does when it is asked for them."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _PIECE:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
+        return super().read(size)
+
+
 class _Size(NamedTuple):
     rows: int
     columns: int
@@ -40,21 +49,18 @@ class _Size(NamedTuple):
     bits: int
 
 
-def dcmread(source: str | os.PathLike[str] | BinaryIO, **options: Any) -> pydicom.Dataset:
-    """`pydicom.dcmread` of a path or an open file, whose deflated data are inflated here, in pieces.
+def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.Dataset:
+    """`pydicom.dcmread` of a path, which takes no more memory than the file, or than it holds deflated.
 
-    Raises UnreadableInputError for more than MAX_INFLATED_BYTES of them, and what pydicom and zlib raise.
+    Raises UnreadableInputError for more than MAX_INFLATED_BYTES of deflated data, and what pydicom and zlib raise.
     """
-    if isinstance(source, (str, os.PathLike)):
-        with open(source, "rb") as file:
-            return dcmread(file, **options)
-    start = source.tell()
-    filereader.read_preamble(source, force=True)
-    meta = filereader._read_file_meta_info(source)
-    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        source.seek(start)
-        return pydicom.dcmread(source, **options)
-    ds = pydicom.dcmread(_inflated(source), **{**options, "force": True})
+    with _Reader(open(path, "rb", buffering=0)) as file:
+        filereader.read_preamble(file, force=True)
+        meta = filereader._read_file_meta_info(file)
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            file.seek(0)
+            return pydicom.dcmread(file, **options)
+        ds = pydicom.dcmread(_inflated(file), **{**options, "force": True})
     meta.TransferSyntaxUID = ExplicitVRLittleEndian  # what it is now
     ds.file_meta = pydicom.dataset.FileMetaDataset(meta)
     return ds
@@ -106,8 +112,8 @@ def _contradicts(path: os.PathLike[str], found: str) -> UnreadableInputError:
     return UnreadableInputError(f"{path}: {found}: damaged; export the complete series again")
 
 
-def _inflated(file: BinaryIO) -> BytesIO:
-    inflate, whole = zlib.decompressobj(-zlib.MAX_WBITS), BytesIO()
+def _inflated(file: _Reader) -> io.BytesIO:
+    inflate, whole = zlib.decompressobj(-zlib.MAX_WBITS), io.BytesIO()
     while not inflate.eof:
         piece = file.read(_PIECE)
         if not piece:
@@ -115,7 +121,7 @@ def _inflated(file: BinaryIO) -> BytesIO:
         whole.write(inflate.decompress(piece, MAX_INFLATED_BYTES + 1 - whole.tell()))
         if whole.tell() > MAX_INFLATED_BYTES:
             raise UnreadableInputError(
-                f"{getattr(file, 'name', 'DICOM file')}: deflated data of more than {MAX_INFLATED_BYTES >> 20} MiB; "
+                f"{file.name}: deflated data of more than {MAX_INFLATED_BYTES >> 20} MiB; "
                 "damaged, or no CT slice: export the series again, uncompressed"
             )
     whole.seek(0)

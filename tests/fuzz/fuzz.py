@@ -71,6 +71,7 @@ def make_case(inputs: dict[str, Path], seed: int, case: int, folder: Path) -> tu
 
 def run_case(session: Any, path: Path, output: Path) -> tuple[str, str]:
     """The outcome of one input, and what is wrong with that, if anything is."""
+    from attunet3d.cli.options import one_line
     from attunet3d.errors import AttUNet3dError
     from attunet3d.io.reader import open_ct
 
@@ -79,7 +80,7 @@ def run_case(session: Any, path: Path, output: Path) -> tuple[str, str]:
         (case,) = session.segment_all([path], output, names=["case"])
     error = case.error
     left = sorted(p.name for p in output.iterdir()) if output.is_dir() else []
-    said, wrong = str(error or ""), []
+    said, wrong = one_line(error) if error else "", []
     if error is None:
         outcome = "mask"
         if left != ["case_seg.json", "case_seg.nii.gz"]:
@@ -98,8 +99,8 @@ def run_case(session: Any, path: Path, output: Path) -> tuple[str, str]:
             wrong.append(f"left behind: {left}")
     wrong += [f"warning: {w.category.__name__}: {w.message} ({w.filename}:{w.lineno})" for w in warned]
     wrong += [f"quotes {name}: {said}" for name, value in PATIENT.items() if value in said]
-    if "\n" in said.replace(str(path), ""):
-        wrong.append(f"several lines: {said}")
+    if not said.isprintable():
+        wrong.append(f"not printable: {said!r}")
     return outcome, "; ".join(wrong)
 
 
