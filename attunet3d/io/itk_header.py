@@ -21,6 +21,7 @@ _FIELDS = {
 MAX_LINE_BYTES = 400
 _LONG = re.compile(rb"^(?!#|[^:\n]*:=)[^\n]{%d}" % MAX_LINE_BYTES, re.M)
 _END = {"metaimage": re.compile(rb"ElementDataFile[^\n]*\n?"), "nrrd": re.compile(rb"\n\r?\n")}
+_DIMENSIONS = re.compile(rb"NDims[ \t]*[=:]([^\n]*)")  # MetaIO takes any number for the length of its arrays
 _TEXT = re.compile(rb"^[ \t]*(?:BinaryData[ \t]*[=:][ \t]*False|encoding:[ \t]*(?:te?xt|ascii|hex))", re.I | re.M)
 _PACKED = re.compile(rb"^[ \t]*(?:CompressedData[ \t]*[=:][ \t]*True|encoding:[ \t]*(?:gz|bz))", re.I | re.M)
 _PACKED_BYTES = re.compile(rb"CompressedDataSize[ \t]*[=:][ \t]*(\S*)")
@@ -39,6 +40,10 @@ def data_file(path: Path, kind: str) -> Path:
         raise UnreadableInputError(
             f"{path}: cannot be read, a line of the header is of more than {MAX_LINE_BYTES} bytes; "
             "copy or export the file again"
+        )
+    if not all(re.fullmatch(rb"[1-9]", n.strip()) for n in _DIMENSIONS.findall(start)):
+        raise UnreadableInputError(
+            f"{path}: cannot be read, NDims of the header is not 1 to 9; copy or export the file again"
         )
     anywhere, line = _FIELDS[kind]
     mentions = [m for m in anywhere.finditer(start) if not _is_comment(start, m.start())]

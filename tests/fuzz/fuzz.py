@@ -167,7 +167,7 @@ class Child:
     def __init__(self, seed: int, originals: Path, scratch: Path) -> None:
         self.errors = scratch / "stderr"
         command = [sys.executable, __file__, "--worker", str(originals), str(scratch), "--seed", str(seed)]
-        with self.errors.open("w") as stderr:
+        with self.errors.open("a") as stderr:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -211,6 +211,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
         self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
 
 
 def fuzz(cases: Sequence[int], seed: int, jobs: int, folder: Path, kind: str = "") -> list[Outcome]:

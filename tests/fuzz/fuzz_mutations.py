@@ -22,10 +22,27 @@ Mutation = Callable[[Rng, Path], None]
 
 HUGE = [b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\xfe\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x80", b"\xff\xff"]
 NUMBERS = ["nan", "inf", "-inf", "1e300", "-1", "0", "-0.0", "1e-300", "99999999999", "4294967295", "65536", "32767"]
-TEXTS = ["", "../../evil", "/etc/passwd", "a\\b\\c", "\x1b[31mred\x07", "two\nlines", "\0", "%s%n", "x" * 5000, "ä\udcff"]
+TEXTS = [
+    "",
+    "../../evil",
+    "/etc/passwd",
+    "a\\b\\c",
+    "\x1b[31mred\x07",
+    "two\nlines",
+    "\0",
+    "%s%n",
+    "x" * 5000,
+    "ä\udcff",
+]
 TAGS = [
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel"),
-    *("NumberOfFrames", "PlanarConfiguration", "PixelPaddingValue", "PixelPaddingRangeLimit", "SmallestImagePixelValue"),
+    *(
+        "NumberOfFrames",
+        "PlanarConfiguration",
+        "PixelPaddingValue",
+        "PixelPaddingRangeLimit",
+        "SmallestImagePixelValue",
+    ),
     *("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept"),
     *("AcquisitionNumber", "InstanceNumber", "SliceThickness", "PhotometricInterpretation", "RescaleType", "Modality"),
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "ImageType"),
@@ -118,10 +135,11 @@ def _in_folder(rng: Rng, folder: Path) -> None:
     elif how == 4:
         a.write_bytes(rng.bytes(300))
     elif how == 5:
-        (folder / "loop").symlink_to(folder)
-        (folder / "self.dcm").symlink_to("self.dcm")
+        (folder / f"loop{rng.integers(10**9)}").symlink_to(folder)
+        dead = folder / f"dead{rng.integers(10**9)}.dcm"
+        dead.symlink_to(dead.name)
     elif how == 6:
-        os.mkfifo(folder / f"pipe{rng.integers(100)}.dcm")
+        os.mkfifo(folder / f"pipe{rng.integers(10**9)}.dcm")
     else:
         (folder / "deep").mkdir(exist_ok=True)
         a.rename(folder / "deep" / "esc\x1b[2J\n.dcm")
@@ -224,8 +242,33 @@ def _text_header(rng: Rng, path: Path) -> None:
     separator = b"=" if b"=" in lines[k] else b":"
     key, _, value = lines[k].partition(separator)
     words = value.split()
-    nasty = [*NUMBERS, "../../evil", "/etc/passwd", "LIST", "ct%03d.raw 1 6 1", "LOCAL", "", "x" * 3000, "x" * 380, "\x1b[2J", "(1,2"]
-    nasty += ["raw", "gzip", "bzip2", "ascii", "hex", "double", "MET_DOUBLE", "MET_UCHAR", "True", "block", "-", "key:=" + "x" * 900]
+    nasty = [
+        *NUMBERS,
+        "../../evil",
+        "/etc/passwd",
+        "LIST",
+        "ct%03d.raw 1 6 1",
+        "LOCAL",
+        "",
+        "x" * 3000,
+        "x" * 380,
+        "\x1b[2J",
+        "(1,2",
+    ]
+    nasty += [
+        "raw",
+        "gzip",
+        "bzip2",
+        "ascii",
+        "hex",
+        "double",
+        "MET_DOUBLE",
+        "MET_UCHAR",
+        "True",
+        "block",
+        "-",
+        "key:=" + "x" * 900,
+    ]
     word = _any(rng, nasty).encode()
     if how == 0:
         del lines[k]
@@ -235,13 +278,15 @@ def _text_header(rng: Rng, path: Path) -> None:
         words[int(rng.integers(len(words)))] = word
         lines[k] = key + separator + b" " + b" ".join(words)
     elif how == 3:
-        extra = _any(rng, ["CompressedDataSize = ", "HeaderSize = ", "data file: ", "byte skip: ", "line skip: ", "NDims = "])
-        extra = _any(rng, [extra, "CompressedData = ", "encoding: ", "sizes: ", "DimSize = ", "ElementNumberOfChannels = "])
+        extra = _any(
+            rng, ["CompressedDataSize = ", "HeaderSize = ", "data file: ", "byte skip: ", "line skip: ", "NDims = "]
+        )
+        extra = _any(
+            rng, [extra, "CompressedData = ", "encoding: ", "sizes: ", "DimSize = ", "ElementNumberOfChannels = "]
+        )
         lines.insert(min(1 + int(rng.integers(len(lines))), len(lines) - 1), extra.encode() + word)
     elif how == 4:
         lines[k] = key + separator + b" " + word
     else:
         lines[k] = lines[k][: int(rng.integers(len(lines[k]) + 1))]
     path.write_bytes(b"\n".join(lines) + data[end:])
-
-
