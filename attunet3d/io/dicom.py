@@ -60,8 +60,8 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
 
     A series that holds several stacks (see `stacks`) becomes several entries: 1.2.3#1, 1.2.3#2.
     Reads headers only. Files that are not DICOM are ignored, and DICOMDIR is.
-    Raises InputNotFoundError if there is no DICOM file, UnreadableInputError for only damaged ones, and for one that may not
-    be opened.
+    Raises InputNotFoundError if there is no DICOM file, UnreadableInputError for only damaged ones or
+    for one that may not be opened.
     """
     folder = Path(folder)
     found: dict[tuple[Any, ...], list[SliceHeader]] = {}
