@@ -89,6 +89,7 @@ DAMAGED = {
     "a name for bits stored": _raw(BitsStored=("IS", b"PLANTED^NAME")),
     "a name for the sign": _raw(PixelRepresentation=("CS", b"PLANTED^NAME")),
     "a name for frames": _raw(NumberOfFrames=("IS", b"PLANTED^NAME")),
+    "a name for a UID": _raw(SOPInstanceUID=("UI", b"PLANTED^NAME")),
     "a name for padding": _raw(PixelPaddingValue=("IS", b"PLANTED^NAME")),
     "no pixels": _raw(PixelData=("OW", b"")),
     "cut in the pixels": _cut(-20),
@@ -98,7 +99,9 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_errors_of_damaged_series_quote_nobody(segment: Run, run: Run, tmp_path: Path, case: str) -> None:
+def test_errors_of_damaged_series_quote_nobody(
+    segment: Run, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
     DAMAGED[case](tmp_path / "scan")
     code, stdout, stderr = segment(tmp_path / "scan")
     _nothing_of(stdout + stderr)
@@ -109,6 +112,7 @@ def test_errors_of_damaged_series_quote_nobody(segment: Run, run: Run, tmp_path:
             read_ct(tmp_path / "scan")
         _nothing_of(str(caught.value))
     _nothing_of("".join(map(str, run("inspect", "--verbose", tmp_path / "scan"))))
+    _nothing_of(caplog.text)
 
 
 @pytest.mark.parametrize("uid", [EVIL, "/etc/x", "a\\b", "..", "1.2\x1b[2J.3"])
