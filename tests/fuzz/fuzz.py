@@ -134,8 +134,9 @@ def work(seed: int, inputs: dict[str, Path], scratch: Path) -> None:
         case = int(line)
         folder = scratch / f"case{case}"
         start, base = time.perf_counter(), _reset_peak()
-        kind, path = make_case(inputs, seed, case, folder / "input")
+        kind = list(inputs)[case % len(inputs)]
         try:
+            _, path = make_case(inputs, seed, case, folder / "input")
             outcome, failure = run_case(session, path, folder / "output")
         except Exception:
             outcome, failure = "check failed", traceback.format_exc()

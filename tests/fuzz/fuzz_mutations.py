@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gzip
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,7 @@ def _in_folder(rng: Rng, folder: Path) -> None:
     if how == 0:
         a.unlink()
     elif how == 1:
-        shutil.copyfile(a, folder / "copy.dcm")
+        (folder / "copy.dcm").write_bytes(a.read_bytes())
     elif how == 2:
         a.write_bytes(b"")
     elif how == 3:
