@@ -1,5 +1,5 @@
 # make demo: segment a real CT with the bundle's weights.   make test: the whole test suite, with ruff and mypy.
-# Both set up everything they need in .venv, and are safe to run again.
+# make fuzz: damaged inputs by the thousand. All set up everything they need in .venv, and are safe to run again.
 
 PYTHON ?= python3
 VENV := .venv
@@ -86,6 +86,13 @@ lint: $(VENV)/test.stamp
 # One thread per worker: two workers fill two cores.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
+
+# Thousands of damaged inputs, each a mask or a typed error: `make fuzz CASES=10000 SEED=1`.
+CASES := 2400
+SEED := 0
+.PHONY: fuzz
+fuzz: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --cases $(CASES) --seed $(SEED) --jobs 2
 
 # Its own target: where OpenVINO is installed it is used, and needs more memory than torch.
 .PHONY: test-openvino

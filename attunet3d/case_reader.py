@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from attunet3d.io.reader import PathLike, open_ct
-from attunet3d.io.slabs import StoredImage, to_hu
+from attunet3d.io.slabs import StoredImage, check_affine, to_hu
 from attunet3d.memory import MemoryPlan
 from attunet3d.transforms.resample import Grid, model_grid
 
@@ -96,5 +96,6 @@ class CaseReader:
         return open_ct(ct, series_uid=series_uid, allow_uneven=self._allow_uneven)
 
     def _read(self, image: StoredImage, qc: bool, start: float) -> PlannedCT:
+        check_affine(image.path, image.affine)  # before a grid is made from it
         model = model_grid(Grid(image.shape, image.affine), self._spacing)
         return PlannedCT(image, model, self._plan(image, model, qc), start)

@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from attunet3d.errors import (
     UnreadableInputError,
     UnsupportedImageError,
 )
+from attunet3d.io.dicom_guard import dcmread
 from attunet3d.io.dicom_series import ENHANCED_CT, Series, SliceHeader, stacks
+from attunet3d.io.folders import files_below
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
@@ -71,15 +73,17 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
 
     A series that holds several stacks (see `stacks`) becomes several entries: 1.2.3#1, 1.2.3#2.
     Reads headers only. Files that are not DICOM are ignored, and DICOMDIR is.
-    Raises InputNotFoundError if there is no DICOM file, UnreadableInputError if there are only damaged ones.
+    Raises InputNotFoundError if there is no DICOM file, UnreadableInputError for only damaged ones or
+    for one that may not be opened.
     """
     folder = Path(folder)
     found: dict[tuple[Any, ...], list[SliceHeader]] = {}
     damaged: list[Path] = []
     others: list[Path] = []
+    files, links = files_below(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of values that break the standard; many scanners write them
-        for path in _files(folder):
+        for path in files:
             try:
                 headers = _read_headers(path)
             except OSError as e:
@@ -104,7 +108,10 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
         images = [p.name for p in others if p.name.lower().endswith(IMAGE_SUFFIXES)]
         if images:
             cure = f"to read {images[0]}, give that file"
-        raise InputNotFoundError(f"{folder}: no DICOM files in this folder ({len(others)} other files); {cure}")
+        beside_them = f", {links} links to folders, which are not followed" if links else ""
+        raise InputNotFoundError(
+            f"{folder}: no DICOM files in this folder ({len(others)} other files{beside_them}); {cure}"
+        )
     series: list[Series] = []
     unnamed = 0
     for key, headers in sorted(found.items(), key=lambda item: tuple(map(str, item[0]))):
@@ -189,15 +196,6 @@ def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:
     raise InputNotFoundError(f"{folder}: no series {uid}; there are: {_listed(series)}")
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(root, name)
-            if path.is_file() or path.is_symlink():  # not a pipe; a dead link may stand for a slice
-                yield path
-
-
 def _read_headers(path: Path) -> list[SliceHeader]:
     """One for a file with one image, one for each frame of a multi-frame image, none for what is not DICOM.
 
@@ -211,13 +209,12 @@ def _read_headers(path: Path) -> list[SliceHeader]:
             if not start and path.suffix.lower() == ".dcm":
                 raise InvalidDicomError("empty file")
             return []
-        f.seek(0)
-        try:
-            ds = pydicom.dcmread(f, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=bare)
-        except Exception:
-            if bare:  # some other binary file
-                return []
-            raise
+    try:
+        ds = dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=bare)
+    except Exception:
+        if bare:  # some other binary file
+            return []
+        raise
     meta = getattr(ds, "file_meta", None)
     sop_class = str(ds.get("SOPClassUID") or "")
     if str((meta or {}).get("MediaStorageSOPClassUID", "")) == MEDIA_DIRECTORY:

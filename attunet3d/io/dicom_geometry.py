@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
+from attunet3d.io.dicom_guard import check_size
 from attunet3d.io.dicom_pixels import EXPORT_AGAIN, hu_slabs
 from attunet3d.io.dicom_series import SAME_COSINE, SAME_POSITION_MM, SAME_SPACING, Series, SliceHeader
 from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, StoredImage, check_affine
@@ -117,6 +118,8 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
             )
     if not series.is_ct:
         raise UnsupportedImageError(f"{series.folder}: series {series.uid} holds no CT images; choose a CT series")
+    for s in slices:
+        check_size(s)
     return slices
 
 

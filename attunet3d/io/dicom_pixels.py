@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 
 from attunet3d.errors import AttUNet3dError, UnreadableInputError, UnsupportedImageError
+from attunet3d.io.dicom_guard import check_pixel_data, dcmread
 from attunet3d.io.dicom_series import SliceHeader
 from attunet3d.io.slabs import read_failed
 
@@ -57,9 +58,10 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[SliceHeader, np.nd
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if s is images[0]:
-                    ds = pydicom.dcmread(path, force=True)
+                    ds = dcmread(path, force=True)
                     syntax = str(getattr(ds.file_meta, "TransferSyntaxUID", ""))
-                    _check_pixel_data(ds)
+                    _check_meaning(ds)
+                    check_pixel_data(ds, path)
                     stored = _StoredBits(ds, in_container=syntax in (*_NATIVE, _RLE))
                     ds.file_meta.TransferSyntaxUID = pydicom.uid.UID(_DECODED_AS.get(syntax, syntax))
                     frames = _frames(ds, images)
@@ -76,7 +78,7 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[SliceHeader, np.nd
         yield s, *stored.values(pixels)
 
 
-def _check_pixel_data(ds: pydicom.Dataset) -> None:
+def _check_meaning(ds: pydicom.Dataset) -> None:
     if "PixelData" not in ds:
         raise UnreadableInputError(f"{ds.filename}: holds no pixel data; {EXPORT_AGAIN}")
     if "ModalityLUTSequence" in ds:
@@ -94,7 +96,7 @@ def _decoder_failed(s: SliceHeader, syntax: str, error: Exception) -> Unreadable
             return UnreadableInputError(f"{s.path}: no decoder for {name}; run: pip install 'attunet3d[dicom]'")
         if isinstance(error, NotImplementedError):
             return UnreadableInputError(f"{s.path}: {name} is not supported; convert the series to uncompressed DICOM")
-    return read_failed(s.path, error, EXPORT_AGAIN)
+    return read_failed(s.path, cure=EXPORT_AGAIN)  # not quoted: parsers quote values, which can be a name
 
 
 def _frames(ds: pydicom.Dataset, images: Sequence[SliceHeader]) -> Iterator[np.ndarray]:

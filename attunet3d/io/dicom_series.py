@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pydicom.uid import UID
 
+from attunet3d.io.printable import printable
+
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced, legacy converted enhanced
 
@@ -56,6 +58,8 @@ _DERIVED = {
 }
 _DOSE_PAGE = {"DOSE", "PROT"}  # "DOSE_INFO", "CT_SOM5 PROT" (a page of the scan protocol)
 
+MOST_CHARACTERS = 64  # of a UID, and of the other texts that are read here
+
 AXIAL_COSINE = 0.8  # 37 degrees: no gantry tilts by more than 30
 
 
@@ -63,7 +67,7 @@ AXIAL_COSINE = 0.8  # 37 degrees: no gantry tilts by more than 30
 class SliceHeader:
     """What the header of one DICOM file, or of one frame of it, says; None or empty where it says nothing.
 
-    Lengths in mm, LPS+.
+    Lengths in mm, LPS+. Texts are made printable, since messages and records quote them.
     """
 
     path: Path
@@ -89,6 +93,12 @@ class SliceHeader:
     lossy: bool
     rescale: tuple[float, float] | None  # slope and intercept, from stored values to HU
     rescale_type: str
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str) and name != "patient":
+                object.__setattr__(self, name, printable(value, MOST_CHARACTERS))
+        object.__setattr__(self, "image_type", tuple(printable(v, MOST_CHARACTERS) for v in self.image_type))
 
     @property
     def is_localizer(self) -> bool:

@@ -84,6 +84,8 @@ def existing(path: PathLike) -> Path:
 
 
 def open_file(path: Path) -> StoredImage:
+    if not path.is_file():
+        raise UnreadableInputError(f"{path}: not a file but a pipe or device; give an image file, or a DICOM folder")
     name = path.name.lower()
     if name.endswith(NIFTI_SUFFIXES):
         return open_nifti(path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import struct
 import time
 
 import numpy as np
@@ -101,6 +102,16 @@ def test_values_beyond_int16_are_clipped_and_reported(tmp_path):
     volume = read_volume(tmp_path)
     assert volume.array[5, 5, 3] == 32767
     assert "60000" in volume.source["warnings"][0]
+
+
+def test_many_values_beyond_int16_are_refused(tmp_path):
+    """Signed values that the header calls unsigned: air of -1024 is read as 64512."""
+    hu = phantom()
+    for path in write_series(tmp_path, hu, intercept=0):
+        edit(path, PixelRepresentation=0)
+    many = int((hu < 0).sum())
+    with pytest.raises(UnsupportedImageError, match=f"{many} of 720 values reach beyond int16.*wrong sign or scale"):
+        read_ct(tmp_path)
 
 
 def test_padding_becomes_air(tmp_path):
@@ -303,7 +314,8 @@ def test_refused(tmp_path, case):
 def test_missing_decoder_names_the_extra(tmp_path, monkeypatch):
     for path in write_series(tmp_path, phantom()):
         ds = pydicom.dcmread(path)
-        ds.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + bytes(60)])
+        size = struct.pack(">HH8IH3B", 41, 0, 12, 10, 0, 0, 12, 10, 0, 0, 1, 15, 1, 1)  # and no more
+        ds.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + size + bytes(21)])
         ds["PixelData"].is_undefined_length = True
         ds.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
         save(ds, path)
