@@ -12,8 +12,9 @@ import numpy as np
 
 from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io.dicom_guard import check_size
+from attunet3d.io.dicom_header import SliceHeader
 from attunet3d.io.dicom_pixels import EXPORT_AGAIN, hu_slabs
-from attunet3d.io.dicom_series import SAME_COSINE, SAME_POSITION_MM, SAME_SPACING, Series, SliceHeader
+from attunet3d.io.dicom_series import SAME_COSINE, SAME_POSITION_MM, SAME_SPACING, Series
 from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, StoredImage, check_affine
 
 # A slice may lie this far (mm) from where the affine puts it. Headers that round positions to 0.1 mm stay within it,
@@ -119,7 +120,7 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
     if not series.is_ct:
         raise UnsupportedImageError(f"{series.folder}: series {series.uid} holds no CT images; choose a CT series")
     for s in slices:
-        check_size(s)
+        check_size(s.path, s.rows, s.columns)
     return slices
 
 

@@ -22,7 +22,8 @@ from attunet3d.errors import (
     UnsupportedImageError,
 )
 from attunet3d.io import read_ct, read_volume
-from attunet3d.io.dicom import HEADER_TAGS, choose_series, find_series
+from attunet3d.io.dicom import choose_series, find_series
+from attunet3d.io.dicom_header import HEADER_TAGS
 
 
 def test_axial_series_by_hand(tmp_path):
