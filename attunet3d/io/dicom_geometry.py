@@ -62,6 +62,10 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
     tilt = tilt_deg(affine)
     if tilt > TILT_NOTE_DEG:
         notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the affine is sheared, and no voxel is moved")
+    if any(not s.series_uid for s in slices):
+        notes.append("images have no SeriesInstanceUID: those of one folder, orientation and size are one series")
+    if any(not s.sop_class for s in slices):
+        notes.append("images have no SOPClassUID: their Modality says that they are CT")
     if any(s.lossy for s in slices):
         notes.append("the images were compressed with loss")
     if slices[0].rescale is None:
