@@ -224,11 +224,10 @@ def _slabs(slices: Sequence[SliceHeader], notes: list[str]) -> Iterator[np.ndarr
         hu = pixels.astype(np.int32) * int(a) + int(b) if integral else pixels * a + b
         if padding is not None:
             # Only where the padding cannot be tissue: some writers name a padding value and use it as a HU value too.
-            fake = [v for v in padding if not AIR_HU <= v * a + b <= HIGHEST_HU]
-            outside = np.isin(pixels, fake) if fake else None
-            if outside is not None and outside.any():
-                hu[outside] = AIR_HU
-                padded += int(outside.sum())
+            named = (pixels >= padding[0]) & (pixels <= padding[-1])
+            outside = named & ((hu < AIR_HU) | (hu > HIGHEST_HU))
+            hu[outside] = AIR_HU
+            padded += int(np.count_nonzero(outside))
         yield hu.T
     if unscaled:
         notes.append(f"{unscaled} slices give no rescale slope and intercept; stored values are taken as HU")
