@@ -1,4 +1,4 @@
-"""DICOM in: find the series in a folder, and choose one. Its geometry and voxels are the matter of dicom_pixels.py.
+"""DICOM in: find the series in a folder, and choose one. Its geometry is the matter of dicom_geometry.py.
 
 DICOM speaks LPS+ mm and (row, column); what leaves this module is RAS+ mm and (X, Y, Z) = (column, row, slice).
 """
@@ -9,6 +9,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,20 @@ from attunet3d.errors import (
     UnsupportedImageError,
 )
 from attunet3d.io.dicom_guard import dcmread
-from attunet3d.io.dicom_series import Series, SliceHeader, stacks
+from attunet3d.io.dicom_series import ENHANCED_CT, Series, SliceHeader, stacks
 from attunet3d.io.folders import files_below
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 
-# The header scan parses these and skips the rest. Of the patient's data it reads the ID, and keeps only a hash of it to
-# tell patients apart; the key makes the hash worthless elsewhere.
+# The header scan parses these and skips the rest. Of the patient's data it reads ID and name, and keeps only a hash of
+# them to tell patients apart; the key makes the hash worthless elsewhere.
 HEADER_TAGS = [
     "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
     "PatientID",
+    "PatientName",
     "Modality",
     "ImageType",
     "SeriesDescription",
@@ -50,9 +52,20 @@ HEADER_TAGS = [
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "LossyImageCompression",
+    "RescaleSlope",
+    "RescaleIntercept",
     "RescaleType",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
 ]
 _HASH_KEY = secrets.token_bytes(16)
+
+# Beside series that are so, the others count only when chosen: the property of `Series`, and what the others are.
+_PREFERRED = (
+    ("is_volume", "a single image"),
+    ("is_original", "made from the scanner's slices"),
+    ("is_axial", "not axial"),
+)
 
 
 def find_series(folder: str | os.PathLike[str]) -> list[Series]:
@@ -72,19 +85,19 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
         warnings.simplefilter("ignore")  # pydicom warns of values that break the standard; many scanners write them
         for path in files:
             try:
-                header = _read_header(path)
+                headers = _read_headers(path)
             except OSError as e:
                 raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
             except Exception:  # pydicom lets any parser's exception through
                 damaged.append(path)
                 continue
-            if header is None:
+            if not headers:
                 others.append(path)
-                continue
-            key: tuple[Any, ...] = (header.series_uid,)
-            if not header.series_uid:
-                key = ("", path.parent, header.modality, header.orientation, header.rows, header.columns)
-            found.setdefault(key, []).append(header)
+            for header in headers:
+                key: tuple[Any, ...] = (header.series_uid,)
+                if not header.series_uid:
+                    key = ("", path.parent, header.modality, header.orientation, header.rows, header.columns)
+                found.setdefault(key, []).append(header)
     if not found and damaged:
         raise UnreadableInputError(
             f"{damaged[0]}: DICOM header truncated or damaged, like all {len(damaged)} DICOM files here; "
@@ -117,32 +130,53 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
 def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
     """The series with this UID ("1.2.3", or "1.2.3#2" for a stack of it), or the only CT there is to segment.
 
-    These count only when chosen by UID: localizers, and beside other CT series single images (bolus timing, dose
-    pages), what was made from the scanner's slices (MIPs, reformats, screenshots), and what is not axial.
     Raises AmbiguousSeriesError for several series, and where there are several patients; UnsupportedImageError for
     none; InputNotFoundError for an unknown UID.
     """
-    folder = os.path.commonpath([s.folder for s in series])
     if uid is not None:
-        return _with_uid(series, uid, folder)
+        return _with_uid(series, uid, _folder(series))
+    candidates, _ = candidate_series(series)
+    if len(candidates) > 1:
+        raise AmbiguousSeriesError(
+            f"{_folder(series)}: {len(candidates)} CT series; choose one with --series UID, or segment each with "
+            f"--all-series: {_listed(candidates)}"
+        )
+    return candidates[0]
+
+
+def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, str]]:
+    """The CT series of a folder among which there is a choice, and by UID why each of the others is left out.
+
+    These count only when chosen by UID: localizers, and beside other CT series single images (bolus timing, dose
+    pages), what was made from the scanner's slices (MIPs, reformats, screenshots), and what is not axial.
+    Raises AmbiguousSeriesError where there are several patients, UnsupportedImageError where there is no CT.
+    """
     cts = [s for s in series if s.is_ct]
+    left_out = {s.uid: f"{s.kind}, no CT images" for s in series if not s.is_ct}
+    left_out |= {s.uid: s.kind for s in cts if s.is_localizer}
     candidates = [s for s in cts if not s.is_localizer]
     if not candidates:
         kinds = sorted({s.kind for s in series})
         raise UnsupportedImageError(
-            f"{folder}: no CT image series, only {', '.join(kinds)}; give the folder of a CT scan"
+            f"{_folder(series)}: no CT image series, only {', '.join(kinds)}; give the folder of a CT scan"
         )
-    for preferred in ("is_volume", "is_original", "is_axial"):
-        candidates = [s for s in candidates if getattr(s, preferred)] or candidates
-    if len(candidates) == 1 and _patients(cts) > 1:
-        candidates = cts
-    if len(candidates) > 1:
-        patients = _patients(candidates)
-        of = f" of {patients} patients" if patients > 1 else ""
+    for preferred, reason in _PREFERRED:
+        worse = {s.uid: f"{s.kind}, {reason}" for s in candidates if not getattr(s, preferred)}
+        if len(worse) < len(candidates):
+            left_out |= worse
+            candidates = [s for s in candidates if s.uid not in worse]
+    patients = _patients(cts)
+    listed = candidates if _patients(candidates) == patients else cts
+    if patients > 1 and len(listed) > 1:
         raise AmbiguousSeriesError(
-            f"{folder}: {len(candidates)} CT series{of}; choose one with --series UID: {_listed(candidates)}"
+            f"{_folder(series)}: {len(listed)} CT series of {patients} patients; segment each patient's folder, or "
+            f"choose one with --series UID: {_listed(listed)}"
         )
-    return candidates[0]
+    return candidates, left_out
+
+
+def _folder(series: Sequence[Series]) -> str:
+    return os.path.commonpath([s.folder for s in series])
 
 
 def _patients(series: Sequence[Series]) -> int:
@@ -162,8 +196,11 @@ def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:
     raise InputNotFoundError(f"{folder}: no series {uid}; there are: {_listed(series)}")
 
 
-def _read_header(path: Path) -> SliceHeader | None:
-    """None for what is not a DICOM image or object. Raises whatever pydicom raises for a damaged header."""
+def _read_headers(path: Path) -> list[SliceHeader]:
+    """One for a file with one image, one for each frame of a multi-frame image, none for what is not DICOM.
+
+    Raises whatever pydicom raises for a damaged header.
+    """
     with path.open("rb") as f:
         start = f.read(132)
         # Some old files lack the preamble and begin with the data set: group 0008 or 0002, little endian.
@@ -171,29 +208,29 @@ def _read_header(path: Path) -> SliceHeader | None:
         if start[128:] != b"DICM" and not bare:
             if not start and path.suffix.lower() == ".dcm":
                 raise InvalidDicomError("empty file")
-            return None
+            return []
     try:
         ds = dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=bare)
     except Exception:
         if bare:  # some other binary file
-            return None
+            return []
         raise
     meta = getattr(ds, "file_meta", None)
     sop_class = str(ds.get("SOPClassUID") or "")
     if str((meta or {}).get("MediaStorageSOPClassUID", "")) == MEDIA_DIRECTORY:
-        return None
+        return []
     if not (sop_class or ds.get("Modality") or ds.get("Rows")):
         if bare:
-            return None
+            return []
         raise InvalidDicomError("no image or object in this file")
-    return SliceHeader(
+    header = SliceHeader(
         path=path,
         sop_class=sop_class,
         sop_instance=str(ds.get("SOPInstanceUID") or ""),
         series_uid=str(ds.get("SeriesInstanceUID") or ""),
-        patient=_hash(str(ds.get("PatientID") or "").strip()),
+        patient=_hash_of_patient(ds),
         modality=str(ds.get("Modality") or ""),
-        image_type=tuple(str(v).upper() for v in _values(ds, "ImageType") or ()),
+        image_type=_image_type(ds, "ImageType"),
         description=" ".join(str(ds.get("SeriesDescription") or "").split()),
         rows=int(ds.get("Rows") or 0),
         columns=int(ds.get("Columns") or 0),
@@ -202,23 +239,72 @@ def _read_header(path: Path) -> SliceHeader | None:
         position=numbers(ds, "ImagePositionPatient", 3),
         frame_of_reference=str(ds.get("FrameOfReferenceUID") or ""),
         acquisition=_acquisition(ds),
+        stack="",
         frames=int(ds.get("NumberOfFrames") or 1),
+        frame=None,
         samples=int(ds.get("SamplesPerPixel") or 1),
         photometric=str(ds.get("PhotometricInterpretation") or ""),
         lossy=str(ds.get("LossyImageCompression") or "") == "01",
+        rescale=_rescale(ds),
         rescale_type=str(ds.get("RescaleType") or ""),
     )
+    frames = ds.get("PerFrameFunctionalGroupsSequence")
+    if not frames or not (header.modality == "CT" or sop_class in ENHANCED_CT):
+        return [header]
+    if len(frames) != header.frames:
+        raise InvalidDicomError("as many functional groups as frames are needed")
+    shared = (ds.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    return [_frame_header(header, number, frame, shared) for number, frame in enumerate(frames)]
 
 
-def _hash(patient_id: str) -> str:
-    return (
-        hashlib.blake2b(patient_id.encode(errors="backslashreplace"), key=_HASH_KEY).hexdigest() if patient_id else ""
+def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared: pydicom.Dataset) -> SliceHeader:
+    """What the functional groups of a multi-frame image say of one frame, or of all; else what the file says."""
+
+    def group(name: str) -> pydicom.Dataset:
+        found = frame.get(name) or shared.get(name)
+        return found[0] if found else pydicom.Dataset()
+
+    content, values = group("FrameContentSequence"), group("PixelValueTransformationSequence")
+    kind = _image_type(group("CTImageFrameTypeSequence"), "FrameType")
+    return replace(
+        file,
+        frame=number,
+        image_type=kind or file.image_type,
+        spacing=numbers(group("PixelMeasuresSequence"), "PixelSpacing", 2),
+        orientation=numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
+        position=numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3),
+        acquisition=_acquisition(content) or file.acquisition,
+        stack=str(content.get("StackID") or ""),
+        rescale=_rescale(values) or file.rescale,
+        rescale_type=str(values.get("RescaleType") or "") or file.rescale_type,
     )
 
 
-def _acquisition(ds: pydicom.Dataset) -> int | None:
-    found = numbers(ds, "AcquisitionNumber", 1)
-    return int(found[0]) if found else None
+def _hash_of_patient(ds: pydicom.Dataset) -> str:
+    """Empty where the header names nobody. How a name is spelled out in spaces and carets differs between machines."""
+    identity = str(ds.get("PatientID") or "").strip()
+    name = " ".join(str(ds.get("PatientName") or "").replace("^", " ").casefold().split())
+    if not identity and not name:
+        return ""
+    return hashlib.blake2b(f"{identity}\0{name}".encode(errors="backslashreplace"), key=_HASH_KEY).hexdigest()
+
+
+def _acquisition(ds: pydicom.Dataset) -> tuple[int, ...]:
+    """Temporal position and acquisition number, of a file or of a frame's content; empty where there is neither."""
+    found = [numbers(ds, name, 1) for name in ("TemporalPositionIndex", "FrameAcquisitionNumber", "AcquisitionNumber")]
+    return tuple(int((number or (0,))[0]) for number in found) if any(found) else ()
+
+
+def _rescale(ds: pydicom.Dataset) -> tuple[float, float] | None:
+    """None where the header gives neither; NaN stands for the one that is missing beside the other, or is broken."""
+    if not any(name in ds for name in ("RescaleSlope", "RescaleIntercept")):
+        return None
+    slope, intercept = (numbers(ds, name, 1) or (math.nan,) for name in ("RescaleSlope", "RescaleIntercept"))
+    return slope[0], intercept[0]
+
+
+def _image_type(ds: pydicom.Dataset, name: str) -> tuple[str, ...]:
+    return tuple(str(v).upper() for v in _values(ds, name) or ())
 
 
 def _values(ds: pydicom.Dataset, name: str) -> list[Any] | None:

@@ -45,7 +45,8 @@ class StoredImage:
 
     `shape` is (X, Y, Z); `affine` maps voxel indices to RAS+ mm; `slabs` yields Z arrays of shape (X, Y) in order, with
     any scale and offset applied; `facts` goes into the record of a run and has a list under "warnings"; `files` are the
-    DICOM images of a series in the order of Z, and empty for other formats.
+    DICOM images of a series in the order of Z, and empty for other formats; `frames` are the numbers of the slices in
+    their file, where that is a multi-frame one.
     Raises UnsupportedImageError for more than MOST_VOXELS: nothing has been read, and no memory been asked for.
     """
 
@@ -55,6 +56,7 @@ class StoredImage:
     facts: dict[str, Any]
     slabs: Iterator[np.ndarray]
     files: tuple[Path, ...] = ()
+    frames: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if math.prod(self.shape) > MOST_VOXELS:

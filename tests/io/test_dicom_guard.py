@@ -17,7 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBa
 from attunet3d.errors import UnreadableInputError, UnsupportedImageError
 from attunet3d.io import dicom_guard, read_ct
 from attunet3d.io.dicom import find_series
-from attunet3d.io.dicom_pixels import open_series
+from attunet3d.io.dicom_geometry import open_series
 
 # JPEG's start of image; start of frame with bits, rows, columns, samples; start of scan, and nothing more.
 JPEG = b"\xff\xd8" + struct.pack(">HHBHHB3s", 0xFFC0, 11, 8, 10, 12, 1, b"\1\x11\0") + b"\xff\xda\0\x08" + bytes(20)
