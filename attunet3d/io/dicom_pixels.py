@@ -60,7 +60,7 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[SliceHeader, np.nd
                 if s is images[0]:
                     ds = dcmread(path, force=True)
                     syntax = str(getattr(ds.file_meta, "TransferSyntaxUID", ""))
-                    _check_kind(ds)
+                    _check_meaning(ds)
                     check_pixel_data(ds, path)
                     stored = _StoredBits(ds, in_container=syntax in (*_NATIVE, _RLE))
                     ds.file_meta.TransferSyntaxUID = pydicom.uid.UID(_DECODED_AS.get(syntax, syntax))
@@ -78,7 +78,7 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[SliceHeader, np.nd
         yield s, *stored.values(pixels)
 
 
-def _check_kind(ds: pydicom.Dataset) -> None:
+def _check_meaning(ds: pydicom.Dataset) -> None:
     if "PixelData" not in ds:
         raise UnreadableInputError(f"{ds.filename}: holds no pixel data; {EXPORT_AGAIN}")
     if "ModalityLUTSequence" in ds:

@@ -97,10 +97,10 @@ def source_headers(
             f"{source}: the images are of several studies (StudyInstanceUID), and a DICOM SEG belongs to one; "
             "export the series again, or write NIfTI (--format nifti)"
         )
-    frames = {header.FrameOfReferenceUID for header in headers}
-    if len(frames) > 1:
+    spaces = {header.FrameOfReferenceUID for header in headers}
+    if len(spaces) > 1:
         # Some de-identification tools give each image one of its own. The reader found them to be one volume.
-        notes.append(f"the images carry {len(frames)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
+        notes.append(f"the images carry {len(spaces)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
         for header in headers:
             header.FrameOfReferenceUID = headers[0].FrameOfReferenceUID
     return headers

@@ -20,6 +20,8 @@ from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedIma
 FAT_OR_AIR_HU = -50
 SOFT_TISSUE_HU = 0
 
+MOST_CLIPPED = 0.01  # of the voxels: beside metal the reconstruction overflows in a few, see `to_hu`
+
 # Outside these limits the numbers are not millimetres: inner-ear CT has 0.1 mm voxels, the thickest slices are 10 mm.
 MIN_SPACING_MM = 0.05
 MAX_SPACING_MM = 20.0
@@ -70,7 +72,7 @@ class StoredImage:
 def to_hu(image: StoredImage) -> np.ndarray:
     """Voxels in HU, int16 (X, Y, Z), in Fortran order.
 
-    Fractions are rounded to nearest; values beyond int16 are clipped with a warning in `image.facts`.
+    Fractions are rounded to nearest; values beyond int16 are clipped with a warning in `image.facts`, if they are few.
     Raises GeometryError for an unusable affine, and UnsupportedImageError for single slices, for non-finite voxels and
     for values that cannot be HU.
     """
@@ -81,7 +83,7 @@ def to_hu(image: StoredImage) -> np.ndarray:
         )
     check_affine(image.path, image.affine)
     hu = np.empty(image.shape, np.int16, order="F")
-    low, high = math.inf, -math.inf
+    low, high, clipped = math.inf, -math.inf, 0
     for k, slab in enumerate(image.slabs):
         slab_low, slab_high = _finite_range(image.path, k, slab)
         low, high = min(low, slab_low), max(high, slab_high)
@@ -89,9 +91,15 @@ def to_hu(image: StoredImage) -> np.ndarray:
             if slab.dtype.kind == "f":
                 slab = np.rint(slab)
             if slab_low < INT16.min or slab_high > INT16.max:
+                clipped += int(((slab < INT16.min) | (slab > INT16.max)).sum())
                 slab = np.clip(slab.astype(np.float64), INT16.min, INT16.max)
         hu[:, :, k] = slab
-    if low < INT16.min or high > INT16.max:
+    if clipped > MOST_CLIPPED * hu.size:
+        raise UnsupportedImageError(
+            f"{image.path}: {clipped} of {hu.size} values reach beyond int16 ({low:g} to {high:g}); as many are not "
+            "metal, but a wrong sign or scale: export the CT again, in HU"
+        )
+    if clipped:
         image.facts["warnings"].append(
             f"values {low:g} to {high:g} reach beyond int16 and were clipped to {INT16.min}..{INT16.max}"
         )

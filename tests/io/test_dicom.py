@@ -104,6 +104,16 @@ def test_values_beyond_int16_are_clipped_and_reported(tmp_path):
     assert "60000" in volume.source["warnings"][0]
 
 
+def test_many_values_beyond_int16_are_refused(tmp_path):
+    """Signed values that the header calls unsigned: air of -1024 is read as 64512."""
+    hu = phantom()
+    for path in write_series(tmp_path, hu, intercept=0):
+        edit(path, PixelRepresentation=0)
+    many = int((hu < 0).sum())
+    with pytest.raises(UnsupportedImageError, match=f"{many} of 720 values reach beyond int16.*wrong sign or scale"):
+        read_ct(tmp_path)
+
+
 def test_padding_becomes_air(tmp_path):
     """A padding value outside the HU scale is air; one that is a possible tissue value is left alone."""
     hu = phantom()
