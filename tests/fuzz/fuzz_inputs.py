@@ -78,9 +78,9 @@ def _series(folder: Path, syntax: str) -> Path:
         if syntax in pydicom.uid.RLETransferSyntaxes or "1.2.840.10008.1.2.4." in syntax:
             ds.compress(syntax, generate_instance_uid=False)
         else:
-            ds.file_meta.TransferSyntaxUID = syntax
             if syntax == pydicom.uid.ExplicitVRBigEndian:
                 ds.PixelData = ds.pixel_array.astype(">i2").tobytes()
+            ds.file_meta.TransferSyntaxUID = syntax
         _save(ds, path, syntax)
     return folder
 
