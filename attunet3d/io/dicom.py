@@ -1,20 +1,10 @@
-"""DICOM in: find the series in a folder, and choose one. Its geometry is the matter of dicom_geometry.py.
+"""DICOM in: find the series in a folder, and choose one. Its geometry is the matter of dicom_geometry.py."""
 
-DICOM speaks LPS+ mm and (row, column); what leaves this module is RAS+ mm and (X, Y, Z) = (column, row, slice).
-"""
-
-import hashlib
-import math
 import os
-import secrets
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pydicom
-from pydicom.errors import InvalidDicomError
 
 from attunet3d.errors import (
     AmbiguousSeriesError,
@@ -22,43 +12,10 @@ from attunet3d.errors import (
     UnreadableInputError,
     UnsupportedImageError,
 )
-from attunet3d.io.dicom_guard import dcmread
-from attunet3d.io.dicom_series import ENHANCED_CT, Series, SliceHeader, stacks
+from attunet3d.io.dicom_header import SliceHeader, read_headers
+from attunet3d.io.dicom_series import Series, stacks
 from attunet3d.io.folders import files_below
 from attunet3d.io.slabs import IMAGE_SUFFIXES
-
-MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
-
-# The header scan parses these and skips the rest. Of the patient's data it reads ID and name, and keeps only a hash of
-# them to tell patients apart; the key makes the hash worthless elsewhere.
-HEADER_TAGS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "PatientID",
-    "PatientName",
-    "Modality",
-    "ImageType",
-    "SeriesDescription",
-    "SeriesNumber",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "FrameOfReferenceUID",
-    "AcquisitionNumber",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "LossyImageCompression",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "RescaleType",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-]
-_HASH_KEY = secrets.token_bytes(16)
 
 # Beside series that are so, the others count only when chosen: the property of `Series`, and what the others are.
 _PREFERRED = (
@@ -85,7 +42,7 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
         warnings.simplefilter("ignore")  # pydicom warns of values that break the standard; many scanners write them
         for path in files:
             try:
-                headers = _read_headers(path)
+                headers = read_headers(path)
             except OSError as e:
                 raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
             except Exception:  # pydicom lets any parser's exception through
@@ -194,133 +151,6 @@ def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:
             f"choose one with --series UID: {_listed(parts)}"
         )
     raise InputNotFoundError(f"{folder}: no series {uid}; there are: {_listed(series)}")
-
-
-def _read_headers(path: Path) -> list[SliceHeader]:
-    """One for a file with one image, one for each frame of a multi-frame image, none for what is not DICOM.
-
-    Raises whatever pydicom raises for a damaged header.
-    """
-    with path.open("rb") as f:
-        start = f.read(132)
-        # Some old files lack the preamble and begin with the data set: group 0008 or 0002, little endian.
-        bare = start[128:] != b"DICM" and start[:2] in (b"\x08\x00", b"\x02\x00") and start[3:4] == b"\x00"
-        if start[128:] != b"DICM" and not bare:
-            if not start and path.suffix.lower() == ".dcm":
-                raise InvalidDicomError("empty file")
-            return []
-    try:
-        ds = dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=bare)
-    except Exception:
-        if bare:  # some other binary file
-            return []
-        raise
-    meta = getattr(ds, "file_meta", None)
-    sop_class = str(ds.get("SOPClassUID") or "")
-    if str((meta or {}).get("MediaStorageSOPClassUID", "")) == MEDIA_DIRECTORY:
-        return []
-    if not (sop_class or ds.get("Modality") or ds.get("Rows")):
-        if bare:
-            return []
-        raise InvalidDicomError("no image or object in this file")
-    header = SliceHeader(
-        path=path,
-        sop_class=sop_class,
-        sop_instance=str(ds.get("SOPInstanceUID") or ""),
-        series_uid=str(ds.get("SeriesInstanceUID") or ""),
-        patient=_hash_of_patient(ds),
-        modality=str(ds.get("Modality") or ""),
-        image_type=_image_type(ds, "ImageType"),
-        description=" ".join(str(ds.get("SeriesDescription") or "").split()),
-        rows=int(ds.get("Rows") or 0),
-        columns=int(ds.get("Columns") or 0),
-        spacing=numbers(ds, "PixelSpacing", 2),
-        orientation=numbers(ds, "ImageOrientationPatient", 6),
-        position=numbers(ds, "ImagePositionPatient", 3),
-        frame_of_reference=str(ds.get("FrameOfReferenceUID") or ""),
-        acquisition=_acquisition(ds),
-        stack="",
-        frames=int(ds.get("NumberOfFrames") or 1),
-        frame=None,
-        samples=int(ds.get("SamplesPerPixel") or 1),
-        photometric=str(ds.get("PhotometricInterpretation") or ""),
-        lossy=str(ds.get("LossyImageCompression") or "") == "01",
-        rescale=_rescale(ds),
-        rescale_type=str(ds.get("RescaleType") or ""),
-    )
-    frames = ds.get("PerFrameFunctionalGroupsSequence")
-    if not frames or not (header.modality == "CT" or sop_class in ENHANCED_CT):
-        return [header]
-    if len(frames) != header.frames:
-        raise InvalidDicomError("as many functional groups as frames are needed")
-    shared = (ds.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
-    return [_frame_header(header, number, frame, shared) for number, frame in enumerate(frames)]
-
-
-def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared: pydicom.Dataset) -> SliceHeader:
-    """What the functional groups of a multi-frame image say of one frame, or of all; else what the file says."""
-
-    def group(name: str) -> pydicom.Dataset:
-        found = frame.get(name) or shared.get(name)
-        return found[0] if found else pydicom.Dataset()
-
-    content, values = group("FrameContentSequence"), group("PixelValueTransformationSequence")
-    kind = _image_type(group("CTImageFrameTypeSequence"), "FrameType")
-    return replace(
-        file,
-        frame=number,
-        image_type=kind or file.image_type,
-        spacing=numbers(group("PixelMeasuresSequence"), "PixelSpacing", 2),
-        orientation=numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
-        position=numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3),
-        acquisition=_acquisition(content) or file.acquisition,
-        stack=str(content.get("StackID") or ""),
-        rescale=_rescale(values) or file.rescale,
-        rescale_type=str(values.get("RescaleType") or "") or file.rescale_type,
-    )
-
-
-def _hash_of_patient(ds: pydicom.Dataset) -> str:
-    """Empty where the header names nobody. How a name is spelled out in spaces and carets differs between machines."""
-    identity = str(ds.get("PatientID") or "").strip()
-    name = " ".join(str(ds.get("PatientName") or "").replace("^", " ").casefold().split())
-    if not identity and not name:
-        return ""
-    return hashlib.blake2b(f"{identity}\0{name}".encode(errors="backslashreplace"), key=_HASH_KEY).hexdigest()
-
-
-def _acquisition(ds: pydicom.Dataset) -> tuple[int, ...]:
-    """Temporal position and acquisition number, of a file or of a frame's content; empty where there is neither."""
-    found = [numbers(ds, name, 1) for name in ("TemporalPositionIndex", "FrameAcquisitionNumber", "AcquisitionNumber")]
-    return tuple(int((number or (0,))[0]) for number in found) if any(found) else ()
-
-
-def _rescale(ds: pydicom.Dataset) -> tuple[float, float] | None:
-    """None where the header gives neither; NaN stands for the one that is missing beside the other, or is broken."""
-    if not any(name in ds for name in ("RescaleSlope", "RescaleIntercept")):
-        return None
-    slope, intercept = (numbers(ds, name, 1) or (math.nan,) for name in ("RescaleSlope", "RescaleIntercept"))
-    return slope[0], intercept[0]
-
-
-def _image_type(ds: pydicom.Dataset, name: str) -> tuple[str, ...]:
-    return tuple(str(v).upper() for v in _values(ds, name) or ())
-
-
-def _values(ds: pydicom.Dataset, name: str) -> list[Any] | None:
-    value = ds.get(name)
-    if value is None or value == "":
-        return None
-    return [value] if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__") else list(value)
-
-
-def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """`count` finite numbers, or None: what is broken is as good as missing."""
-    try:
-        found = tuple(float(v) for v in _values(ds, name) or ())
-    except (TypeError, ValueError):
-        return None
-    return found if len(found) == count and all(map(math.isfinite, found)) else None
 
 
 def _listed(series: Sequence[Series]) -> str:

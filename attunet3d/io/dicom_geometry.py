@@ -12,8 +12,9 @@ import numpy as np
 
 from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io.dicom_guard import check_size
+from attunet3d.io.dicom_header import SliceHeader
 from attunet3d.io.dicom_pixels import EXPORT_AGAIN, hu_slabs
-from attunet3d.io.dicom_series import SAME_COSINE, SAME_POSITION_MM, SAME_SPACING, Series, SliceHeader
+from attunet3d.io.dicom_series import SAME_COSINE, SAME_POSITION_MM, SAME_SPACING, Series
 from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, StoredImage, check_affine
 
 # A slice may lie this far (mm) from where the affine puts it. Headers that round positions to 0.1 mm stay within it,
@@ -61,6 +62,10 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
     tilt = tilt_deg(affine)
     if tilt > TILT_NOTE_DEG:
         notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the affine is sheared, and no voxel is moved")
+    if any(not s.series_uid for s in slices):
+        notes.append("images have no SeriesInstanceUID: those of one folder, orientation and size are one series")
+    if any(not s.sop_class for s in slices):
+        notes.append("images have no SOPClassUID: their Modality says that they are CT")
     if any(s.lossy for s in slices):
         notes.append("the images were compressed with loss")
     if slices[0].rescale is None:
@@ -119,7 +124,7 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
     if not series.is_ct:
         raise UnsupportedImageError(f"{series.folder}: series {series.uid} holds no CT images; choose a CT series")
     for s in slices:
-        check_size(s)
+        check_size(s.path, s.rows, s.columns)
     return slices
 
 

@@ -15,7 +15,6 @@ from pydicom import encaps, filereader
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from attunet3d.errors import UnreadableInputError, UnsupportedImageError
-from attunet3d.io.dicom_series import SliceHeader
 
 MAX_SIDE = 8192  # rows or columns: eight times those of the finest CT
 MAX_INFLATED_BYTES = 256 * 2**20  # of a deflated file: a slice takes half a megabyte, up to a few
@@ -68,12 +67,11 @@ def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.Dataset:
     return ds
 
 
-def check_size(header: SliceHeader) -> None:
+def check_size(path: os.PathLike[str], rows: int, columns: int) -> None:
     """Raise UnsupportedImageError for an image without rows or columns, or with more than MAX_SIDE of them."""
-    if not (1 <= header.rows <= MAX_SIDE and 1 <= header.columns <= MAX_SIDE):
+    if not (1 <= rows <= MAX_SIDE and 1 <= columns <= MAX_SIDE):
         raise UnsupportedImageError(
-            f"{header.path}: Rows x Columns {header.rows} x {header.columns}; a CT has 1 to {MAX_SIDE} of each: "
-            "export the series again"
+            f"{path}: Rows x Columns {rows} x {columns}; a CT has 1 to {MAX_SIDE} of each: export the series again"
         )
 
 

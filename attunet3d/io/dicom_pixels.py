@@ -10,7 +10,7 @@ import pydicom
 
 from attunet3d.errors import AttUNet3dError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io.dicom_guard import check_pixel_data, dcmread
-from attunet3d.io.dicom_series import SliceHeader
+from attunet3d.io.dicom_header import SliceHeader
 from attunet3d.io.slabs import read_failed
 
 AIR_HU = -1024  # what CT scanners themselves write outside the scanned field

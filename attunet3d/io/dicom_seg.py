@@ -13,7 +13,7 @@ import pydicom
 
 from attunet3d import __version__
 from attunet3d.errors import OutputError, UnsupportedImageError
-from attunet3d.io.dicom import numbers
+from attunet3d.io.dicom_header import numbers
 from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 
 # A SEG cannot be without these: they tie it to its study, to the patient's space, and to each image.

@@ -10,10 +10,7 @@ from pathlib import Path
 
 from pydicom.uid import UID
 
-from attunet3d.io.printable import printable
-
-CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
-ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced, legacy converted enhanced
+from attunet3d.io.dicom_header import CT_IMAGE_STORAGE, ENHANCED_CT, SliceHeader
 
 SAME_POSITION_MM = 0.01  # slices closer than this are images of the same place: no CT is that thin
 SAME_COSINE = 1e-3  # 0.06 degrees: 0.4 mm at the edge of a 400 mm field, less than a voxel
@@ -58,59 +55,7 @@ _DERIVED = {
 }
 _DOSE_PAGE = {"DOSE", "PROT"}  # "DOSE_INFO", "CT_SOM5 PROT" (a page of the scan protocol)
 
-MOST_CHARACTERS = 64  # of a UID, and of the other texts that are read here
-
 AXIAL_COSINE = 0.8  # 37 degrees: no gantry tilts by more than 30
-
-
-@dataclass(frozen=True)
-class SliceHeader:
-    """What the header of one DICOM file, or of one frame of it, says; None or empty where it says nothing.
-
-    Lengths in mm, LPS+. Texts are made printable, since messages and records quote them.
-    """
-
-    path: Path
-    sop_class: str
-    sop_instance: str
-    series_uid: str
-    patient: str = field(repr=False)  # not the ID: a hash that is another one in every run, only to be compared
-    modality: str
-    image_type: tuple[str, ...]
-    description: str
-    rows: int
-    columns: int
-    spacing: tuple[float, ...] | None  # between rows, between columns
-    orientation: tuple[float, ...] | None  # direction of increasing column index, then of increasing row index
-    position: tuple[float, ...] | None  # of the first voxel's centre
-    frame_of_reference: str
-    acquisition: tuple[int, ...]  # temporal position and numbers: another one where a place is scanned again
-    stack: str  # of a multi-frame file: frames of one stack make up one volume
-    frames: int  # in the file
-    frame: int | None  # which one of a multi-frame file this is; None in other files, and where frames have no places
-    samples: int
-    photometric: str
-    lossy: bool
-    rescale: tuple[float, float] | None  # slope and intercept, from stored values to HU
-    rescale_type: str
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, str) and name != "patient":
-                object.__setattr__(self, name, printable(value, MOST_CHARACTERS))
-        object.__setattr__(self, "image_type", tuple(printable(v, MOST_CHARACTERS) for v in self.image_type))
-
-    @property
-    def is_localizer(self) -> bool:
-        return "LOCALIZER" in self.image_type
-
-    @property
-    def normal(self) -> tuple[float, float, float] | None:
-        """Row direction x column direction, LPS+; a unit vector where the header is valid."""
-        if self.orientation is None:
-            return None
-        a, b, c, d, e, f = self.orientation
-        return (b * f - c * e, c * d - a * f, a * e - b * d)
 
 
 @dataclass(frozen=True)

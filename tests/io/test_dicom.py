@@ -22,7 +22,8 @@ from attunet3d.errors import (
     UnsupportedImageError,
 )
 from attunet3d.io import read_ct, read_volume
-from attunet3d.io.dicom import HEADER_TAGS, choose_series, find_series
+from attunet3d.io.dicom import choose_series, find_series
+from attunet3d.io.dicom_header import HEADER_TAGS
 
 
 def test_axial_series_by_hand(tmp_path):
@@ -156,7 +157,12 @@ def test_localizers_do_not_count(tmp_path):
 def test_series_without_uids_are_told_apart_by_folder(tmp_path):
     hu = phantom()
     write_series(tmp_path / "a", hu, uid="", SeriesInstanceUID=None, SOPClassUID=None, SOPInstanceUID=None)
-    np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, hu)
+    assert volume.source["warnings"] == [
+        "images have no SeriesInstanceUID: those of one folder, orientation and size are one series",
+        "images have no SOPClassUID: their Modality says that they are CT",
+    ]
     write_series(tmp_path / "b", hu + 1, uid="", SeriesInstanceUID=None)
     assert [s.uid for s in find_series(tmp_path)] == ["no-uid-1", "no-uid-2"]
     np.testing.assert_array_equal(read_ct(tmp_path, series_uid="no-uid-2")[0], hu + 1)
