@@ -294,18 +294,20 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="attunet3d-fuzz-"))
     cases = range(options.cases) if options.only is None else [options.only]
     outcomes = fuzz(cases, options.seed, options.jobs, folder, options.kind)
+    if not outcomes:
+        parser.error(f"none of these cases is of a kind that begins with {options.kind!r}")
     print(table(outcomes))
     if options.only is not None:
         inputs = json.loads((folder / "originals" / "inputs.json").read_text())
         kept = folder / "input"
         make_case({kind: Path(path) for kind, path in inputs.items()}, options.seed, options.only, kept)
         print(f"the input is {kept}")
-    elif any(o.failure for o in outcomes):
+        return int(bool(outcomes[0].failure))
+    shutil.rmtree(folder)
+    failed = any(o.failure for o in outcomes)
+    if failed:
         print(f"repeat one with: python tests/fuzz/fuzz.py --seed {options.seed} --only N")
-        shutil.rmtree(folder)
-    else:
-        shutil.rmtree(folder)
-    return int(any(o.failure for o in outcomes))
+    return int(failed)
 
 
 if __name__ == "__main__":
