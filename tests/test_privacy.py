@@ -72,6 +72,19 @@ def _raw(**values: tuple[str, bytes]) -> Callable[[Path], None]:
     return build
 
 
+def _longer_modality(more: int, value: bytes = b"CT") -> Callable[[Path], None]:
+    """A damaged length: the modality goes on over the elements after it, to the hospital's name."""
+
+    def build(folder: Path) -> None:
+        for path in write_series(folder, phantom(), **PATIENT):
+            data = path.read_bytes()
+            old = b"\x08\0\x60\0CS\x02\0CT"
+            assert old in data
+            path.write_bytes(data.replace(old, b"\x08\0\x60\0CS" + bytes([2 + more, 0]) + value))
+
+    return build
+
+
 def _cut(size: int) -> Callable[[Path], None]:
     def build(folder: Path) -> None:
         path = write_series(folder, phantom(), **PATIENT)[2]
@@ -91,6 +104,8 @@ DAMAGED = {
     "a name for frames": _raw(NumberOfFrames=("IS", b"PLANTED^NAME")),
     "a name for a UID": _raw(SOPInstanceUID=("UI", b"PLANTED^NAME")),
     "a name for padding": _raw(PixelPaddingValue=("IS", b"PLANTED^NAME")),
+    "a modality too long": _longer_modality(60),
+    "several modalities too long": _longer_modality(60, b"\\T"),
     "no pixels": _raw(PixelData=("OW", b"")),
     "cut in the pixels": _cut(-20),
     "cut in the header": _cut(420),

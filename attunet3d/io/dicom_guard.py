@@ -58,10 +58,12 @@ def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.Dataset:
         meta = filereader._read_file_meta_info(file)
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             file.seek(0)
-            return pydicom.dcmread(file, **options)
-        ds = pydicom.dcmread(_inflated(file), **{**options, "force": True})
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian  # what it is now
-    ds.file_meta = pydicom.dataset.FileMetaDataset(meta)
+            ds = pydicom.dcmread(file, **options)
+        else:
+            ds = pydicom.dcmread(_inflated(file), **{**options, "force": True})
+            meta.TransferSyntaxUID = ExplicitVRLittleEndian  # what it is now
+            ds.file_meta = pydicom.dataset.FileMetaDataset(meta)
+    ds.filename = os.fspath(path)
     return ds
 
 

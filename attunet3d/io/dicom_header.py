@@ -14,7 +14,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from attunet3d.io.dicom_guard import dcmread
-from attunet3d.io.printable import printable
+from attunet3d.io.printable import printable_start
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced, legacy converted enhanced
@@ -88,8 +88,8 @@ class SliceHeader:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, str) and name != "patient":
-                object.__setattr__(self, name, printable(value, MOST_CHARACTERS))
-        object.__setattr__(self, "image_type", tuple(printable(v, MOST_CHARACTERS) for v in self.image_type))
+                object.__setattr__(self, name, printable_start(value, MOST_CHARACTERS))
+        object.__setattr__(self, "image_type", tuple(printable_start(v, MOST_CHARACTERS) for v in self.image_type))
 
     @property
     def is_localizer(self) -> bool:
@@ -124,7 +124,7 @@ def read_headers(path: Path) -> list[SliceHeader]:
             return []
         raise
     meta = getattr(ds, "file_meta", None)
-    sop_class = str(ds.get("SOPClassUID") or "")
+    sop_class = _text(ds, "SOPClassUID")
     if str((meta or {}).get("MediaStorageSOPClassUID", "")) == MEDIA_DIRECTORY:
         return []
     if not (sop_class or ds.get("Modality") or ds.get("Rows")):
@@ -134,27 +134,27 @@ def read_headers(path: Path) -> list[SliceHeader]:
     header = SliceHeader(
         path=path,
         sop_class=sop_class,
-        sop_instance=str(ds.get("SOPInstanceUID") or ""),
-        series_uid=str(ds.get("SeriesInstanceUID") or ""),
+        sop_instance=_text(ds, "SOPInstanceUID"),
+        series_uid=_text(ds, "SeriesInstanceUID"),
         patient=_hash_of_patient(ds),
-        modality=str(ds.get("Modality") or ""),
+        modality=_text(ds, "Modality"),
         image_type=_image_type(ds, "ImageType"),
-        description=" ".join(str(ds.get("SeriesDescription") or "").split()),
+        description=" ".join(_text(ds, "SeriesDescription").split()),
         rows=int(ds.get("Rows") or 0),
         columns=int(ds.get("Columns") or 0),
         spacing=numbers(ds, "PixelSpacing", 2),
         orientation=numbers(ds, "ImageOrientationPatient", 6),
         position=numbers(ds, "ImagePositionPatient", 3),
-        frame_of_reference=str(ds.get("FrameOfReferenceUID") or ""),
+        frame_of_reference=_text(ds, "FrameOfReferenceUID"),
         acquisition=_acquisition(ds),
         stack="",
         frames=int(ds.get("NumberOfFrames") or 1),
         frame=None,
         samples=int(ds.get("SamplesPerPixel") or 1),
-        photometric=str(ds.get("PhotometricInterpretation") or ""),
-        lossy=str(ds.get("LossyImageCompression") or "") == "01",
+        photometric=_text(ds, "PhotometricInterpretation"),
+        lossy=_text(ds, "LossyImageCompression") == "01",
         rescale=_rescale(ds),
-        rescale_type=str(ds.get("RescaleType") or ""),
+        rescale_type=_text(ds, "RescaleType"),
     )
     frames = ds.get("PerFrameFunctionalGroupsSequence")
     if not frames or not (header.modality == "CT" or sop_class in ENHANCED_CT):
@@ -182,10 +182,21 @@ def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared
         orientation=numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
         position=numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3),
         acquisition=_acquisition(content) or file.acquisition,
-        stack=str(content.get("StackID") or ""),
+        stack=_text(content, "StackID"),
         rescale=_rescale(values) or file.rescale,
-        rescale_type=str(values.get("RescaleType") or "") or file.rescale_type,
+        rescale_type=_text(values, "RescaleType") or file.rescale_type,
     )
+
+
+def _text(ds: pydicom.Dataset, name: str) -> str:
+    """The text of an element as it stands in the file; empty for a number, or for a sequence, which may hold anything.
+
+    Python's own way to show bytes and lists would make printable what `SliceHeader` cuts off.
+    """
+    found = ds.get(name)
+    values = [found] if isinstance(found, (str, bytes)) else _values(ds, name) or []
+    texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in values]
+    return "\\".join(text for text in texts if isinstance(text, str))
 
 
 def _hash_of_patient(ds: pydicom.Dataset) -> str:

@@ -25,6 +25,7 @@ MOST_CLIPPED = 0.01  # of the voxels: beside metal the reconstruction overflows 
 # Outside these limits the numbers are not millimetres: inner-ear CT has 0.1 mm voxels, the thickest slices are 10 mm.
 MIN_SPACING_MM = 0.05
 MAX_SPACING_MM = 20.0
+MAX_ORIGIN_MM = 1e5  # 100 m from the scanner's origin; NIfTI's float32 would still hold it to 0.01 mm
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -132,7 +133,7 @@ def to_labels(image: StoredImage) -> np.ndarray:
 
 
 def check_affine(path: Path, affine: np.ndarray) -> None:
-    """Raise GeometryError unless `affine` (4x4, voxel to mm) is finite, invertible, and has believable voxel sizes."""
+    """Raise GeometryError unless `affine` (4x4, voxel to mm) is finite, invertible, and believable in mm."""
     if not np.all(np.isfinite(affine)):
         raise GeometryError(f"{path}: the affine holds non-finite values; save the image again with a valid header")
     with np.errstate(over="ignore"):  # infinite is too large as well
@@ -143,6 +144,9 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
             f"{path}: voxel size {shown} mm; expected {MIN_SPACING_MM} to {MAX_SPACING_MM:g} mm: "
             "correct the spacing in the header"
         )
+    farthest = float(np.abs(affine[:3, 3]).max())
+    if farthest > MAX_ORIGIN_MM:
+        raise GeometryError(f"{path}: the first voxel lies {farthest:.4g} mm off; correct the origin in the header")
     # Volume relative to an orthogonal voxel of the same edges: 1 without shear, 0 when two axes are parallel.
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         raise GeometryError(

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "io")]
 
-from dicom_files import phantom, write_series  # noqa: E402
+from dicom_files import phantom, write_enhanced, write_series  # noqa: E402
 
 REAL_FILES = TESTS.parents[1] / "shared" / "data" / "dicom_edge" / "transfer_syntaxes"
 PATIENT = {
@@ -58,6 +58,7 @@ def write_inputs(folder: Path) -> dict[str, Path]:
         for kind, syntax in SYNTAXES.items():
             with suppress(Exception):  # pydicom raises whatever it likes where an encoder is missing
                 found[kind] = _series(folder / kind.replace(" ", "_"), syntax)
+        found["dicom enhanced"] = _enhanced(folder / "dicom_enhanced")
         for kind, name in REAL.items():
             for path in REAL_FILES.glob(name):
                 found[kind] = _real(folder / kind.replace(" ", "_"), path)
@@ -77,10 +78,19 @@ def _series(folder: Path, syntax: str) -> Path:
         if syntax in pydicom.uid.RLETransferSyntaxes or "1.2.840.10008.1.2.4." in syntax:
             ds.compress(syntax, generate_instance_uid=False)
         else:
-            ds.file_meta.TransferSyntaxUID = syntax
             if syntax == pydicom.uid.ExplicitVRBigEndian:
                 ds.PixelData = ds.pixel_array.astype(">i2").tobytes()
+            ds.file_meta.TransferSyntaxUID = syntax
         _save(ds, path, syntax)
+    return folder
+
+
+def _enhanced(folder: Path) -> Path:
+    path = write_enhanced(folder / "frames.dcm", phantom(SHAPE), **PATIENT)
+    ds = pydicom.dcmread(path)
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = "1.2.3", "1.2.3.4", "1.2.5"
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4.0"
+    _save(ds, path, pydicom.uid.ExplicitVRLittleEndian)
     return folder
 
 

@@ -7,12 +7,14 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from dicom_files import phantom
 from fuzz import Outcome, fuzz, make_case, run_case, table
-from fuzz_inputs import PATIENT, write_inputs
+from fuzz_inputs import PATIENT, SHAPE, write_inputs
 
 from attunet3d.errors import AttUNet3dError
 from attunet3d.io import read_ct
@@ -26,8 +28,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_short_run(tmp_path: Path) -> None:
-    outcomes = fuzz(range(150), seed=11, jobs=1, folder=tmp_path / "run")
-    assert len(outcomes) == 150
+    outcomes = fuzz(range(110), seed=11, jobs=1, folder=tmp_path / "run")
+    assert len(outcomes) == 110
     assert not [o for o in outcomes if o.failure], table(outcomes)
     assert {"mask", "UnreadableInputError"} <= {o.outcome for o in outcomes}
 
@@ -35,7 +37,8 @@ def test_short_run(tmp_path: Path) -> None:
 def test_undamaged_inputs_are_read(inputs: dict[str, Path]) -> None:
     """So the damage is what is refused later. The patient is in the DICOM files, so that the search can find them."""
     for kind, path in inputs.items():
-        assert read_ct(path)[0].min() < -500, kind
+        array, _ = read_ct(path)
+        assert kind.startswith("real") or kind == "nifti scaled" or np.array_equal(array, phantom(SHAPE)), kind
     assert {"dicom big endian", "dicom deflated", "dicom RLE", "nifti gzip", "nrrd", "mhd"} <= set(inputs)
     for value in PATIENT.values():
         assert value.encode() in next(inputs["dicom explicit"].iterdir()).read_bytes()

@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 from dicom_files import phantom
 
-from attunet3d.errors import AttUNet3dError, UnreadableInputError, UnsupportedImageError
+from attunet3d.errors import AttUNet3dError, GeometryError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io import read_ct
 from attunet3d.io.itk import open_itk
 from attunet3d.io.itk_header import MAX_LINE_BYTES
@@ -145,6 +145,13 @@ def test_long_comments_and_keys_are_read(tmp_path: Path) -> None:
     long = b"# " + b"c" * 2000 + b"\nnote:=" + b"n" * 2000 + b"\n"
     path = replace(write(tmp_path, "ct.nrrd"), b"type:", long + b"type:")
     np.testing.assert_array_equal(read_ct(path)[0], phantom())
+
+
+def test_an_origin_that_a_mask_could_not_hold(tmp_path: Path) -> None:
+    """ITK holds it as float64, NIfTI as float32: infinite."""
+    path = replace(write(tmp_path, "ct.mha"), b"Offset = 0 0 0", b"Offset = 0 1e300 0")
+    with pytest.raises(GeometryError, match=r"1e\+300 mm off; correct the origin"):
+        read_ct(path)
 
 
 def test_a_volume_without_voxels(tmp_path: Path) -> None:
