@@ -36,7 +36,7 @@ _RECORDED_IDS = (
 )
 # Of what its reader says of a CT.
 _SOURCE_FACTS = ("format", "series_uid", "slices", "gantry_tilt_deg")
-_UID = re.compile(r"\b[0-2](\.\d+){3,}\b(#\d+)?")
+_UID = re.compile(r"(?<![\d.])([0-2](\.\d+){3,}|2\.25\.\d+)(?!\.?\d)(#\d+)?")
 _LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
 
 

@@ -37,7 +37,14 @@ def test_of_a_ct_its_series_and_geometry() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ct", "name"), [(f"data/{UID}", "UID"), (f"{UID}.nii.gz", "UID.nii.gz"), (Path("ct_1.2.nii"), "ct_1.2.nii")]
+    ("ct", "name"),
+    [
+        (f"data/{UID}", "UID"),
+        (f"{UID}.nii.gz", "UID.nii.gz"),
+        (Path("ct_1.2.nii"), "ct_1.2.nii"),
+        ("2.25.329800735698586629295641978511506172918", "UID"),
+        ("CT_1.2.840.113619.2", "CT_UID"),
+    ],
 )
 def test_without_uids(ct: str, name: str) -> None:
     found = record(ct, FACTS, False)

@@ -12,6 +12,7 @@ import typer
 
 from attunet3d.cli.app import app
 from attunet3d.cli.options import Verbose, products, set_up_logging
+from attunet3d.io.printable import printable
 
 if TYPE_CHECKING:
     from attunet3d.io.inspect import Finding
@@ -54,7 +55,7 @@ def _table(findings: Sequence[Finding]) -> str:
     for line, finding in zip(lines[1:], findings, strict=True):
         below = [finding.uid, finding.verdict, *(f"warning: {text}" for text in finding.warnings)]
         table += [line, *(indent + text for text in below if text)]
-    return "\n".join(table)
+    return "\n".join(map(printable, table))
 
 
 def _cells(finding: Finding) -> tuple[str, ...]:

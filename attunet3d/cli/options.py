@@ -38,7 +38,11 @@ def products() -> Iterator[Callable[[object], None]]:
 
         def product(value: object) -> None:
             try:
-                print(value, file=stdout, flush=True)
+                try:
+                    print(value, file=stdout, flush=True)
+                except UnicodeEncodeError:  # in a locale that lacks a character, or of a name that is no text
+                    shown = str(value).encode(stdout.encoding, "backslashreplace").decode(stdout.encoding)
+                    print(shown, file=stdout, flush=True)
             except BrokenPipeError:
                 raise
             except OSError as error:

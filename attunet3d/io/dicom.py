@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ from attunet3d.errors import (
     UnsupportedImageError,
 )
 from attunet3d.io.dicom_header import SliceHeader, read_headers
-from attunet3d.io.dicom_series import Series, stacks
+from attunet3d.io.dicom_pixels import EXPORT_AGAIN
+from attunet3d.io.dicom_series import Series, patients_of
+from attunet3d.io.dicom_stacks import same_orientation, same_spacing, stacks
 from attunet3d.io.folders import files_below
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
+DICOM_SUFFIXES = (".dcm", ".ima")
+
 # Beside series that are so, the others count only when chosen: the property of `Series`, and what the others are.
 _PREFERRED = (
-    ("is_volume", "a single image"),
+    ("is_volume", "images of a single place"),
     ("is_original", "made from the scanner's slices"),
     ("is_axial", "not axial"),
 )
@@ -43,17 +48,23 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
         for path in files:
             try:
                 headers = read_headers(path)
+            except FileNotFoundError as e:
+                raise UnreadableInputError(
+                    f"{path}: a link to a file that is gone, which may be a slice; {EXPORT_AGAIN}"
+                ) from e
             except OSError as e:
                 raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
             except Exception:  # pydicom lets any parser's exception through
-                damaged.append(path)
+                if path.name != "DICOMDIR":
+                    damaged.append(path)
                 continue
             if not headers:
                 others.append(path)
             for header in headers:
                 key: tuple[Any, ...] = (header.series_uid,)
                 if not header.series_uid:
-                    key = ("", path.parent, header.modality, header.orientation, header.rows, header.columns)
+                    of_series = (header.study_uid, header.series_number, header.modality, header.orientation)
+                    key = ("", path.parent, *of_series, header.rows, header.columns)
                 found.setdefault(key, []).append(header)
     if not found and damaged:
         raise UnreadableInputError(
@@ -78,10 +89,26 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
             uid = f"no-uid-{unnamed}"
         folders = {h.path.parent for h in headers}
         beside = tuple(p for p in damaged if p.parent in folders)
-        whole = Series(uid, tuple(headers), beside)
-        parts = stacks(headers) if len(whole.patients) < 2 else []
-        series += [Series(f"{uid}#{k}", part, beside) for k, part in enumerate(parts, 1)] if len(parts) > 1 else [whole]
-    return series
+        no_dicom = tuple(p for p in others if p.parent in folders and p.suffix.lower() in DICOM_SUFFIXES)
+        parts = stacks(headers) if patients_of(headers) < 2 else [tuple(headers)]
+        names = [f"{uid}#{k}" for k in range(1, len(parts) + 1)] if len(parts) > 1 else [uid]
+        series += [Series(name, part, beside, (), no_dicom) for name, part in zip(names, parts, strict=True)]
+    alone = [s.images[0] for s in series if len(s.images) == 1]
+    return [replace(s, strays=tuple(a for a in alone if _goes_on(s, a))) for s in series]
+
+
+def _goes_on(series: Series, image: SliceHeader) -> bool:
+    """Whether an image of another series lies where the next slice of this one would: a damaged UID takes it there."""
+    first, heights = series.images[0], series.heights
+    if len(heights) < 2 or image.position is None or first.normal is None:
+        return False
+    if (first.rows, first.columns) != (image.rows, image.columns):
+        return False
+    if not (same_spacing(first, image) and same_orientation(first, image)):
+        return False
+    height = sum(n * p for n, p in zip(first.normal, image.position, strict=True))
+    step = (heights[-1] - heights[0]) / (len(heights) - 1)
+    return abs(max(heights[0] - height, height - heights[-1]) - step) < step / 4
 
 
 def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
@@ -118,10 +145,11 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
             f"{_folder(series)}: no CT image series, only {', '.join(kinds)}; give the folder of a CT scan"
         )
     for preferred, reason in _PREFERRED:
-        worse = {s.uid: f"{s.kind}, {reason}" for s in candidates if not getattr(s, preferred)}
-        if len(worse) < len(candidates):
-            left_out |= worse
-            candidates = [s for s in candidates if s.uid not in worse]
+        # Beside a few timing images a derived series is not passed over: it may be all that was kept of the scan.
+        extent = max((s.extent for s in candidates if getattr(s, preferred)), default=-1.0)
+        worse = [s for s in candidates if not getattr(s, preferred) and s.extent <= 2 * extent]
+        left_out |= {s.uid: f"{s.kind}, {reason}" for s in worse}
+        candidates = [s for s in candidates if s not in worse]
     patients = _patients(cts)
     listed = candidates if _patients(candidates) == patients else cts
     if patients > 1 and len(listed) > 1:
@@ -132,12 +160,18 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
     return candidates, left_out
 
 
+def passed_over(series: Sequence[Series]) -> list[str]:
+    """The CT series beside the only one that `choose_series` finds, but for localizers: UID, and why it counts less."""
+    _, reasons = candidate_series(series)
+    return [f"{s.uid} ({reasons[s.uid]})" for s in series if s.is_ct and not s.is_localizer and s.uid in reasons]
+
+
 def _folder(series: Sequence[Series]) -> str:
     return os.path.commonpath([s.folder for s in series])
 
 
 def _patients(series: Sequence[Series]) -> int:
-    return len({patient for s in series for patient in s.patients})
+    return patients_of(header for s in series for header in s.slices)
 
 
 def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:

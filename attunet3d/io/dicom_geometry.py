@@ -3,7 +3,9 @@
 Every rule is in docs/dicom.md, with the test that shows it. What is refused is never repaired by a guess.
 """
 
+import filecmp
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,16 @@ from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedIma
 from attunet3d.io.dicom_guard import check_size
 from attunet3d.io.dicom_header import SliceHeader
 from attunet3d.io.dicom_pixels import EXPORT_AGAIN, hu_slabs
-from attunet3d.io.dicom_series import SAME_COSINE, SAME_POSITION_MM, SAME_SPACING, Series
-from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, StoredImage, check_affine
+from attunet3d.io.dicom_series import Series
+from attunet3d.io.dicom_stacks import same_orientation, same_spacing
+from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, MIN_SPACING_MM, StoredImage, check_affine
 
-# A slice may lie this far (mm) from where the affine puts it. Headers that round positions to 0.1 mm stay within it,
-# and it is far below what a mask can show. A missing slice moves some slice by half a spacing or more, so the second
-# limit finds every missing slice, however thin the slices are.
-MAX_DISPLACEMENT_MM = 0.1
-MAX_DISPLACEMENT_OF_SPACING = 0.25
+# A slice may lie this far from where the affine puts it, mm or a part of the spacing. Headers that round positions to
+# 0.1 mm stay within it, and it is far below what a mask can show. A missing slice moves some slice by half a spacing or
+# more, so the limit for thin slices finds every missing one.
+MAX_DISPLACEMENT_MM = 0.1 + 1e-6
+MAX_DISPLACEMENT_OF_THICK = 0.025
+MAX_DISPLACEMENT_OF_THIN = 0.25
 
 UNIT_TOLERANCE = 5e-3  # direction cosines rounded to three decimals
 TILT_NOTE_DEG = 0.1  # what rounded positions never reach
@@ -41,9 +45,14 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
         raise UnreadableInputError(
             f"{series.damaged[0]}: DICOM header truncated or damaged; it may be a slice of this series: {EXPORT_AGAIN}"
         )
-    if len(series.patients) > 1:
+    if series.strays:
+        raise UnreadableInputError(
+            f"{series.strays[0].path}: alone in its series, but lies where the next slice of {series.uid} would; its "
+            f"header may be damaged: {EXPORT_AGAIN}"
+        )
+    if series.patients > 1:
         raise UnsupportedImageError(
-            f"{series.folder}: series {series.uid} mixes images of {len(series.patients)} patients (by PatientID and "
+            f"{series.folder}: series {series.uid} mixes images of {series.patients} patients (by PatientID and "
             "PatientName); export each patient's scan apart"
         )
     notes: list[str] = []
@@ -52,7 +61,8 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
     planes = _even_planes(slices, positions, series.folder, allow_uneven)
     lps = np.eye(4)
     spacing = slices[0].spacing or ()
-    row_step, column_step = np.array(slices[0].orientation).reshape(2, 3)
+    axes = np.array(slices[0].orientation).reshape(2, 3)
+    row_step, column_step = axes / np.linalg.norm(axes, axis=1, keepdims=True)
     lps[:3, 0], lps[:3, 1] = row_step * spacing[1], column_step * spacing[0]
     count = len(slices) if planes is None else len(planes)
     lps[:3, 2] = (positions[-1] - positions[0]) / (count - 1)
@@ -66,6 +76,13 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
         notes.append("images have no SeriesInstanceUID: those of one folder, orientation and size are one series")
     if any(not s.sop_class for s in slices):
         notes.append("images have no SOPClassUID: their Modality says that they are CT")
+    if series.no_dicom:
+        names = ", ".join(path.name for path in series.no_dicom[:3])
+        notes.append(
+            f"{_count(series.no_dicom, 'file')} beside the images, such as {names}, named like DICOM, but not it"
+        )
+    if any(s.rescale_type == "HU_MOD" for s in slices):
+        notes.append("values are modified HU (RescaleType HU_MOD), such as those of mono-energetic images")
     if any(s.lossy for s in slices):
         notes.append("the images were compressed with loss")
     if slices[0].rescale is None:
@@ -93,9 +110,14 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
 def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
     """The slices, if they can be parts of one CT volume."""
     slices = list(series.slices)
-    if not series.is_localizer and any(s.is_localizer for s in slices):
+    if series.is_ct and series.is_localizer:
+        raise UnsupportedImageError(
+            f"{series.folder}: series {series.uid} holds localizer images, which make up no volume; choose a CT series"
+        )
+    localizers = [s for s in slices if s.is_localizer]
+    if localizers:
         slices = [s for s in slices if not s.is_localizer]
-        notes.append(f"{len(series.slices) - len(slices)} localizer images in the series were left out")
+        notes.append(f"{_count(localizers, 'localizer image')} in the series left out")
     for s in slices:
         if s.modality not in ("CT", ""):
             raise UnsupportedImageError(f"{s.path}: modality {s.modality}; this reads CT only: choose a CT series")
@@ -109,7 +131,7 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
                 f"{s.path}: colour image ({s.photometric or 'no photometric interpretation'}, "
                 f"{s.samples} samples per pixel); give the original CT series"
             )
-        if s.rescale_type not in ("", "HU", "US"):
+        if s.rescale_type not in ("", "HU", "HU_MOD", "US"):
             raise UnsupportedImageError(f"{s.path}: values in {s.rescale_type}, not HU; give the CT series in HU")
         if (s.rescale is None) != (slices[0].rescale is None):
             raise UnsupportedImageError(
@@ -129,13 +151,28 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
 
 
 def _without_copies(slices: list[SliceHeader], notes: list[str]) -> list[SliceHeader]:
-    """Drop files that are the same SOP instance at the same place."""
+    """Drop copies: the same SOP instance, at the same place, with the same pixels. Raises UnsupportedImageError."""
     seen: dict[tuple[Any, ...], SliceHeader] = {}
     for s in slices:
-        seen.setdefault((s.sop_instance or s.path, s.frame, s.position), s)
+        first = seen.setdefault((s.sop_instance or s.path, s.frame, s.position), s)
+        if first is not s and not _same_pixels(first, s):
+            raise UnsupportedImageError(
+                f"{s.path}: the SOPInstanceUID and the place of {first.path.name}, but other pixels; "
+                "remove the one that is not of this series"
+            )
     if len(seen) < len(slices):
-        notes.append(f"{len(slices) - len(seen)} duplicate images (same SOPInstanceUID) were left out")
+        notes.append(f"{_count(slices[len(seen) :], 'duplicate image')} with one SOPInstanceUID left out")
+    if len({(s.sop_instance, s.frame) for s in seen.values() if s.sop_instance}) < len(seen) and slices[0].sop_instance:
+        notes.append("images at different places have one SOPInstanceUID, which should be each one's own")
     return list(seen.values())
+
+
+def _same_pixels(a: SliceHeader, b: SliceHeader) -> bool:
+    """Of two files; they may be compressed in different ways."""
+    if filecmp.cmp(a.path, b.path, shallow=False):
+        return True
+    first, second = (next(hu_slabs([s], [])) for s in (a, b))
+    return np.array_equal(first, second)
 
 
 def _in_order(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
@@ -161,30 +198,31 @@ def _in_order(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]
     normal = np.cross(*axes)
     slices = sorted(slices, key=lambda s: float(normal @ np.array(s.position)))
     positions = np.array([s.position for s in slices])
-    heights = positions @ normal
-    doubled = np.flatnonzero(np.diff(heights) < SAME_POSITION_MM)
-    if len(doubled):
-        k = int(doubled[0])
+    close = np.diff(positions @ normal) < MIN_SPACING_MM
+    if close.any():
+        k = int(np.flatnonzero(close)[0])
+        shared = int((np.append(close, False) | np.insert(close, 0, False)).sum())
         raise GeometryError(
-            f"{first.path.parent}: {len(doubled) + 1} slices or more share a position, such as {_named(slices[k])} and "
-            f"{_named(slices[k + 1])} at {_shown(slices[k].position)}; "
-            "the series mixes several phases or reconstructions: export them apart"
+            f"{first.path.parent}: {shared} of {len(slices)} slices do not advance, such as {_named(slices[k])} and "
+            f"{_named(slices[k + 1])}, both at {_shown(slices[k].position)}; "
+            "if the series mixes phases or reconstructions, export them apart; if an image is there twice, remove one"
         )
     return slices, positions
 
 
 def _check_uniform(slices: Sequence[SliceHeader]) -> None:
-    first = slices[0]
-    for s in slices[1:]:
-        for name, a, b, same in (
-            ("Rows x Columns", (first.rows, first.columns), (s.rows, s.columns), None),
-            ("PixelSpacing", first.spacing, s.spacing, {"rtol": SAME_SPACING, "atol": 0}),
-            ("ImageOrientationPatient", first.orientation, s.orientation, {"rtol": 0, "atol": SAME_COSINE}),
-        ):
-            equal = a == b if same is None else np.allclose(a, b, **same)  # type: ignore[arg-type]
-            if not equal:
+    sizes = [(float(s.rows), float(s.columns)) for s in slices]
+    for name, values, same in (
+        ("Rows x Columns", sizes, lambda a, b: (a.rows, a.columns) == (b.rows, b.columns)),
+        ("PixelSpacing", [s.spacing for s in slices], same_spacing),
+        ("ImageOrientationPatient", [s.orientation for s in slices], same_orientation),
+    ):
+        usual = Counter(values).most_common(1)[0][0]
+        like = next(s for s, value in zip(slices, values, strict=True) if value == usual)
+        for s, value in zip(slices, values, strict=True):
+            if not same(like, s):
                 raise GeometryError(
-                    f"{s.path}: {name} {_shown(b)} differs from {_shown(a)} in {first.path.name}; "
+                    f"{s.path}: {name} {_shown(value)} differs from {_shown(usual)} in {like.path.name}; "
                     "the series mixes several scans: export them apart"
                 )
 
@@ -202,8 +240,8 @@ def _even_planes(
     length = float(np.linalg.norm(travel))
     along = (positions - positions[0]) @ travel / length  # (Z,), mm on the line from the first to the last
     gaps = np.diff(along)
-    typical = float(np.median(gaps))
-    tolerance = min(MAX_DISPLACEMENT_MM, MAX_DISPLACEMENT_OF_SPACING * typical)
+    typical = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower median: a gap that there is
+    tolerance = min(max(MAX_DISPLACEMENT_MM, MAX_DISPLACEMENT_OF_THICK * typical), MAX_DISPLACEMENT_OF_THIN * typical)
     beside = np.linalg.norm(positions - positions[0] - np.outer(along, travel) / length, axis=1)
     if beside.max() > tolerance:
         k = int(beside.argmax())
@@ -214,11 +252,12 @@ def _even_planes(
     displaced = np.abs(along - np.linspace(0, length, n))
     if displaced.max() <= tolerance:
         return None
-    odd = np.flatnonzero(np.abs(gaps - typical) > MAX_DISPLACEMENT_OF_SPACING * typical)
+    odd = np.flatnonzero(np.abs(gaps - typical) > MAX_DISPLACEMENT_OF_THIN * typical)
     missing = np.rint(gaps[odd] / typical).astype(int) - 1
     whole = len(odd) > 0 and bool(np.all(missing > 0) and np.allclose(gaps[odd] / typical, missing + 1, atol=0.1))
+    too_wide = gaps.max() > MAX_SPACING_MM
     if not allow_uneven:
-        allowed = "--allow-uneven interpolates between them"
+        allowed = "" if too_wide else "; --allow-uneven interpolates between them"
         if whole:
             places = [
                 positions[k] + (positions[k + 1] - positions[k]) * part
@@ -227,17 +266,25 @@ def _even_planes(
             ]
             verdict = (
                 f"{len(places)} slice{'s are' if len(places) > 1 else ' is'} missing, at "
-                f"{', '.join(map(_shown, places[:3]))}{', ...' if len(places) > 3 else ''}: {EXPORT_AGAIN}; {allowed}"
+                f"{', '.join(map(_shown, places[:9]))}{', ...' if len(places) > 9 else ''}: {EXPORT_AGAIN}{allowed}"
             )
         else:
-            verdict = f"the slice spacing is uneven: give a series with even slices; {allowed}"
-        k = int(odd[0]) if len(odd) else int(np.abs(gaps - typical).argmax())
-        raise GeometryError(
-            f"{folder}: gap of {gaps[k]:.4g} mm between {_named(slices[k])} and {_named(slices[k + 1])} where "
-            f"{typical:.4g} mm is usual ({max(len(odd), 1)} such gaps between {n} slices, {gaps.min():.4g} to "
-            f"{gaps.max():.4g} mm); {verdict}"
-        )
-    if gaps.max() > MAX_SPACING_MM:
+            verdict = f"the slice spacing is uneven: give a series with even slices{allowed}"
+        if len(odd):
+            k = int(odd[0])
+            found = (
+                f"gap of {gaps[k]:.4g} mm between {_named(slices[k])} and {_named(slices[k + 1])} where "
+                f"{typical:.4g} mm is usual ({len(odd)} of {n - 1} gaps are others, {gaps.min():.4g} to "
+                f"{gaps.max():.4g} mm)"
+            )
+        else:
+            k = int(displaced.argmax())
+            found = (
+                f"gaps of {gaps.min():.4g} to {gaps.max():.4g} mm, so that {_named(slices[k])} lies "
+                f"{displaced[k]:.2g} mm from its place among even slices"
+            )
+        raise GeometryError(f"{folder}: {found}; {verdict}")
+    if too_wide:
         k = int(gaps.argmax())
         raise GeometryError(
             f"{folder}: gap of {gaps[k]:.4g} mm between {_named(slices[k])} and {_named(slices[k + 1])}, too wide to "
@@ -249,7 +296,7 @@ def _even_planes(
     planes = np.interp(np.linspace(0, length, round(length / step) + 1), along, np.arange(n))
     nearest = np.rint(planes)
     off = np.abs(planes - nearest) * gaps[np.minimum(planes.astype(int), n - 2)]
-    return np.where(off <= tolerance, nearest, planes)  # a slice that is there stays as it is
+    return np.where(off <= min(tolerance, MAX_DISPLACEMENT_MM), nearest, planes)  # a slice that is there stays as it is
 
 
 def _interpolated(slabs: Iterator[np.ndarray], planes: np.ndarray) -> Iterator[np.ndarray]:
@@ -270,6 +317,10 @@ def tilt_deg(affine: np.ndarray) -> float:
     step = affine[:3, 2]
     cosine = abs(float(normal @ step)) / float(np.linalg.norm(normal) * np.linalg.norm(step))
     return math.degrees(math.acos(min(1.0, cosine)))
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _named(s: SliceHeader) -> str:

@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 
 import pydicom
 from pydicom import encaps, filereader
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from attunet3d.errors import UnreadableInputError, UnsupportedImageError
 
@@ -22,6 +28,7 @@ MAX_BITS_ALLOCATED = 32
 RLE_MAX_RATIO = 64  # PackBits cannot expand by more: two bytes stand for 128
 
 _PIECE = 2**20
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70, 80, 81))  # 80 and 81 are JPEG-LS
 _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 92, 93, 201, 202, 203))
@@ -48,7 +55,7 @@ class _Size(NamedTuple):
     bits: int
 
 
-def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.Dataset:
+def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.FileDataset:
     """`pydicom.dcmread` of a path, which takes no more memory than the file, or than it holds deflated.
 
     Raises UnreadableInputError for more than MAX_INFLATED_BYTES of deflated data, and what pydicom and zlib raise.
@@ -59,12 +66,25 @@ def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.Dataset:
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             file.seek(0)
             ds = pydicom.dcmread(file, **options)
+            if not meta.get("TransferSyntaxUID"):  # a data set alone, as old archives keep it
+                ds.file_meta = pydicom.dataset.FileMetaDataset(meta)
+                ds.file_meta.TransferSyntaxUID = _syntax_as_read(ds)
         else:
             ds = pydicom.dcmread(_inflated(file), **{**options, "force": True})
             meta.TransferSyntaxUID = ExplicitVRLittleEndian  # what it is now
             ds.file_meta = pydicom.dataset.FileMetaDataset(meta)
     ds.filename = os.fspath(path)
     return ds
+
+
+def _syntax_as_read(ds: pydicom.Dataset) -> UID:
+    if hasattr(ds, "original_encoding"):
+        implicit, little_endian = ds.original_encoding
+    else:  # pydicom 2
+        implicit, little_endian = ds.is_implicit_VR, ds.is_little_endian
+    if not little_endian:
+        return ExplicitVRBigEndian
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
 
 
 def check_size(path: os.PathLike[str], rows: int, columns: int) -> None:
@@ -76,11 +96,16 @@ def check_size(path: os.PathLike[str], rows: int, columns: int) -> None:
 
 
 def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
-    """Raise UnreadableInputError unless compressed pixels are of the size and bits that the header promises.
-
-    Native pixels are left to pydicom, which compares their length with the header before it makes an array of them.
-    """
+    """Raise UnreadableInputError unless the pixels are of the size and bits that the header promises."""
     syntax = str(ds.file_meta.TransferSyntaxUID)
+    if syntax in _NATIVE:
+        values = int(ds.Rows) * int(ds.Columns) * int(ds.SamplesPerPixel) * int(ds.get("NumberOfFrames") or 1)
+        size = (values * int(ds.BitsAllocated) + 7) // 8
+        given = len(ds.PixelData)
+        if given not in (size, size + size % 2):  # elements are of even length
+            cut = "truncated, " if given < size else ""
+            raise _contradicts(path, f"{cut}{given} bytes of pixels where the header promises {size}")
+        return
     if syntax not in (_RLE, *_JPEG, *_JPEG_2000):
         return
     promised = _Size(int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel), int(ds.BitsAllocated))

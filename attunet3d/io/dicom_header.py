@@ -28,6 +28,7 @@ HEADER_TAGS = [
     "SeriesInstanceUID",
     "PatientID",
     "PatientName",
+    "StudyInstanceUID",
     "Modality",
     "ImageType",
     "SeriesDescription",
@@ -38,7 +39,14 @@ HEADER_TAGS = [
     "ImageOrientationPatient",
     "ImagePositionPatient",
     "FrameOfReferenceUID",
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+    "ConvolutionKernel",
+    "SliceThickness",
     "AcquisitionNumber",
+    "KVP",
+    "TriggerTime",
+    "AcquisitionTime",
     "NumberOfFrames",
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -49,8 +57,22 @@ HEADER_TAGS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
+# In the order in which they are tried, see dicom_stacks.py; "stack" and "instance" are those of multi-frame files.
+MARKS = (
+    "stack",
+    "instance",
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+    "ConvolutionKernel",
+    "SliceThickness",
+    "AcquisitionNumber",
+    "KVP",
+    "TriggerTime",
+    "AcquisitionTime",
+)
 _HASH_KEY = secrets.token_bytes(16)
 
+MOST = 1e9  # of any number that is read here
 MOST_CHARACTERS = 64  # of a UID, and of the other texts that are read here
 
 
@@ -65,7 +87,10 @@ class SliceHeader:
     sop_class: str
     sop_instance: str
     series_uid: str
-    patient: str = field(repr=False)  # not the ID: a hash that is another one in every run, only to be compared
+    study_uid: str
+    series_number: str
+    # Not ID and name: hashes that are others in every run, only to be compared.
+    patient: tuple[str, str] = field(repr=False)
     modality: str
     image_type: tuple[str, ...]
     description: str
@@ -75,8 +100,7 @@ class SliceHeader:
     orientation: tuple[float, ...] | None  # direction of increasing column index, then of increasing row index
     position: tuple[float, ...] | None  # of the first voxel's centre
     frame_of_reference: str
-    acquisition: tuple[int, ...]  # temporal position and numbers: another one where a place is scanned again
-    stack: str  # of a multi-frame file: frames of one stack make up one volume
+    marks: tuple[float | str | None, ...]  # what tells scans of the same places apart: see `MARKS`
     frames: int  # in the file
     frame: int | None  # which one of a multi-frame file this is; None in other files, and where frames have no places
     samples: int
@@ -87,7 +111,7 @@ class SliceHeader:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, str) and name != "patient":
+            if isinstance(value, str):
                 object.__setattr__(self, name, printable_start(value, MOST_CHARACTERS))
         object.__setattr__(self, "image_type", tuple(printable_start(v, MOST_CHARACTERS) for v in self.image_type))
 
@@ -136,7 +160,9 @@ def read_headers(path: Path) -> list[SliceHeader]:
         sop_class=sop_class,
         sop_instance=_text(ds, "SOPInstanceUID"),
         series_uid=_text(ds, "SeriesInstanceUID"),
-        patient=_hash_of_patient(ds),
+        study_uid=_text(ds, "StudyInstanceUID"),
+        series_number=str(_number(ds, "SeriesNumber")),
+        patient=_hashes_of_patient(ds),
         modality=_text(ds, "Modality"),
         image_type=_image_type(ds, "ImageType"),
         description=" ".join(_text(ds, "SeriesDescription").split()),
@@ -146,8 +172,7 @@ def read_headers(path: Path) -> list[SliceHeader]:
         orientation=numbers(ds, "ImageOrientationPatient", 6),
         position=numbers(ds, "ImagePositionPatient", 3),
         frame_of_reference=_text(ds, "FrameOfReferenceUID"),
-        acquisition=_acquisition(ds),
-        stack="",
+        marks=tuple(_mark(ds, name) for name in MARKS),
         frames=int(ds.get("NumberOfFrames") or 1),
         frame=None,
         samples=int(ds.get("SamplesPerPixel") or 1),
@@ -174,6 +199,18 @@ def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared
 
     content, values = group("FrameContentSequence"), group("PixelValueTransformationSequence")
     kind = _image_type(group("CTImageFrameTypeSequence"), "FrameType")
+    own_marks = {
+        "stack": _text(content, "StackID") or None,
+        "instance": file.sop_instance,
+        "TemporalPositionIdentifier": _number(content, "TemporalPositionIndex"),
+        "NominalPercentageOfCardiacPhase": _mark(
+            group("CardiacSynchronizationSequence"), "NominalPercentageOfCardiacPhase"
+        ),
+        "ConvolutionKernel": _mark(group("CTReconstructionSequence"), "ConvolutionKernel"),
+        "SliceThickness": _mark(group("PixelMeasuresSequence"), "SliceThickness"),
+        "AcquisitionNumber": _number(content, "FrameAcquisitionNumber"),
+    }
+    marks = (own_marks.get(name) or mark for name, mark in zip(MARKS, file.marks, strict=True))
     return replace(
         file,
         frame=number,
@@ -181,8 +218,7 @@ def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared
         spacing=numbers(group("PixelMeasuresSequence"), "PixelSpacing", 2),
         orientation=numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
         position=numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3),
-        acquisition=_acquisition(content) or file.acquisition,
-        stack=_text(content, "StackID"),
+        marks=tuple(marks),
         rescale=_rescale(values) or file.rescale,
         rescale_type=_text(values, "RescaleType") or file.rescale_type,
     )
@@ -199,19 +235,29 @@ def _text(ds: pydicom.Dataset, name: str) -> str:
     return "\\".join(text for text in texts if isinstance(text, str))
 
 
-def _hash_of_patient(ds: pydicom.Dataset) -> str:
-    """Empty where the header names nobody. How a name is spelled out in spaces and carets differs between machines."""
-    identity = str(ds.get("PatientID") or "").strip()
-    name = " ".join(str(ds.get("PatientName") or "").replace("^", " ").casefold().split())
-    if not identity and not name:
-        return ""
-    return hashlib.blake2b(f"{identity}\0{name}".encode(errors="backslashreplace"), key=_HASH_KEY).hexdigest()
+def _hashes_of_patient(ds: pydicom.Dataset) -> tuple[str, str]:
+    """Of the ID and of the name, each empty where there is none.
+
+    How a name is spelled in spaces and carets differs between machines.
+    """
+    name = str(ds.get("PatientName") or "").replace("^", " ").casefold()
+    return _hash(" ".join(str(ds.get("PatientID") or "").split())), _hash(" ".join(name.split()))
 
 
-def _acquisition(ds: pydicom.Dataset) -> tuple[int, ...]:
-    """Temporal position and acquisition number, of a file or of a frame's content; empty where there is neither."""
-    found = [numbers(ds, name, 1) for name in ("TemporalPositionIndex", "FrameAcquisitionNumber", "AcquisitionNumber")]
-    return tuple(int((number or (0,))[0]) for number in found) if any(found) else ()
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="backslashreplace"), key=_HASH_KEY).hexdigest() if text else ""
+
+
+def _mark(ds: pydicom.Dataset, name: str) -> float | str | None:
+    if name == "ConvolutionKernel":
+        return _text(ds, name) or None
+    number = _number(ds, name)
+    return None if number is None else round(number, 1)
+
+
+def _number(ds: pydicom.Dataset, name: str) -> float | None:
+    found = numbers(ds, name, 1)
+    return found[0] if found else None
 
 
 def _rescale(ds: pydicom.Dataset) -> tuple[float, float] | None:
@@ -234,9 +280,9 @@ def _values(ds: pydicom.Dataset, name: str) -> list[Any] | None:
 
 
 def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """`count` finite numbers, or None: what is broken is as good as missing."""
+    """`count` numbers of believable size, or None: what is broken is as good as missing."""
     try:
         found = tuple(float(v) for v in _values(ds, name) or ())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return found if len(found) == count and all(map(math.isfinite, found)) else None
+    return found if len(found) == count and all(abs(v) <= MOST for v in found) else None

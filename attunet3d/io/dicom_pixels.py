@@ -1,9 +1,9 @@
 """Stored DICOM pixels to HU: decoding, stored bits, rescale of each image, padding."""
 
 import importlib.util
-import itertools
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -32,25 +32,31 @@ def hu_slabs(slices: Sequence[SliceHeader], notes: list[str]) -> Iterator[np.nda
     meaning).
     """
     padded = 0
-    for _, images in itertools.groupby(slices, key=lambda s: s.path):
-        for s, pixels, padding in _decoded(list(images)):
-            slope, intercept = s.rescale or (1.0, 0.0)
-            small = pixels.dtype.itemsize <= 2 and abs(slope) * 65536 + abs(intercept) < 2**31  # else int32 overflows
-            if small and slope.is_integer() and intercept.is_integer():
-                hu = pixels.astype(np.int32) * int(slope) + int(intercept)
-            else:
-                hu = pixels * slope + intercept
-            # Only padding that cannot be tissue: some writers name a padding value and use it as a HU value too.
-            outside = padding & ((hu < AIR_HU) | (hu > HIGHEST_HU))
-            if outside.any():
-                hu[outside] = AIR_HU
-                padded += int(outside.sum())
-            yield hu.T
+    files: dict[Path, list[SliceHeader]] = {}
+    for s in slices:
+        files.setdefault(s.path, []).append(s)
+    decoders = {path: _decoded(images) for path, images in files.items()}
+    for s in slices:
+        pixels, padding = next(decoders[s.path])
+        if s is files[s.path][-1]:
+            del decoders[s.path]  # and with it what the file holds
+        slope, intercept = s.rescale or (1.0, 0.0)
+        small = pixels.dtype.itemsize <= 2 and abs(slope) * 65536 + abs(intercept) < 2**31  # else int32 overflows
+        if small and slope.is_integer() and intercept.is_integer():
+            hu = pixels.astype(np.int32) * int(slope) + int(intercept)
+        else:
+            hu = pixels * slope + intercept
+        # Only padding that cannot be tissue: some writers name a padding value and use it as a HU value too.
+        outside = padding & ((hu < AIR_HU) | (hu > HIGHEST_HU))
+        if outside.any():
+            hu[outside] = AIR_HU
+            padded += int(outside.sum())
+        yield hu.T
     if padded:
         notes.append(f"{padded} padding voxels were set to {AIR_HU} HU")
 
 
-def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[SliceHeader, np.ndarray, np.ndarray]]:
+def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of the images of one file: stored values, and which of them mean padding; both (rows, columns)."""
     path, syntax = images[0].path, ""
     for s in images:
@@ -75,7 +81,7 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[SliceHeader, np.nd
                 f"{path}: pixels of shape {pixels.shape} where the header promises {(s.rows, s.columns)}; "
                 f"{EXPORT_AGAIN}"
             )
-        yield s, *stored.values(pixels)
+        yield stored.values(pixels)
 
 
 def _check_meaning(ds: pydicom.Dataset) -> None:

@@ -13,6 +13,8 @@ import pydicom
 
 from attunet3d import __version__
 from attunet3d.errors import OutputError, UnsupportedImageError
+from attunet3d.io.dicom_geometry import TILT_NOTE_DEG, tilt_deg
+from attunet3d.io.dicom_guard import dcmread
 from attunet3d.io.dicom_header import numbers
 from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 
@@ -75,7 +77,7 @@ def source_headers(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom warns of values that break the standard, and quotes them
             try:
-                header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+                header = dcmread(path, stop_before_pixels=True, force=True)
                 missing = [tag for tag in REQUIRED_TAGS if not header.get(tag)]
             except Exception as error:  # pydicom lets any parser's exception through
                 raise read_failed(path) from error
@@ -92,6 +94,11 @@ def source_headers(
             header.PerFrameFunctionalGroupsSequence = [header.PerFrameFunctionalGroupsSequence[k] for k in frames]
             header.NumberOfFrames = len(frames)
         headers.append(header)
+    if len({header.SOPInstanceUID for header in headers}) < len(headers):
+        raise UnsupportedImageError(
+            f"{source}: several images have one SOPInstanceUID, so that a DICOM SEG cannot tell which it refers to; "
+            "export the series again, or write NIfTI (--format nifti)"
+        )
     if len({header.StudyInstanceUID for header in headers}) > 1:
         raise UnsupportedImageError(
             f"{source}: the images are of several studies (StudyInstanceUID), and a DICOM SEG belongs to one; "
@@ -103,6 +110,8 @@ def source_headers(
         notes.append(f"the images carry {len(spaces)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
         for header in headers:
             header.FrameOfReferenceUID = headers[0].FrameOfReferenceUID
+    if tilt_deg(affine) > TILT_NOTE_DEG:
+        notes.append("dcmqi, and programs that read SEG with it, cannot place the slices of a tilted gantry")
     return headers
 
 

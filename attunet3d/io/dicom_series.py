@@ -1,20 +1,18 @@
-"""What DICOM headers say of a series: what kind of images it holds, whose, and which stacks share its UID."""
+"""What DICOM headers say of a series: what kind of images it holds, whose, and where they begin and end."""
 
 import re
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from pydicom.uid import UID
 
 from attunet3d.io.dicom_header import CT_IMAGE_STORAGE, ENHANCED_CT, SliceHeader
-
-SAME_POSITION_MM = 0.01  # slices closer than this are images of the same place: no CT is that thin
-SAME_COSINE = 1e-3  # 0.06 degrees: 0.4 mm at the edge of a 400 mm field, less than a voxel
-SAME_SPACING = 1e-3  # relative
+from attunet3d.io.slabs import MIN_SPACING_MM
 
 # By storage class, the number that follows 1.2.840.10008.5.1.4.1.1; the longest match counts.
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -43,15 +41,28 @@ _KIND_OF_CLASS = {
 # Words in the ImageType of derived CT images, as the standard and the scanners' makers write them: "MIP",
 # "CT_SOM5 MIP", "MAX_IP", "PROJECTION IMAGE", "REFORMATTED". DERIVED alone says too little: compression does that too.
 _DERIVED = {
+    "SUBTRACTION": "subtraction",
+    "PERFUSION": "perfusion map",
+    "CBF": "perfusion map",
+    "CBV": "perfusion map",
+    "MTT": "perfusion map",
+    "TTP": "perfusion map",
+    "CPR": "curved MPR",
+    "CURVED": "curved MPR",
     "MINIP": "MinIP",
     "MIN": "MinIP",
     "MIP": "MIP",
     "MAX": "MIP",
     "PROJECTION": "projection",
     "MPR": "MPR",
+    "MULTIPLANAR": "MPR",
     "REFORMATTED": "MPR",
     "VRT": "rendering",
+    "VOLREN": "rendering",
     "RENDER": "rendering",
+    "RENDERING": "rendering",
+    "3D": "rendering",
+    "SECONDARY": "secondary",  # any other that is not of the scanner's own
 }
 _DOSE_PAGE = {"DOSE", "PROT"}  # "DOSE_INFO", "CT_SOM5 PROT" (a page of the scan protocol)
 
@@ -68,7 +79,9 @@ class Series:
 
     uid: str
     slices: tuple[SliceHeader, ...]
-    damaged: tuple[Path, ...] = field(default=())  # DICOM files beside them whose header cannot be read
+    damaged: tuple[Path, ...] = ()  # DICOM files beside them whose header cannot be read
+    strays: tuple[SliceHeader, ...] = ()  # images alone in their series that lie where this one would go on
+    no_dicom: tuple[Path, ...] = ()  # files beside them that are named like DICOM
 
     @property
     def description(self) -> str:
@@ -92,9 +105,9 @@ class Series:
         return tuple(s for s in self.slices if not s.is_localizer) or self.slices
 
     @property
-    def patients(self) -> set[str]:
-        """As many hashes as there are known patients in it: images without an ID count for none."""
-        return {s.patient for s in self.slices if s.patient}
+    def patients(self) -> int:
+        """How many there are, see `patients_of`."""
+        return patients_of(self.slices)
 
     @property
     def is_ct(self) -> bool:
@@ -110,8 +123,16 @@ class Series:
 
     @property
     def is_volume(self) -> bool:
-        """Whether it has more than one image: a single one is a bolus timing or a dose page."""
-        return len(self.slices) > 1 or self.slices[0].frames > 1
+        """Whether it has images of more than one place: bolus timing and dose pages have not."""
+        if len(self.images) < 2:
+            return self.images[0].frames > 1
+        return not self.heights or self.extent >= MIN_SPACING_MM
+
+    @property
+    def extent(self) -> float:
+        """From the first image to the last, mm; 0 where the headers do not say."""
+        heights = self.heights
+        return heights[-1] - heights[0] if heights else 0.0
 
     @property
     def is_original(self) -> bool:
@@ -165,85 +186,22 @@ class Series:
             said.append(f'"{self.description}"')
         return f"{self.uid} ({', '.join(said)})"
 
+    @property
+    def heights(self) -> list[float]:
+        """Of the images along the normal of most, ascending, mm; empty where the headers do not say."""
+        orientation = Counter(s.orientation for s in self.images).most_common(1)[0][0]
+        normal = next(s.normal for s in self.images if s.orientation == orientation)
+        if normal is None or any(s.position is None for s in self.images):
+            return []
+        return sorted(sum(n * p for n, p in zip(normal, s.position or (), strict=True)) for s in self.images)
+
     def _slice_step(self) -> float | None:
         """Between most slices, mm; None where the headers do not say."""
-        normal = self.images[0].normal
-        positions = [s.position for s in self.images if s.position is not None]
-        if normal is None or len(positions) < 2:
-            return None
-        places = sorted(sum(n * p for n, p in zip(normal, position, strict=True)) for position in positions)
-        return statistics.median(b - a for a, b in pairwise(places))
+        steps = [b - a for a, b in pairwise(self.heights)]
+        return statistics.median(steps) if steps else None
 
 
-def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
-    """The images of one series UID, apart where they are several stacks.
-
-    Stacks differ in size, pixel spacing, orientation, frame of reference or StackID, or are acquisitions of the same
-    places.
-    Nothing is taken apart where that would leave a single image: it would pass for a stack of its own, and the other
-    slices for a complete one. Localizers stay with an only stack and are apart from several.
-    """
-    images = [s for s in slices if not s.is_localizer]
-    parts = [images]
-    for same in (_same_size, _same_spacing, _same_orientation, _same_frame, _same_stack):
-        parts = [group for part in parts for group in _apart(part, same)]
-    parts = [group for part in parts for group in _acquisitions_apart(part)]
-    if len(parts) == 1:
-        return [tuple(slices)]
-    localizers = tuple(s for s in slices if s.is_localizer)
-    return [tuple(part) for part in parts] + ([localizers] if localizers else [])
-
-
-def _apart(slices: list[SliceHeader], same: Callable[[SliceHeader, SliceHeader], bool]) -> list[list[SliceHeader]]:
-    groups: list[list[SliceHeader]] = []
-    for s in slices:
-        for group in groups:
-            if same(group[0], s):
-                group.append(s)
-                break
-        else:
-            groups.append([s])
-    return groups if all(len(group) > 1 for group in groups) else [slices]
-
-
-def _same_size(a: SliceHeader, b: SliceHeader) -> bool:
-    return (a.rows, a.columns) == (b.rows, b.columns)
-
-
-def _same_spacing(a: SliceHeader, b: SliceHeader) -> bool:
-    if a.spacing is None or b.spacing is None:
-        return a.spacing is b.spacing
-    return all(abs(x - y) <= SAME_SPACING * abs(y) for x, y in zip(a.spacing, b.spacing, strict=True))
-
-
-def _same_orientation(a: SliceHeader, b: SliceHeader) -> bool:
-    if a.orientation is None or b.orientation is None:
-        return a.orientation is b.orientation
-    return all(abs(x - y) <= SAME_COSINE for x, y in zip(a.orientation, b.orientation, strict=True))
-
-
-def _same_frame(a: SliceHeader, b: SliceHeader) -> bool:
-    return a.frame_of_reference == b.frame_of_reference or not (a.frame_of_reference and b.frame_of_reference)
-
-
-def _same_stack(a: SliceHeader, b: SliceHeader) -> bool:
-    return a.stack == b.stack
-
-
-def _acquisitions_apart(slices: list[SliceHeader]) -> list[list[SliceHeader]]:
-    """A new stack begins with the acquisition that comes back to a place; one scan may be of many acquisitions."""
-    by_number: dict[tuple[int, ...], list[SliceHeader]] = {}
-    for s in slices:
-        if not s.acquisition or s.position is None:
-            return [slices]
-        by_number.setdefault(s.acquisition, []).append(s)
-    groups: list[list[SliceHeader]] = []
-    taken: set[tuple[int, ...]] = set()
-    for _, group in sorted(by_number.items()):
-        places = {tuple(round(p / SAME_POSITION_MM) for p in s.position or ()) for s in group}
-        if not groups or places & taken:
-            groups.append([])
-            taken = set()
-        groups[-1] += group
-        taken |= places
-    return groups if all(len(group) > 1 for group in groups) else [slices]
+def patients_of(slices: Iterable[SliceHeader]) -> int:
+    """How many patients there must be: as many as there are IDs, or names; an image without them is nobody else's."""
+    ids, names = zip(*(s.patient for s in slices), strict=True)
+    return max(len({*ids} - {""}), len({*names} - {""}))

@@ -10,9 +10,9 @@ import numpy as np
 from attunet3d.errors import AttUNet3dError
 from attunet3d.io.dicom import find_series
 from attunet3d.io.dicom_geometry import open_series, tilt_deg
-from attunet3d.io.dicom_series import AXIAL_COSINE, SAME_POSITION_MM, Series
+from attunet3d.io.dicom_series import AXIAL_COSINE, Series
 from attunet3d.io.reader import existing, open_ct
-from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, check_affine
+from attunet3d.io.slabs import LPS_TO_RAS, MIN_SPACING_MM, StoredImage, check_affine
 
 _SERIES_IS_FINE = "can be segmented"
 # Unlike a DICOM header, that of a file does not say whether it is a CT.
@@ -135,7 +135,7 @@ def _travel(series: Series) -> np.ndarray | None:
         return None
     ordered = sorted(np.array(positions), key=lambda position: float(position @ normal))
     travel = ordered[-1] - ordered[0]
-    return travel if np.linalg.norm(travel) > SAME_POSITION_MM else None
+    return travel if np.linalg.norm(travel) > MIN_SPACING_MM else None
 
 
 def _millimetres(value: float | None) -> float | None:

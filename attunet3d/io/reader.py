@@ -41,11 +41,15 @@ def open_ct(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool
     given = path
     path = existing(path)
     if path.is_dir():
-        from attunet3d.io.dicom import choose_series, find_series
+        from attunet3d.io.dicom import choose_series, find_series, passed_over
         from attunet3d.io.dicom_geometry import open_series
 
         series = [given.series] if isinstance(given, SeriesCase) else find_series(path)
-        return open_series(choose_series(series, series_uid), allow_uneven=allow_uneven)
+        image = open_series(choose_series(series, series_uid), allow_uneven=allow_uneven)
+        others = passed_over(series) if series_uid is None else []
+        if others:
+            image.facts["warnings"].append(f"other CT series were left out: {'; '.join(others)}")
+        return image
     image = open_file(path)
     if series_uid is not None:
         image.facts["warnings"].append(f"a series was asked for, but {path.name} is not DICOM")

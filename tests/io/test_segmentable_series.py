@@ -44,7 +44,7 @@ def test_those_that_could_be_chosen_under_their_numbers(study: Path) -> None:
     assert [line.partition(": 1.2.")[0] for line in left_out] == [
         f"{study}: series 1: CT localizer",
         f"{study}: series 3: CT derived (MIP), made from the scanner's slices",
-        f"{study}: series 4: CT, a single image",
+        f"{study}: series 4: CT, images of a single place",
         f"{study}: series 5: MR, no CT images",
         f"{study}: series 6: CT, not axial",
     ]
