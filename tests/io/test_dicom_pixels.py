@@ -237,3 +237,21 @@ def test_broken_rescale_is_refused(tmp_path, tags):
     write_series(tmp_path, phantom(), **tags)
     with pytest.raises(UnsupportedImageError, match=r"rescale slope and intercept \[.*\] are incomplete or invalid"):
         read_ct(tmp_path)
+
+
+@pytest.mark.parametrize(("extra", "said"), [(200, "440 bytes"), (2, "242 bytes"), (-2, "truncated, 238 bytes")])
+def test_native_pixels_are_as_many_as_promised(tmp_path, extra, said):
+    """More than promised, and it is not known which: the image may be shifted."""
+    path = write_series(tmp_path, phantom())[3]
+    data = pydicom.dcmread(path).PixelData
+    edit(path, PixelData=bytes(extra) + data if extra > 0 else data[:extra])
+    with pytest.raises(UnreadableInputError, match=f"{said} of pixels where the header promises 240"):
+        read_ct(tmp_path)
+
+
+def test_modified_hu_are_read_with_a_warning(tmp_path):
+    hu = phantom()
+    write_series(tmp_path, hu, RescaleType="HU_MOD")
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, hu)
+    assert "modified HU" in volume.source["warnings"][0]
