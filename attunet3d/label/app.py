@@ -1,0 +1,52 @@
+"""What attunet3d adds to MONAI Label's app `monaibundle`; imported by the app's main.py, in the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attunet3d.errors import TrainingError
+from attunet3d.label.torchvision_ops import make_torchvision_importable
+
+make_torchvision_importable()
+
+from monailabel.tasks.activelearning.epistemic import Epistemic  # noqa: E402
+from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
+
+
+class TrainTask(BundleTrainTask):
+    """MONAI Label's training of a bundle, which refuses to start without labels and can start from fresh weights."""
+
+    def _fetch_datalist(self, request: dict[str, Any], datastore: Any) -> list[dict[str, Any]]:
+        cases: list[dict[str, Any]] = super()._fetch_datalist(request, datastore)
+        if not cases:
+            raise TrainingError("no case has a saved label: submit one (its tag is 'final') and train again")
+        return cases
+
+    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[dict[str, Any]]) -> None:
+        if pretrained:  # without, MONAI Label asks whether the path None exists
+            super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
+
+
+class Additions:
+    """Mixed into the class of `monaibundle`: weights must fit, and uncertainty can choose the next case."""
+
+    models: dict[str, str]
+    conf: dict[str, str]
+
+    def init_infers(self) -> dict[str, Any]:
+        """As MONAI Label's, but weights of another network are refused instead of a warning being logged."""
+        infers: dict[str, Any] = super().init_infers()  # type: ignore[misc]
+        for task in infers.values():
+            task.load_strict = True
+        return infers
+
+    def init_trainers(self) -> dict[str, Any]:
+        """A `TrainTask` for each bundle."""
+        return {name: TrainTask(path, self.conf, load_strict=True) for name, path in self.models.items()}
+
+    def init_strategies(self) -> dict[str, Any]:
+        """MONAI Label's "random" and "first"; "epistemic" where cases are scored."""
+        strategies: dict[str, Any] = super().init_strategies()  # type: ignore[misc]
+        if self.conf.get("epistemic_model"):
+            strategies["epistemic"] = Epistemic()
+        return strategies

@@ -1,0 +1,32 @@
+"""MONAI Label imports torchvision, whose wheel of PyPI is built for CUDA and cannot be imported beside torch for CPUs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import torch
+
+# What torchvision describes in Python while it is imported, although its library that defines it could not be loaded.
+_OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+def make_torchvision_importable() -> None:
+    """Declare, without code, the operators that torchvision misses; nothing here or in MONAI Label's use runs them.
+
+    Raises:
+        ImportError: torchvision is not installed, or cannot be imported for another reason.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise ImportError(f"torchvision cannot be imported: {error}") from error
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for signature in _OPERATORS:
+            torch.library.define(f"torchvision::{signature.partition('(')[0]}", signature[signature.index("(") :])
+        importlib.import_module("torchvision")
