@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from attunet3d.errors import TrainingError
 from attunet3d.label.torchvision_ops import make_torchvision_importable
 
@@ -50,3 +52,10 @@ class Additions:
         if self.conf.get("epistemic_model"):
             strategies["epistemic"] = Epistemic()
         return strategies
+
+    def batch_infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """As MONAI Label's, which shares cases out among all GPUs unless told otherwise, also where there are none."""
+        if not torch.cuda.is_available():
+            request = {**request, "multi_gpu": False}
+        found: dict[str, Any] = super().batch_infer(request, datastore)  # type: ignore[misc]
+        return found
