@@ -117,7 +117,7 @@ test-core: $(VENV)/test.stamp
 
 # The server, and the core with pydicom 2, in the server's environment.
 test-label: $(LABEL)/test.stamp
-	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -n 2 --durations=10 tests/label tests/io tests/test_segmenter.py
+	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -n 2 --dist loadfile --durations=10 tests/label tests/io tests/test_segmenter.py
 
 # Its own target: where OpenVINO is installed it is used, and needs more memory than torch.
 .PHONY: test-openvino

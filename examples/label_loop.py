@@ -83,7 +83,18 @@ def server(studies: str | Path, app: Path, *options: str) -> Iterator[Client]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "attunet3d", "label", str(studies), "--app", str(app), "--port", str(port), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "attunet3d",
+        "label",
+        str(studies),
+        "--app",
+        str(app),
+        "--port",
+        str(port),
+        *options,
+    ]
     log = app.with_suffix(".log")
     with log.open("w") as file:
         # A group of its own: training runs in a process that the server starts.
@@ -145,7 +156,10 @@ def loop(work: Path, epochs: int) -> None:
         mask = client.infer(case, work / "server.nii.gz")
         print(f"segmented {case} in {time.monotonic() - start:.1f} s")
         attunet3d("segment", studies / f"{case}.nii.gz", "-o", work / "masks")
-        print("voxels that differ from `attunet3d segment`:", differing_voxels(mask, work / "masks" / f"{case}_seg.nii.gz"))
+        print(
+            "voxels that differ from `attunet3d segment`:",
+            differing_voxels(mask, work / "masks" / f"{case}_seg.nii.gz"),
+        )
         client.save_label(case, labels / f"{case}.nii.gz")
         print("label saved; cases with one:", client.info()["datastore"]["completed"])
         start = time.monotonic()

@@ -28,7 +28,9 @@ def label(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     epistemic: Annotated[
         bool,
-        typer.Option("--epistemic", help="Score cases without a label by the network's uncertainty, in the background."),
+        typer.Option(
+            "--epistemic", help="Score cases without a label by the network's uncertainty, in the background."
+        ),
     ] = False,
 ) -> None:
     """Serve the bundle with MONAI Label, for 3D Slicer and OHIF; prints the server's URL.

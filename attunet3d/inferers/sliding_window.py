@@ -29,7 +29,12 @@ class SlidingWindowInferer(SlidingWindow, Inferer):
     """
 
     def __init__(
-        self, roi_size: Sequence[int] | int, *args: Any, precision: str | None = None, backend: str = "auto", **settings: Any
+        self,
+        roi_size: Sequence[int] | int,
+        *args: Any,
+        precision: str | None = None,
+        backend: str = "auto",
+        **settings: Any,
     ) -> None:
         super().__init__(roi_size, *args, **settings)
         self.precision = precision

@@ -23,6 +23,8 @@ def serve(app: Path, studies: str, host: str, port: int, epistemic: bool = False
     """
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(app / "dicom"))
     os.environ.setdefault("MONAI_LABEL_SESSION_PATH", str(app / "sessions"))
+    # For how long it does not look for new series and labels: its two hours would offer a case again that has its label.
+    os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_EXPIRY", "5")
     # MONAI Label runs dcmqi's programs by their names, and downloads them if they are not found.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     from attunet3d.label.torchvision_ops import make_torchvision_importable
@@ -59,7 +61,9 @@ def check_studies(studies: str) -> str:
         return studies
     folder = Path(studies)
     if not folder.is_dir():
-        raise InputNotFoundError(f"{studies}: no such folder; give one with NIfTI files, or the URL of a DICOMweb server")
+        raise InputNotFoundError(
+            f"{studies}: no such folder; give one with NIfTI files, or the URL of a DICOMweb server"
+        )
     return str(folder.resolve())
 
 
