@@ -1,7 +1,8 @@
 """An annotator's loop with MONAI Label, without a viewer: python examples/label_loop.py
 
-Starts `attunet3d label` on phantoms and talks to it as 3D Slicer does: segment a case, compare with `attunet3d segment`,
-save a corrected label, train on it, segment again with the new weights, ask for the next case. Needs `make label`.
+Starts `attunet3d label` on phantoms and talks to it as 3D Slicer does: segment a case, compare the mask with that of
+`attunet3d segment`, save a corrected label, train on it, segment again with the new weights, ask for the next case.
+Needs `make label`.
 """
 
 from __future__ import annotations
@@ -83,22 +84,13 @@ def server(studies: str | Path, app: Path, *options: str) -> Iterator[Client]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "attunet3d",
-        "label",
-        str(studies),
-        "--app",
-        str(app),
-        "--port",
-        str(port),
-        *options,
-    ]
+    command = [sys.executable, "-m", "attunet3d", "label", str(studies), "--app", str(app)]
     log = app.with_suffix(".log")
     with log.open("w") as file:
         # A group of its own: training runs in a process that the server starts.
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, "--port", str(port), *options], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         client = Client(f"http://127.0.0.1:{port}")
         give_up = time.monotonic() + 120

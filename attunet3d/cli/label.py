@@ -49,8 +49,8 @@ def label(
     make_app(folder, checkpoint, preset or (), overrides_of(set_, ("bundle_root", "ckpt_dir")))
     if not is_loopback(host):
         print(
-            f"warning: {host} can be reached from other machines, and MONAI Label asks for no login by default: whoever "
-            "reaches it can see, change and delete the studies' images and labels",
+            f"warning: {host} can be reached from other machines, and MONAI Label asks for no login by default: "
+            "whoever reaches it can see, change and delete the studies' images and labels",
             file=sys.stderr,
         )
     with products() as product:

@@ -97,8 +97,8 @@ def sample_app() -> Path:
         files = importlib.metadata.files("monailabel") or []
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError(
-            "MONAI Label is not installed here: in a clone run `make label` and use .venv-label/bin/attunet3d, or in an "
-            "environment of its own `pip install 'attunet3d[label]'`, then `pip install --no-deps monailabel==0.8.5 "
+            "MONAI Label is not installed here: in a clone run `make label` and use .venv-label/bin/attunet3d, or in "
+            "an environment of its own `pip install 'attunet3d[label]'`, then `pip install --no-deps monailabel==0.8.5 "
             "pydicom-seg==0.4.1`"
         ) from None
     for file in files:

@@ -23,7 +23,8 @@ def serve(app: Path, studies: str, host: str, port: int, epistemic: bool = False
     """
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(app / "dicom"))
     os.environ.setdefault("MONAI_LABEL_SESSION_PATH", str(app / "sessions"))
-    # For how long it does not look for new series and labels: its two hours would offer a case again that has its label.
+    # Seconds for which it does not look for new series and labels: of the two hours that is by default, it would offer
+    # cases again that have their label by now.
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_EXPIRY", "5")
     # MONAI Label runs dcmqi's programs by their names, and downloads them if they are not found.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

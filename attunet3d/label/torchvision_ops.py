@@ -1,4 +1,7 @@
-"""MONAI Label imports torchvision, whose wheel of PyPI is built for CUDA and cannot be imported beside torch for CPUs."""
+"""torchvision beside a torch for CPUs, for MONAI Label, which imports it.
+
+The wheel of PyPI is built for CUDA: its compiled part does not load there, and then its Python part fails.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the MONAI Label server share: the client of examples/label_loop.py, and a network for a CPU core."""
+"""What the tests of the MONAI Label server share: the client of examples/label_loop.py, and a small network."""
 
 from __future__ import annotations
 

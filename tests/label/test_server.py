@@ -70,7 +70,8 @@ def test_cases_are_scored_and_chosen(client: Client) -> None:
         info = client.ask("GET", "/datastore/image/info", params={"image": case}).json()
         scores[case] = info["epistemic_entropy"]
     # The same network with dropout is unsure of each case, and not equally.
-    assert min(scores.values()) > 0 and len(set(scores.values())) == len(CASES)
+    assert min(scores.values()) > 0
+    assert len(set(scores.values())) == len(CASES)
     assert client.next_sample("epistemic")["id"] == max(scores, key=lambda case: scores[case])
     assert client.next_sample("random")["id"] in CASES
 
@@ -122,7 +123,7 @@ def test_new_weights_are_used_by_the_next_inference(
 
 
 def test_training_starts_from_the_weights_that_are_there(phantoms: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    """With a learning rate of almost nothing they come out as they went in, and after a restart they are still there."""
+    """With a learning rate of almost nothing they come out as they went in, and a restart keeps them."""
     import torch
 
     from attunet3d.checkpoint import read_weights
