@@ -30,8 +30,9 @@ MODEL = "pancreas_ct_attunet3d_segmentation"
 class Client:
     """The part of MONAI Label's REST interface that viewers use."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, process: subprocess.Popen[bytes] | None = None) -> None:
         self.url = url
+        self.process = process  # of the server, if it was started here
 
     def ask(self, method: str, path: str, timeout: float = 300.0, **how: Any) -> requests.Response:
         """One request; an answer that is no success raises requests.HTTPError."""
@@ -92,7 +93,7 @@ def server(studies: str | Path, app: Path, *options: str) -> Iterator[Client]:
             [*command, "--port", str(port), *options], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        client = Client(f"http://127.0.0.1:{port}")
+        client = Client(f"http://127.0.0.1:{port}", process)
         give_up = time.monotonic() + 120
         while True:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -40,7 +41,23 @@ def serve(app: Path, studies: str, host: str, port: int, epistemic: bool = False
     server = Main()
     words = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
     words += [word for key, value in conf.items() for word in ("--conf", key, value)]
-    server.action_start_server(server.args_parser().parse_args(words))
+    # Once it has shut down, uvicorn sends the signal that told it to again: by default that would end all at once.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        server.action_start_server(server.args_parser().parse_args(words))
+    finally:
+        _stop_children()
+
+
+def _stop_children() -> None:
+    """End training and scoring, which run in processes of their own and would go on."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        child.terminate()
+    for child in psutil.wait_procs(children, timeout=10)[1]:
+        child.kill()
 
 
 def check_studies(studies: str) -> str:

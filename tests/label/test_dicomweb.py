@@ -20,7 +20,7 @@ import pydicom
 import pytest
 from conftest import SHARED_DATA, needs_data
 from dicom_files import write_series
-from label_server import TINY_ARGUMENTS, TRAINING, Client, attunet3d, differing_voxels, server
+from label_server import MODEL, TINY_ARGUMENTS, TRAINING, Client, attunet3d, differing_voxels, server
 from pydicom.uid import generate_uid
 
 from attunet3d.datasets.phantom import make_phantom
@@ -167,6 +167,12 @@ def test_mask_is_that_of_the_command_line(
     attunet3d("segment", archive.folder, "-o", tmp_path, "--checkpoint", tiny_checkpoint, *TINY_ARGUMENTS)
     assert np.asarray(nib.load(mask).dataobj).any()
     assert differing_voxels(mask, tmp_path / "series_seg.nii.gz") == 0
+
+    params = {"params": json.dumps({"label_info": [{"name": "pancreas"}]})}
+    query = {"image": archive.series, "output": "dicom_seg"}
+    answer = client.ask("POST", f"/infer/{MODEL}", params=query, data=params)
+    segmentation = pydicom.dcmread(io.BytesIO(answer.content))
+    assert np.array_equal(placed(segmentation, nib.load(mask)), np.asarray(nib.load(mask).dataobj))
 
 
 def test_a_saved_label_becomes_a_segmentation_in_the_archive_and_is_trained_on(

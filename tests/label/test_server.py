@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,5 +141,22 @@ def test_training_starts_from_the_weights_that_are_there(phantoms: Path, tmp_pat
     assert all(torch.allclose(weights[name], started[name], atol=1e-6) for name in parameters)
     hashed = file_sha256(trained)
     with server(phantoms / "imagesTr", app, *options) as client:
-        assert json.loads(json.dumps(client.info()))["models"]
+        assert list(client.info()["models"]) == [MODEL]
         assert file_sha256(trained) == hashed
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_told_to_stop_stops_its_training(
+    phantoms: Path, tmp_path: Path, tiny_checkpoint: Path, how: signal.Signals
+) -> None:
+    import psutil
+
+    start = ["--checkpoint", str(tiny_checkpoint), *TINY_ARGUMENTS, *TRAINING]
+    with server(phantoms / "imagesTr", tmp_path / "app", *start) as client:
+        client.save_label(CASES[0], phantoms / "labelsTr" / f"{CASES[0]}.nii.gz")
+        client.ask("POST", f"/train/{MODEL}", json={"max_epochs": 100_000})
+        while not (children := psutil.Process(client.process.pid).children(recursive=True)):
+            time.sleep(0.1)
+        client.process.send_signal(how)
+        client.process.wait(30)
+        assert not any(child.is_running() for child in children)
