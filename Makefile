@@ -1,6 +1,6 @@
 # make demo: segment a real CT with the bundle's weights.   make test: the whole test suite, with ruff and mypy.
 # make label: install the MONAI Label server, in .venv-label.   make label-demo: what an annotator does with it, by a script.
-# All set up what they need in .venv or .venv-label, and are safe to run again.
+# make fuzz: damaged inputs by the thousand. All set up what they need in .venv or .venv-label, and are safe to run again.
 
 PYTHON ?= python3
 VENV := .venv
@@ -118,6 +118,13 @@ test-core: $(VENV)/test.stamp
 # The server, and the core with pydicom 2, in the server's environment.
 test-label: $(LABEL)/test.stamp
 	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -n 2 --dist loadfile --durations=10 tests/label tests/io tests/test_segmenter.py
+
+# Thousands of damaged inputs, each a mask or a typed error: `make fuzz CASES=10000 SEED=1`.
+CASES := 2400
+SEED := 0
+.PHONY: fuzz
+fuzz: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --cases $(CASES) --seed $(SEED) --jobs 2
 
 # Its own target: where OpenVINO is installed it is used, and needs more memory than torch.
 .PHONY: test-openvino

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from attunet3d._huge_pages import ask_for_huge_pages
 from attunet3d._lazy import lazy_names
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _PUBLIC = {
     "AttUNet3dError": "errors",
     "AttentionUNet": "networks",
     "load_reference_weights": "networks",
     "load_network": "runtime",
-    "Segmentation": "segmenter",
+    "Segmentation": "outputs",
     "Segmenter": "segmenter",
     "segment": "segmenter",
     "bundle_root": "config",
@@ -65,9 +65,10 @@ if TYPE_CHECKING:
     from attunet3d.io import read_ct
     from attunet3d.metrics import score
     from attunet3d.networks import AttentionUNet, load_reference_weights
+    from attunet3d.outputs import Segmentation
     from attunet3d.runtime import load_network
     from attunet3d.scoring import score_folders
-    from attunet3d.segmenter import Segmentation, Segmenter, segment
+    from attunet3d.segmenter import Segmenter, segment
     from attunet3d.workflow import evaluate, train
 
 ask_for_huge_pages()

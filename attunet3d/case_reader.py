@@ -6,12 +6,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
-from attunet3d.io.reader import open_ct
-from attunet3d.io.slabs import StoredImage, to_hu
+from attunet3d.io.reader import PathLike, open_ct
+from attunet3d.io.slabs import StoredImage, check_affine, to_hu
 from attunet3d.memory import MemoryPlan
 from attunet3d.transforms.resample import Grid, model_grid
 
@@ -23,7 +22,7 @@ class PlannedCT:
         grid: its own.
         model: the network's grid for it.
         facts: what its reader said, see `Volume.source`.
-        files: its DICOM images in the order of the slices; empty for other formats.
+        files, frames: its DICOM images, see `StoredImage`.
         memory: what the case will take.
         seconds: how long it took to read.
     """
@@ -33,7 +32,7 @@ class PlannedCT:
         self.grid = Grid(image.shape, image.affine)
         self.model = model
         self.facts = image.facts
-        self.files = image.files
+        self.files, self.frames = image.files, image.frames
         self.memory = memory
         self.seconds = round(time.perf_counter() - start, 3)
 
@@ -51,21 +50,26 @@ class CaseReader:
     Args:
         spacing: of the model grid, mm.
         plan: from the header of a CT, its model grid, and whether a picture is wanted, to what it will take; raises
-            where that is too much.
+            where that is too much, or where its mask could not be written. Voxels are read after it.
+        allow_uneven: see `open_ct`.
     """
 
     def __init__(
-        self, spacing: tuple[float, float, float], plan: Callable[[StoredImage, Grid, bool], MemoryPlan]
+        self,
+        spacing: tuple[float, float, float],
+        plan: Callable[[StoredImage, Grid, bool], MemoryPlan],
+        allow_uneven: bool = False,
     ) -> None:
         self._spacing = spacing
+        self._allow_uneven = allow_uneven
         self._plan = plan
 
-    def read(self, ct: str | Path, series_uid: str | None, qc: bool) -> PlannedCT:
+    def read(self, ct: PathLike, series_uid: str | None, qc: bool) -> PlannedCT:
         """Plan the memory from a CT's header, then read its voxels. Errors as `open_ct` and `plan_memory`."""
         start = time.perf_counter()
-        return self._read(open_ct(ct, series_uid=series_uid), qc, start)
+        return self._read(self._open(ct, series_uid), qc, start)
 
-    def read_all(self, cts: Sequence[str | Path], series_uid: str | None, qc: bool) -> Iterator[PlannedCT | Exception]:
+    def read_all(self, cts: Sequence[PathLike], series_uid: str | None, qc: bool) -> Iterator[PlannedCT | Exception]:
         """Each CT, or what went wrong with it.
 
         While the caller works on one, the next one is read in the background, if there is room for it beside.
@@ -83,11 +87,15 @@ class CaseReader:
                     waiting = background.submit(self._read_beside, cts[index + 1], series_uid, qc, given.memory)
                 yield given
 
-    def _read_beside(self, ct: str | Path, series_uid: str | None, qc: bool, current: MemoryPlan) -> PlannedCT | None:
+    def _read_beside(self, ct: PathLike, series_uid: str | None, qc: bool, current: MemoryPlan) -> PlannedCT | None:
         start = time.perf_counter()
-        image = open_ct(ct, series_uid=series_uid)
+        image = self._open(ct, series_uid)
         return self._read(image, qc, start) if current.has_room_for(2 * math.prod(image.shape)) else None
 
+    def _open(self, ct: PathLike, series_uid: str | None) -> StoredImage:
+        return open_ct(ct, series_uid=series_uid, allow_uneven=self._allow_uneven)
+
     def _read(self, image: StoredImage, qc: bool, start: float) -> PlannedCT:
+        check_affine(image.path, image.affine)  # before a grid is made from it
         model = model_grid(Grid(image.shape, image.affine), self._spacing)
         return PlannedCT(image, model, self._plan(image, model, qc), start)

@@ -28,6 +28,7 @@ INFERENCE_IDS = (
     "device",
     "precision",
     "backend",
+    "allow_uneven",
     "spacing",
     "hu_window",
     "roi_size",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from attunet3d.transforms.resample import Grid
 
 # Values of the config that can change a voxel of the mask, and so belong in every record.
 _RECORDED_IDS = (
+    "allow_uneven",
     "spacing",
     "hu_window",
     "roi_size",
@@ -32,6 +34,9 @@ _RECORDED_IDS = (
     "channels",
     "network_def",
 )
+# Of what its reader says of a CT.
+_SOURCE_FACTS = ("format", "series_uid", "slices", "gantry_tilt_deg")
+_UID = re.compile(r"\b[0-2](\.\d+){3,}\b(#\d+)?")
 _LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
 
 
@@ -67,12 +72,13 @@ def session_record(
 
 
 def case_record(
-    ct: str | Path,
+    ct: str | os.PathLike[str],
     mask: np.ndarray,
     grid: Grid,
     facts: Mapping[str, Any],
     session: Mapping[str, Any],
     run: Mapping[str, Any],
+    keep_uids: bool = True,
 ) -> dict[str, Any]:
     """The record of one case.
 
@@ -83,15 +89,21 @@ def case_record(
         facts: what its reader said, see `Volume.source`.
         session: from `session_record`.
         run: how it was run: model grid, windows, seconds, memory.
+        keep_uids: without it the series' UID is left out, and UIDs are in neither the CT's name nor the warnings.
     """
     voxels = int(np.count_nonzero(mask))
     warnings = list(facts.get("warnings", []))
     if voxels == 0:
         warnings.append("the mask is empty: no pancreas was found")
+    name = Path(os.path.abspath(ct)).name
+    source = {key: facts[key] for key in _SOURCE_FACTS if key in facts}
+    if not keep_uids:
+        source.pop("series_uid", None)
+        name, *warnings = (_UID.sub("UID", text) for text in (name, *warnings))
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "input": Path(os.path.abspath(ct)).name,
-        "source": {key: value for key, value in facts.items() if key in ("format", "series_uid")},
+        "input": name,
+        "source": source,
         **session,
         "geometry": {
             "shape": list(mask.shape),
@@ -105,3 +117,8 @@ def case_record(
         "warnings": warnings,
         "intended_use": "research only, not a medical device",
     }
+
+
+def megabytes(n: int | None) -> float | None:
+    """Bytes in MB, to one decimal; None where it is not known."""
+    return None if n is None else round(n / 1e6, 1)

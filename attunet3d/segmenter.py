@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attunet3d.attention import MEANING, MapsOnCT, load_attention_maps
+from attunet3d.attention import MapsOnCT, load_attention_maps
 from attunet3d.case_reader import CaseReader, PlannedCT
 from attunet3d.checkpoint import load_weights
 from attunet3d.config import inference_values
@@ -23,8 +21,8 @@ from attunet3d.errors import CancelledError, ConfigError, MemoryLimitError
 from attunet3d.inferers.stitching import Cancel, embed
 from attunet3d.inferers.windows import SlidingWindow
 from attunet3d.io.cases import case_name
+from attunet3d.io.reader import PathLike
 from attunet3d.io.slabs import StoredImage
-from attunet3d.io.writer import atomic_path, make_folder, save_map, save_mask
 from attunet3d.memory import (
     MemoryPlan,
     keep_freed_memory,
@@ -34,7 +32,8 @@ from attunet3d.memory import (
     resident_bytes,
     run_in_memory,
 )
-from attunet3d.record import case_record, session_record
+from attunet3d.outputs import CaseWriter, Outputs, Segmentation
+from attunet3d.record import case_record, megabytes, session_record
 from attunet3d.runtime import FastNetwork, build_network, choose_device, choose_precision
 from attunet3d.transforms.components import keep_largest_component
 from attunet3d.transforms.intensity import scale_hu_
@@ -42,34 +41,12 @@ from attunet3d.transforms.resample import AIR_HU, Grid, crop, mask_from_logits, 
 
 Progress = Callable[[str, int, int], None]
 
-MASK_SUFFIXES = {"nifti": ".nii.gz", "dicom-seg": ".dcm"}  # of each output format
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """A pancreas mask on the CT's own grid.
-
-    Attributes:
-        mask: uint8 (X, Y, Z), 1 is pancreas.
-        affine: voxel -> RAS+ mm, the CT's own.
-        path: the mask's file, if one was written.
-        record: how the mask came about (see `Segmenter.segment`).
-        attention: if it was asked for, each gate's map by its name ("level2", ...), finest level first: uint8
-            (X, Y, Z), 255 is a weight of 1. A map is made anew whenever it is asked for, see `MapsOnCT`.
-    """
-
-    mask: np.ndarray
-    affine: np.ndarray
-    path: Path | None
-    record: dict[str, Any]
-    attention: Mapping[str, np.ndarray] | None = None
-
 
 @dataclass(frozen=True)
 class Case:
-    """One CT of many: its path as it was given, and either its segmentation or what went wrong."""
+    """One CT of many, as it was given, and either its segmentation or what went wrong."""
 
-    ct: str | Path
+    ct: PathLike
     segmentation: Segmentation | None
     error: Exception | None
 
@@ -105,6 +82,9 @@ class Segmenter:
         values = inference_values(presets, changes)
         self.device = choose_device(values["device"])
         self.checkpoint = Path(values["checkpoint"])
+        self._allow_uneven = values["allow_uneven"]
+        if not isinstance(self._allow_uneven, bool):
+            raise ConfigError(f"allow_uneven must be true or false, got {self._allow_uneven!r}")
         try:
             self._spacing = _three(values["spacing"])
             self._hu_window = tuple(float(hu) for hu in values["hu_window"])
@@ -138,21 +118,22 @@ class Segmenter:
 
     def segment(
         self,
-        ct: str | Path,
-        output_dir: str | Path | None = None,
+        ct: PathLike,
+        output_dir: PathLike | None = None,
         *,
         name: str | None = None,
         series_uid: str | None = None,
         qc: bool = False,
         attention: bool = False,
         output_format: str = "nifti",
+        keep_uids: bool = True,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> Segmentation:
         """Segment the pancreas in one CT.
 
         Args:
-            ct: a NIfTI, NRRD or MetaImage file, or a folder with a DICOM series.
+            ct: a NIfTI, NRRD or MetaImage file, a folder with a DICOM series, or a series of `segmentable_series`.
             output_dir: with it, ``<name>_seg.nii.gz`` (the CT's shape and affine) and ``<name>_seg.json`` (the record:
                 versions, checkpoint hash, configuration, geometry, windows, stage seconds, memory, volume in mL,
                 warnings) are written; it is made if it does not exist.
@@ -163,7 +144,9 @@ class Segmenter:
                 write ``<name>_attention_level2.nii.gz``, ... on the CT's grid: uint8 with a slope of 1/255, so that
                 viewers show [0, 1]; 0 where no window was run.
             output_format: "nifti", or "dicom-seg" for ``<name>_seg.dcm`` in place of ``<name>_seg.nii.gz``: a binary
-                DICOM SEG that refers to the images of the series, so that the CT must be a DICOM folder.
+                DICOM SEG that refers to the images of the series, so that the CT must be a DICOM folder; or
+                "dicom-seg-labelmap", a label map SEG, which is newer and which fewer programs read.
+            keep_uids: without it the record holds no DICOM UID; a DICOM SEG holds them all the same.
             progress: called as ``progress(stage, done, total)``.
             cancel: asked between windows and stages whether to stop.
 
@@ -174,22 +157,23 @@ class Segmenter:
                 ``attention`` the network has no gates, or the weights' file is no longer what it was when the session
                 began. Nothing has been read.
         """
-        reader = self._reader(attention, output_format)
+        outputs = Outputs(output_dir, output_format, qc, attention, keep_uids)
+        reader = self._reader(outputs)
         notify = progress or _silent
         notify("read", 0, 1)
-        read = reader.read(ct, series_uid, qc)
-        return self._segment(read, ct, output_dir, name, qc, attention, output_format, notify, cancel)
+        return self._segment(reader.read(ct, series_uid, qc), ct, name, outputs, notify, cancel)
 
     def segment_all(
         self,
-        cts: Sequence[str | Path],
-        output_dir: str | Path | None = None,
+        cts: Sequence[PathLike],
+        output_dir: PathLike | None = None,
         *,
         names: Sequence[str] | None = None,
         series_uid: str | None = None,
         qc: bool = False,
         attention: bool = False,
         output_format: str = "nifti",
+        keep_uids: bool = True,
         progress: Callable[[int, str, int, int], None] | None = None,
         cancel: Cancel | None = None,
     ) -> Iterator[Case]:
@@ -202,7 +186,8 @@ class Segmenter:
             CancelledError: ``cancel`` said so.
             ConfigError, CheckpointError: as `segment`.
         """
-        reader = self._reader(attention, output_format)
+        outputs = Outputs(output_dir, output_format, qc, attention, keep_uids)
+        reader = self._reader(outputs)
         names = names or [case_name(ct) for ct in cts]
         reading = reader.read_all(cts, series_uid, qc)
         for index, (ct, name) in enumerate(zip(cts, names, strict=True)):
@@ -212,19 +197,17 @@ class Segmenter:
                 read = next(reading)
                 if isinstance(read, Exception):
                     raise read
-                done = self._segment(read, ct, output_dir, name, qc, attention, output_format, notify, cancel)
-                case = Case(ct, done, None)
+                case = Case(ct, self._segment(read, ct, name, outputs, notify, cancel), None)
             except CancelledError:
                 raise
             except Exception as error:
                 case = Case(ct, None, error)
             yield case
 
-    def _reader(self, attention: bool, output_format: str) -> CaseReader:
-        """What reads CTs that fit, with their attention maps if those are wanted; an unusable format is refused."""
-        check_format(output_format)
-        maps = len(self._attention_maps().network.names) if attention else 0
-        return CaseReader(self._spacing, partial(self._plan, maps=maps))
+    def _reader(self, outputs: Outputs) -> CaseReader:
+        """What reads CTs that fit, with their maps if those are wanted, and whose masks can be written."""
+        maps = len(self._attention_maps().network.names) if outputs.attention else 0
+        return CaseReader(self._spacing, partial(self._plan, outputs, maps), self._allow_uneven)
 
     def _attention_maps(self) -> FastNetwork:
         """`AttentionMaps` of the session's network, whose own weights are folded away: loaded when first needed."""
@@ -235,7 +218,8 @@ class Segmenter:
             self._base_bytes = max(self._base_bytes, resident_bytes() or 0)
         return self._attention
 
-    def _plan(self, image: StoredImage, model: Grid, qc: bool, *, maps: int) -> MemoryPlan:
+    def _plan(self, outputs: Outputs, maps: int, image: StoredImage, model: Grid, qc: bool) -> MemoryPlan:
+        outputs.check_source(image)
         try:
             return plan_memory(
                 image.shape,
@@ -254,31 +238,21 @@ class Segmenter:
     def _segment(
         self,
         read: PlannedCT,
-        ct: str | Path,
-        output_dir: str | Path | None,
+        ct: PathLike,
         name: str | None,
-        qc: bool,
-        attention: bool,
-        output_format: str,
+        outputs: Outputs,
         notify: Progress,
         cancel: Cancel | None,
     ) -> Segmentation:
         seconds = {"read": read.seconds}
         stage = partial(self._stage, seconds, notify, cancel)
-        if output_format == "dicom-seg":  # a series that cannot be referred to is refused before the network runs
-            from attunet3d.io.dicom_seg import save_seg, source_headers
-
-            headers = source_headers(ct, read.files, read.grid.affine, read.facts["warnings"])
-            sha256 = self._session["checkpoint"]["sha256"]
-            save = partial(save_seg, sources=headers, checkpoint_sha256=sha256)
-        else:
-            save = partial(save_mask, like=read.facts)
+        writer = CaseWriter(outputs, ct, name, read, self._session["checkpoint"]["sha256"])
         hu: np.ndarray | None = read.take()
         maps: Mapping[str, np.ndarray] = {}
         with torch.inference_mode():
             with stage("preprocess"):
                 volume = torch.from_numpy(hu).to(self.device)
-                if not qc:
+                if not outputs.qc:
                     hu = None
                 image = resample_image(volume, read.grid, read.model, fill=AIR_HU)
                 del volume
@@ -290,7 +264,7 @@ class Segmenter:
                 self._network.release_memory()
                 region = plan.region(read.model.shape)
                 logits = embed(logits, plan.box, region)
-            if attention:
+            if outputs.attention:
                 with stage("attention"):
                     self._window.progress = partial(notify, "attention")
                     gates = self._attention_maps()
@@ -307,36 +281,10 @@ class Segmenter:
             "model_grid_shape": list(read.model.shape),
             "windows": {"size": list(plan.roi), "run": len(plan.jobs), "skipped": plan.skipped, "batch": plan.batch},
             "seconds": seconds,
-            "memory_mb": {"predicted": _mb(read.memory.peak_bytes), "peak": _mb(peak_bytes())},
+            "memory_mb": {"predicted": megabytes(read.memory.peak_bytes), "peak": megabytes(peak_bytes())},
         }
-        record = case_record(ct, mask, read.grid, read.facts, self._session, run)
-        if output_dir is None:
-            return Segmentation(mask, read.grid.affine, None, record, maps or None)
-
-        name = name or case_name(ct)
-        folder = make_folder(output_dir)
-        mask_suffix = MASK_SUFFIXES[output_format]
-        # The mask takes its place last: where it is, the others are.
-        names = {suffix: f"{name}_seg{suffix}" for suffix in (mask_suffix, ".json", *[".png"] * qc)}
-        map_names = {level: f"{name}_attention_{level}.nii.gz" for level in maps}
-        path = folder / names[mask_suffix]
-        # All or nothing: each file is complete before the first one takes its place.
-        with ExitStack() as files:
-            new = {k: files.enter_context(atomic_path(folder / file)) for k, file in (names | map_names).items()}
-            with stage("write"):
-                save(new[mask_suffix], mask, read.grid.affine)
-                for level in maps:
-                    save_map(new[level], maps[level], read.grid.affine, like=read.facts)
-                if hu is not None:
-                    from attunet3d.report.qc import qc_picture
-
-                    title = f"{name}: {record['volume_ml']:.1f} mL (research use only)"
-                    qc_picture(new[".png"], hu, mask, read.grid.affine, title)
-            record["output"] = path.name
-            if maps:
-                record |= {"attention": map_names, "attention_meaning": MEANING}
-            record["memory_mb"]["peak"] = _mb(peak_bytes())
-            new[".json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        record = case_record(ct, mask, read.grid, read.facts, self._session, run, outputs.keep_uids)
+        path = writer.write(mask, record, maps, hu, stage("write"))
         return Segmentation(mask, read.grid.affine, path, record, maps or None)
 
     @contextmanager
@@ -352,26 +300,14 @@ class Segmenter:
         seconds[name] = round(time.perf_counter() - start, 3)
 
 
-def segment(ct: str | Path, output: str | Path | None = None, **kwargs: Any) -> Segmentation:
+def segment(ct: PathLike, output: PathLike | None = None, **kwargs: Any) -> Segmentation:
     """Segment one CT; keyword arguments are those of `Segmenter`. For more than one CT keep a `Segmenter`."""
     return Segmenter(**kwargs).segment(ct, output)
-
-
-def check_format(output_format: str) -> None:
-    """Raise ConfigError for an output format that does not exist, or whose library is not installed."""
-    if output_format not in MASK_SUFFIXES:
-        raise ConfigError(f"output format {output_format!r}: unknown; there are {', '.join(MASK_SUFFIXES)}")
-    if output_format == "dicom-seg" and importlib.util.find_spec("highdicom") is None:
-        raise ConfigError("DICOM SEG needs highdicom, which is not installed; run: pip install 'attunet3d[seg]'")
 
 
 def _three(values: Any) -> tuple[float, float, float]:
     x, y, z = (values,) * 3 if isinstance(values, int | float) else values
     return float(x), float(y), float(z)
-
-
-def _mb(n: int | None) -> float | None:
-    return None if n is None else round(n / 1e6, 1)
 
 
 def _silent(*args: Any) -> None:

@@ -157,8 +157,8 @@ def test_series_uid_and_qc_reach_each_ct(cts: list[Path], watch: Watch, monkeypa
     asked: list[tuple[str | None, bool]] = []
     original = case_reader.open_ct
 
-    def opened(path: Path, *, series_uid: str | None = None) -> StoredImage:
-        image = original(path)
+    def opened(path: Path, *, series_uid: str | None, allow_uneven: bool) -> StoredImage:
+        image = original(path, allow_uneven=allow_uneven)
         image.facts["asked"] = series_uid
         return image
 

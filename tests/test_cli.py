@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -156,6 +157,78 @@ def test_series_chooses_among_several(segment: Run, tmp_path: Path) -> None:
     assert "DOE" not in json.dumps(record)
 
 
+def _dicom_of(ct: Path, folder: Path, uid: str, **tags: Any) -> list[Path]:
+    """A NIfTI phantom, large enough for the network, as a DICOM series."""
+    image = nib.load(ct)
+    x, y, z = map(float, nib.affines.voxel_sizes(image.affine))
+    return write_series(folder, np.asarray(image.dataobj), uid=uid, step=(0, 0, z), PixelSpacing=[y, x], **tags)
+
+
+def test_all_series_of_folders_and_files_beside(
+    segment: Run, write_phantom: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a study two series; one that lacks a slice, a localizer, two patients and what is not there are told of."""
+    monkeypatch.chdir(tmp_path)
+    ct, study, two = write_phantom("LPS"), Path("study"), Path("two")
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    write_series(study / "a", phantom(), uid="1.2.3.1", **scout)
+    _dicom_of(ct, study / "b", "1.2.3.2")
+    _dicom_of(ct, study / "c", "1.2.3.3")[9].unlink()
+    _dicom_of(write_phantom("LPS", 1), study / "d", "1.2.3.4")
+    write_series(two / "a", phantom(), uid="1.2.4.1")
+    write_series(two / "b", phantom(), uid="1.2.4.2", PatientID="0815")
+    out = tmp_path / "out"
+    code, stdout, stderr = segment(study, two, ct, "nowhere", "-o", out, "--all-series")
+    assert code == 1
+    names = ["study_series2_seg", "study_series4_seg", "phantom_LPS_0_seg"]
+    assert [Path(line).name for line in stdout.split()] == [f"{name}.nii.gz" for name in names]
+    assert {p.name for p in out.iterdir()} == {name + end for name in names for end in (".json", ".nii.gz")}
+    lines = stderr.splitlines()
+    starts = [
+        "left out: study: series 1: CT localizer: 1.2.3.1 (6 files",
+        "error: study: series 3: study/c: gap",
+        "error: two: 2 CT series of 2 patients; segment each",
+        "error: nowhere: does not exist",
+    ]
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+    first, second = (json.loads((out / f"{name}.json").read_text()) for name in names[:2])
+    assert [r["source"]["series_uid"] for r in (first, second)] == ["1.2.3.2", "1.2.3.4"]
+    assert [r["input"] for r in (first, second)] == ["study", "study"]
+    assert first["voxels"] != second["voxels"]
+    # As each alone, which is chosen by its UID.
+    code, _, _ = segment(study, "-o", out / "one", "--series", "1.2.3.4")
+    alone = nib.load(out / "one" / "study_seg.nii.gz")
+    np.testing.assert_array_equal(alone.dataobj, nib.load(out / "study_series4_seg.nii.gz").dataobj)
+
+
+def test_a_series_and_a_file_of_one_name_are_refused(
+    segment: Run, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_series(tmp_path / "a", phantom())
+    (tmp_path / "a_series1.nii.gz").symlink_to(write_phantom())
+    code, stdout, stderr = segment(tmp_path / "a", tmp_path / "a_series1.nii.gz", "-o", tmp_path / "o", "--all-series")
+    assert (code, stdout) == (2, "")
+    assert f"{tmp_path}/a: series 1, {tmp_path}/a_series1.nii.gz: all their masks" in stderr
+
+
+def test_an_only_series_has_its_number_too_and_no_uid_is_kept(
+    segment: Run, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    uid = "1.2.840.99.7"
+    for patient in ("p1", "p2"):
+        _dicom_of(write_phantom("LPS"), tmp_path / patient / uid, uid)
+    folders = [tmp_path / patient / uid for patient in ("p1", "p2")]
+    code, stdout, stderr = segment(*folders, "-o", tmp_path / "out", "--all-series", "--no-uids")
+    assert (code, stderr) == (0, "")
+    names = [f"{patient}_{uid}_series1_seg" for patient in ("p1", "p2")]
+    assert [Path(line).name for line in stdout.split()] == [f"{name}.nii.gz" for name in names]
+    record = json.loads((tmp_path / "out" / f"{names[0]}.json").read_text())
+    assert record["input"] == "UID"
+    assert record["source"] == {"format": "dicom", "slices": 44, "gantry_tilt_deg": 0.0}
+    assert record.pop("output") == f"{names[0]}.nii.gz"  # as the folder is called
+    assert uid not in json.dumps(record)
+
+
 def test_usage_errors_exit_with_2(run: Run, segment: Run, write_phantom: Callable[..., Path], tmp_path: Path) -> None:
     ct = write_phantom()
     (tmp_path / "file").write_text("")
@@ -164,6 +237,7 @@ def test_usage_errors_exit_with_2(run: Run, segment: Run, write_phantom: Callabl
     cases = [
         (segment(ct, "-o", tmp_path / "file"), "not a folder"),
         (segment(ct, ct, "-o", tmp_path / "out"), "different folders"),
+        (segment(ct, "-o", tmp_path / "out", "--series", "1.2", "--all-series"), "one of them"),
         (segment(ct, "-o", tmp_path / "out", "--set", "device=cpu"), "option of its own"),
         (segment(ct, "-o", tmp_path / "out", "--set", "max_epochs=3"), "inference config"),
         (segment(ct, "-o", tmp_path / "out", "--set", "sw_batch_size=0"), "at least 1"),

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from attunet3d.errors import ConfigError, OutputError
+from attunet3d.io.printable import printable
 
 Presets = Annotated[
     list[str] | None, typer.Option("--preset", "-c", metavar="PRESET", help="Preset name or YAML file; repeatable.")
@@ -53,7 +54,10 @@ def set_up_logging(verbose: bool, progress: bool = False) -> None:
         level=logging.INFO if verbose else logging.ERROR,
         format="%(asctime)s %(levelname)s %(message)s",
     )
+    # pydicom's messages quote values of headers, which can be a patient's.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     if verbose:
+        warnings.filterwarnings("ignore", module="pydicom")
         # Of a decoder that is not used here.
         warnings.filterwarnings("ignore", message="NvImgCodec")
         return
@@ -107,4 +111,5 @@ def refuse_bad_folder(path: Path) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """What an error says, without line breaks and what else a terminal would act on: file names can hold it."""
+    return printable(" ".join(str(error).split()))

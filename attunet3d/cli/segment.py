@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +28,9 @@ from attunet3d.cli.options import (
 )
 from attunet3d.errors import AttUNet3dError, ConfigError
 
+if TYPE_CHECKING:
+    from attunet3d.io.reader import PathLike
+
 
 @app.command()
 def segment(
@@ -36,13 +42,27 @@ def segment(
     device: Device = "auto",
     precision: Precision = "auto",
     series: Annotated[str | None, typer.Option(metavar="UID", help="Which series of a DICOM folder.")] = None,
+    all_series: Annotated[
+        bool,
+        typer.Option("--all-series", help="Each CT series of every DICOM folder, named by its number in `inspect`."),
+    ] = False,
+    allow_uneven: Annotated[
+        bool,
+        typer.Option("--allow-uneven", help="Interpolate DICOM slices that are missing or at uneven distances."),
+    ] = False,
     qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
     attention: Annotated[
         bool, typer.Option("--attention", help="Also write the attention gates' weights as maps on each CT's grid.")
     ] = False,
     format_: Annotated[
-        str, typer.Option("--format", help="Of the masks: nifti, or dicom-seg for CTs in DICOM folders.")
+        str,
+        typer.Option(
+            "--format", help="Of the masks: nifti; for CTs in DICOM folders also dicom-seg, dicom-seg-labelmap."
+        ),
     ] = "nifti",
+    no_uids: Annotated[
+        bool, typer.Option("--no-uids", help="No DICOM UID in the records. A DICOM SEG holds UIDs all the same.")
+    ] = False,
     memory: Annotated[
         float | None, typer.Option(metavar="GB", min=0.0, help="Most to use; by default what there is.")
     ] = None,
@@ -56,31 +76,41 @@ def segment(
     """
     set_up_logging(verbose)
     refuse_bad_folder(output)
+    if series is not None and all_series:
+        raise ConfigError("--series together with --all-series: give one of them")
     names = _names(cts)
     failed = 0
     with products() as product, progress_bar() as (bar, console):
         task = bar.add_task("load the network", total=None)
-        from attunet3d.segmenter import Segmenter, check_format
+        from attunet3d.outputs import check_format
+        from attunet3d.segmenter import Segmenter
 
         check_format(format_)
-        overrides = overrides_of(set_, ("checkpoint", "device", "precision"))
-        session = Segmenter(checkpoint, device, precision, preset or (), memory, **overrides)
+        overrides = overrides_of(set_, ("checkpoint", "device", "precision", "allow_uneven"))
+        if allow_uneven:
+            overrides["allow_uneven"] = True
 
         def show(index: int, stage: str, done: int, total: int) -> None:
-            label = f"[{index + 1}/{len(cts)}] {cts[index].name or cts[index]}"
+            label = f"[{index + 1}/{len(chosen)}] {names[index]}"
             bar.update(task, description=f"{label}: {stage}", completed=done, total=total)
 
         def say(kind: str, text: str) -> None:
             console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
 
+        session = Segmenter(checkpoint, device, precision, preset or (), memory, **overrides)
+        chosen: list[PathLike] = list(cts)
+        if all_series:
+            bar.update(task, description="list the series")
+            chosen, names = _each_series(cts, names, say)
         cases = session.segment_all(
-            cts,
+            chosen,
             output,
             names=names,
             series_uid=series,
             qc=qc,
             attention=attention,
             output_format=format_,
+            keep_uids=not no_uids,
             progress=show,
         )
         for case in cases:
@@ -93,7 +123,9 @@ def segment(
                 continue
             failed += 1
             if isinstance(case.error, AttUNet3dError):
-                say("error", one_line(case.error))
+                # The message names the folder of the images, which may hold several series.
+                of = "" if isinstance(case.ct, Path) else f"{case.ct}: "
+                say("error", of + one_line(case.error))
             elif case.error is not None:
                 # A case that breaks in an unforeseen way must not take the others with it.
                 found = f"unexpected {type(case.error).__name__}: {one_line(case.error)}"
@@ -112,8 +144,34 @@ def _names(cts: list[Path]) -> list[str]:
     names = [
         f"{ct.absolute().parent.name}_{name}" if often[name] > 1 else name for ct, name in zip(cts, names, strict=True)
     ]
+    _refuse_same(cts, names)
+    return names
+
+
+def _refuse_same(cts: Sequence[PathLike], names: list[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             same = ", ".join(str(ct) for ct, other in zip(cts, names, strict=True) if other == name)
             raise ConfigError(f'{same}: all their masks would be "{name}_seg"; segment them into different folders')
-    return names
+
+
+def _each_series(
+    cts: list[Path], names: list[str], say: Callable[[str, str], None]
+) -> tuple[list[PathLike], list[str]]:
+    """The CTs with each folder's series in its place, and what their files are called."""
+    from attunet3d.io import segmentable_series
+
+    chosen: list[PathLike] = []
+    names_of_chosen: list[str] = []
+    for ct, name in zip(cts, names, strict=True):
+        found: dict[str, PathLike] = {name: ct}
+        left_out: list[str] = []
+        if os.path.isdir(ct):  # not Path.is_dir, which raises for names that are too long
+            with suppress(Exception):  # the session will meet the same error, and count and tell it as any other
+                found = {f"{name}_series{case.number}": case for case in segmentable_series(ct, left_out)}
+        for line in left_out:
+            say("left out", line)
+        chosen += found.values()
+        names_of_chosen += found
+    _refuse_same(chosen, names_of_chosen)
+    return chosen, names_of_chosen

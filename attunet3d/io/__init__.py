@@ -9,6 +9,7 @@ _PUBLIC = {
     "CTReader": "monai_io",
     "LabelReader": "monai_io",
     "MaskLayout": "monai_io",
+    "SeriesCase": "cases",
     "Volume": "reader",
     "atomic_path": "writer",
     "case_name": "cases",
@@ -16,6 +17,7 @@ _PUBLIC = {
     "read_ct": "reader",
     "read_label": "reader",
     "read_volume": "reader",
+    "segmentable_series": "cases",
     "write_mask": "writer",
     "write_text_atomic": "writer",
 }
@@ -25,6 +27,7 @@ __all__ = [
     "CTReader",
     "LabelReader",
     "MaskLayout",
+    "SeriesCase",
     "Volume",
     "atomic_path",
     "case_name",
@@ -32,12 +35,13 @@ __all__ = [
     "read_ct",
     "read_label",
     "read_volume",
+    "segmentable_series",
     "write_mask",
     "write_text_atomic",
 ]
 
 if TYPE_CHECKING:
-    from attunet3d.io.cases import case_name, find_cases
+    from attunet3d.io.cases import SeriesCase, case_name, find_cases, segmentable_series
     from attunet3d.io.monai_io import AtomicNibabelWriter, CTReader, LabelReader, MaskLayout
     from attunet3d.io.reader import Volume, read_ct, read_label, read_volume
     from attunet3d.io.writer import atomic_path, write_mask, write_text_atomic

@@ -4,14 +4,73 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
+if TYPE_CHECKING:
+    from attunet3d.io.dicom_series import Series
+
+
+@dataclass(frozen=True)
+class SeriesCase(os.PathLike[str]):
+    """One series of a DICOM folder: as a path it is the folder, and what reads it reads this series.
+
+    Attributes:
+        folder: as it was given.
+        number: of the series in `attunet3d inspect FOLDER`, from 1.
+        series: its headers, which are not read again.
+    """
+
+    folder: Path
+    number: int
+    series: Series
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __str__(self) -> str:
+        return f"{self.folder}: series {self.number}"
+
+
+def segmentable_series(folder: str | os.PathLike[str], left_out: list[str] | None = None) -> list[SeriesCase]:
+    """Each CT series of a DICOM folder that could be chosen, for `Segmenter.segment` and `segment_all`.
+
+    Args:
+        folder: searched with what is in it; headers only.
+        left_out: a line is added for each series that is none of them (localizers, derived series, other modalities,
+            see `candidate_series`), and why.
+
+    Raises:
+        AmbiguousSeriesError: the folder holds CTs of several patients.
+        InputNotFoundError, UnreadableInputError, UnsupportedImageError: it holds no DICOM, or no CT.
+    """
+    from attunet3d.io.dicom import candidate_series, find_series
+    from attunet3d.io.reader import existing
+
+    folder = existing(folder)
+    found = find_series(folder)
+    _, reasons = candidate_series(found)
+    cases = []
+    for number, series in enumerate(found, 1):
+        case = SeriesCase(folder, number, series)
+        if series.uid not in reasons:
+            cases.append(case)
+        elif left_out is not None:
+            left_out.append(f"{case}: {reasons[series.uid]}: {series}")
+    return cases
+
 
 def case_name(path: str | os.PathLike[str]) -> str:
-    """The name of a CT without its format's suffix: ``case_7.nii.gz`` and the folder ``case_7`` are both "case_7"."""
+    """The name of a CT without its format's suffix: ``case_7.nii.gz`` and the folder ``case_7`` are both "case_7".
+
+    The second series of that folder is "case_7_series2", see `SeriesCase`.
+    """
+    if isinstance(path, SeriesCase):
+        return f"{case_name(path.folder)}_series{path.number}"
     name = Path(os.path.abspath(path)).name  # of a link its own name, not the target's
     for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix) and len(name) > len(suffix):

@@ -1,11 +1,11 @@
-"""DICOM out: a pancreas mask as a binary segmentation object (SEG) that refers to the CT's own images.
+"""DICOM out: a pancreas mask as a segmentation object (SEG) that refers to the CT's own images.
 
 highdicom writes and reads it; it is imported where it is needed, since it comes with an extra of its own.
 """
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import pydicom
 
 from attunet3d import __version__
 from attunet3d.errors import OutputError, UnsupportedImageError
-from attunet3d.io.dicom import numbers
-from attunet3d.io.slabs import LPS_TO_RAS, read_failed
+from attunet3d.io.dicom_header import numbers
+from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 
 # A SEG cannot be without these: they tie it to its study, to the patient's space, and to each image.
 REQUIRED_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
@@ -33,26 +33,45 @@ EMPTY_IF_MISSING = (
 SERIES_NUMBER = 1000  # out of the way of what scanners count
 
 
+def check_images(image: StoredImage) -> None:
+    """Raise UnsupportedImageError unless each slice of a CT is a DICOM image or frame, which a SEG can refer to."""
+    if image.facts["format"] != "dicom":
+        raise UnsupportedImageError(
+            f"{image.path}: not DICOM, so a DICOM SEG has no images to refer to; "
+            "give the folder of the DICOM series, or write NIfTI (--format nifti)"
+        )
+    files = len(set(image.files))
+    if files != (1 if image.frames else image.shape[2]):
+        cause = "frames of several files" if files else "slices that were interpolated (--allow-uneven)"
+        raise UnsupportedImageError(
+            f"{image.path}: {cause}, so a DICOM SEG cannot refer to them; write NIfTI (--format nifti)"
+        )
+
+
 def source_headers(
-    source: str | os.PathLike[str], files: Iterable[Path], affine: np.ndarray, notes: list[str]
+    source: str | os.PathLike[str],
+    files: Sequence[Path],
+    affine: np.ndarray,
+    notes: list[str],
+    frames: Sequence[int] = (),
 ) -> list[pydicom.FileDataset]:
     """The headers of a CT's images, without their pixels, ready to be referred to by a SEG.
 
     Args:
         source: the CT as it was given, for messages.
-        files: the images in the order of the slices, see `StoredImage.files`.
+        files: the images in the order of the slices, see `check_images`; a multi-frame one counts once.
         affine: of the CT, voxel -> RAS+ mm.
         notes: what a user should know of them is added here.
+        frames: see `StoredImage`; the header of a multi-frame image is given with the functional groups of these alone.
 
     Raises:
-        UnsupportedImageError: the CT is not DICOM, an image lacks a UID that a SEG must repeat, or the images are of
-            several studies.
+        UnsupportedImageError: an image lacks a UID that a SEG must repeat, or the images are of several studies.
         UnreadableInputError: an image is no longer readable.
     """
     headers: list[pydicom.FileDataset] = []
     pixel = np.linalg.norm(np.cross(affine[:3, 0], affine[:3, 1]))  # mm2
     between_slices = abs(np.linalg.det(affine[:3, :3])) / pixel  # mm, along their normal
-    for path in files:
+    for path in dict.fromkeys(files):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom warns of values that break the standard, and quotes them
             try:
@@ -69,21 +88,19 @@ def source_headers(
             header.setdefault(tag, "")
         if not (numbers(header, "SliceThickness", 1) or (0,))[0] > 0:  # may be empty in a CT, but not in a SEG
             header.SliceThickness = f"{between_slices:.4f}"
+        if frames:  # those of another phase lie at the same places, which a SEG must not have twice
+            header.PerFrameFunctionalGroupsSequence = [header.PerFrameFunctionalGroupsSequence[k] for k in frames]
+            header.NumberOfFrames = len(frames)
         headers.append(header)
-    if not headers:
-        raise UnsupportedImageError(
-            f"{source}: not DICOM, so a DICOM SEG has no images to refer to; "
-            "give the folder of the DICOM series, or write NIfTI (--format nifti)"
-        )
     if len({header.StudyInstanceUID for header in headers}) > 1:
         raise UnsupportedImageError(
             f"{source}: the images are of several studies (StudyInstanceUID), and a DICOM SEG belongs to one; "
             "export the series again, or write NIfTI (--format nifti)"
         )
-    frames = {header.FrameOfReferenceUID for header in headers}
-    if len(frames) > 1:
+    spaces = {header.FrameOfReferenceUID for header in headers}
+    if len(spaces) > 1:
         # Some de-identification tools give each image one of its own. The reader found them to be one volume.
-        notes.append(f"the images carry {len(frames)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
+        notes.append(f"the images carry {len(spaces)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
         for header in headers:
             header.FrameOfReferenceUID = headers[0].FrameOfReferenceUID
     return headers
@@ -95,7 +112,9 @@ def save_seg(
     affine: np.ndarray,
     sources: Sequence[pydicom.FileDataset],
     *,
+    frames: Sequence[int] = (),
     checkpoint_sha256: str,
+    segmentation_type: str = "BINARY",
 ) -> None:
     """Write a mask as DICOM SEG to a path that is temporary already, read it again, and compare it with the mask.
 
@@ -106,8 +125,11 @@ def save_seg(
         path: what fails here is left to its owner, see `atomic_path`.
         mask: uint8 (X, Y, Z), 1 is pancreas.
         affine: voxel -> RAS+ mm.
-        sources: the header of each of the Z images, in order, see `source_headers`.
+        sources: the header of each of the Z images, in order, or of the one multi-frame image, see `source_headers`.
+        frames: of the multi-frame image, the number of each of the Z slices.
         checkpoint_sha256: of the weights, 64 hexadecimal digits: with the version it identifies the algorithm.
+        segmentation_type: "BINARY", one bit a voxel, or "LABELMAP", one byte: a storage class that is newer, and that
+            fewer programs read.
 
     Raises:
         OutputError: highdicom refuses the images, or what was written is not the mask.
@@ -117,7 +139,10 @@ def save_seg(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above, and highdicom does
         try:
-            _segmentation(mask, sources, checkpoint_sha256).save_as(path)
+            seg = _segmentation(mask, sources, checkpoint_sha256, segmentation_type)
+            if frames:
+                _refer_to_frames(seg, frames)
+            seg.save_as(path)
             same = _holds(path, mask, affine)
         except OSError:
             raise
@@ -133,7 +158,17 @@ def save_seg(
         )
 
 
-def _segmentation(mask: np.ndarray, sources: Sequence[pydicom.FileDataset], checkpoint_sha256: str) -> pydicom.Dataset:
+def _refer_to_frames(seg: pydicom.Dataset, frames: Sequence[int]) -> None:
+    """Name the frames as their file counts them: highdicom has counted the slices."""
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        for derivation in group.get("DerivationImageSequence", []):
+            for image in derivation.SourceImageSequence:
+                image.ReferencedFrameNumber = frames[int(image.ReferencedFrameNumber) - 1] + 1
+
+
+def _segmentation(
+    mask: np.ndarray, sources: Sequence[pydicom.FileDataset], checkpoint_sha256: str, segmentation_type: str
+) -> pydicom.Dataset:
     import highdicom as hd
     from pydicom.sr.coding import Code
 
@@ -156,7 +191,7 @@ def _segmentation(mask: np.ndarray, sources: Sequence[pydicom.FileDataset], chec
     return hd.seg.Segmentation(
         source_images=sources,
         pixel_array=mask.transpose(2, 1, 0),
-        segmentation_type="BINARY",
+        segmentation_type=segmentation_type,
         segment_descriptions=[pancreas],
         series_instance_uid=hd.UID(),
         series_number=SERIES_NUMBER,
@@ -190,13 +225,15 @@ def _holds(path: Path, mask: np.ndarray, affine: np.ndarray) -> bool:
     to_voxel = np.linalg.inv(LPS_TO_RAS @ affine)
     found = np.zeros_like(mask)
     for frame, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        if not frame.any():
+            continue
         lps = np.eye(4)
         lps[:3, 0] = orientation[0] * between_columns
         lps[:3, 1] = orientation[1] * between_rows
         lps[:3, 3] = group.PlanePositionSequence[0].ImagePositionPatient
         placed = to_voxel @ lps @ corners
         k = int(np.rint(placed[2, 0]))
-        # Each pixel must lie in its own voxel; headers round positions and directions, see `dicom_pixels`.
+        # Each pixel must lie in its own voxel; headers round positions and directions, see `dicom_geometry`.
         if not 0 <= k < mask.shape[2] or np.abs(placed - corners - [[0], [0], [k], [0]]).max() >= 0.5:
             return False
         found[:, :, k] |= frame.T

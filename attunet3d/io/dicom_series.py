@@ -1,15 +1,16 @@
 """What DICOM headers say of a series: what kind of images it holds, whose, and which stacks share its UID."""
 
 import re
+import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from pydicom.uid import UID
 
-CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
-ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced, legacy converted enhanced
+from attunet3d.io.dicom_header import CT_IMAGE_STORAGE, ENHANCED_CT, SliceHeader
 
 SAME_POSITION_MM = 0.01  # slices closer than this are images of the same place: no CT is that thin
 SAME_COSINE = 1e-3  # 0.06 degrees: 0.4 mm at the edge of a 400 mm field, less than a voxel
@@ -58,44 +59,6 @@ AXIAL_COSINE = 0.8  # 37 degrees: no gantry tilts by more than 30
 
 
 @dataclass(frozen=True)
-class SliceHeader:
-    """What the header of one DICOM file says; None or empty where it says nothing. Lengths in mm, LPS+."""
-
-    path: Path
-    sop_class: str
-    sop_instance: str
-    series_uid: str
-    patient: str = field(repr=False)  # not the ID: a hash that is another one in every run, only to be compared
-    modality: str
-    image_type: tuple[str, ...]
-    description: str
-    rows: int
-    columns: int
-    spacing: tuple[float, ...] | None  # between rows, between columns
-    orientation: tuple[float, ...] | None  # direction of increasing column index, then of increasing row index
-    position: tuple[float, ...] | None  # of the first voxel's centre
-    frame_of_reference: str
-    acquisition: int | None
-    frames: int
-    samples: int
-    photometric: str
-    lossy: bool
-    rescale_type: str
-
-    @property
-    def is_localizer(self) -> bool:
-        return "LOCALIZER" in self.image_type
-
-    @property
-    def normal(self) -> tuple[float, float, float] | None:
-        """Row direction x column direction, LPS+; a unit vector where the header is valid."""
-        if self.orientation is None:
-            return None
-        a, b, c, d, e, f = self.orientation
-        return (b * f - c * e, c * d - a * f, a * e - b * d)
-
-
-@dataclass(frozen=True)
 class Series:
     """The files of one series, or of one stack where a series holds several.
 
@@ -118,6 +81,10 @@ class Series:
     @property
     def folder(self) -> Path:
         return self.slices[0].path.parent
+
+    @property
+    def files(self) -> int:
+        return len({s.path for s in self.slices})
 
     @property
     def images(self) -> tuple[SliceHeader, ...]:
@@ -188,20 +155,37 @@ class Series:
         return "CT multi-frame" if self.slices[0].sop_class in ENHANCED_CT or self.slices[0].frames > 1 else "CT"
 
     def __str__(self) -> str:
-        name = f' "{self.description}"' if self.description else ""
-        return f"{self.uid} ({len(self.slices)} {'file' if len(self.slices) == 1 else 'files'}{name})"
+        first, step = self.images[0], self._slice_step()
+        said = [f"{self.files} {'file' if self.files == 1 else 'files'}"]
+        if first.rows and first.columns:
+            said.append(f"{first.columns} x {first.rows}")
+        if step is not None:
+            said.append(f"every {step:.4g} mm")
+        if self.description:
+            said.append(f'"{self.description}"')
+        return f"{self.uid} ({', '.join(said)})"
+
+    def _slice_step(self) -> float | None:
+        """Between most slices, mm; None where the headers do not say."""
+        normal = self.images[0].normal
+        positions = [s.position for s in self.images if s.position is not None]
+        if normal is None or len(positions) < 2:
+            return None
+        places = sorted(sum(n * p for n, p in zip(normal, position, strict=True)) for position in positions)
+        return statistics.median(b - a for a, b in pairwise(places))
 
 
 def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
     """The images of one series UID, apart where they are several stacks.
 
-    Stacks differ in size, pixel spacing, orientation or frame of reference, or are acquisitions of the same places.
+    Stacks differ in size, pixel spacing, orientation, frame of reference or StackID, or are acquisitions of the same
+    places.
     Nothing is taken apart where that would leave a single image: it would pass for a stack of its own, and the other
     slices for a complete one. Localizers stay with an only stack and are apart from several.
     """
     images = [s for s in slices if not s.is_localizer]
     parts = [images]
-    for same in (_same_size, _same_spacing, _same_orientation, _same_frame):
+    for same in (_same_size, _same_spacing, _same_orientation, _same_frame, _same_stack):
         parts = [group for part in parts for group in _apart(part, same)]
     parts = [group for part in parts for group in _acquisitions_apart(part)]
     if len(parts) == 1:
@@ -242,11 +226,15 @@ def _same_frame(a: SliceHeader, b: SliceHeader) -> bool:
     return a.frame_of_reference == b.frame_of_reference or not (a.frame_of_reference and b.frame_of_reference)
 
 
+def _same_stack(a: SliceHeader, b: SliceHeader) -> bool:
+    return a.stack == b.stack
+
+
 def _acquisitions_apart(slices: list[SliceHeader]) -> list[list[SliceHeader]]:
     """A new stack begins with the acquisition that comes back to a place; one scan may be of many acquisitions."""
-    by_number: dict[int, list[SliceHeader]] = {}
+    by_number: dict[tuple[int, ...], list[SliceHeader]] = {}
     for s in slices:
-        if s.acquisition is None or s.position is None:
+        if not s.acquisition or s.position is None:
             return [slices]
         by_number.setdefault(s.acquisition, []).append(s)
     groups: list[list[SliceHeader]] = []

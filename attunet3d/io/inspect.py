@@ -9,7 +9,7 @@ import numpy as np
 
 from attunet3d.errors import AttUNet3dError
 from attunet3d.io.dicom import find_series
-from attunet3d.io.dicom_pixels import open_series, tilt_deg
+from attunet3d.io.dicom_geometry import open_series, tilt_deg
 from attunet3d.io.dicom_series import AXIAL_COSINE, SAME_POSITION_MM, Series
 from attunet3d.io.reader import existing, open_ct
 from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, check_affine
@@ -61,7 +61,7 @@ def _of_series(number: int, series: Series) -> Finding:
         image = open_series(series)
     except AttUNet3dError as error:
         return _of_headers(number, series, str(error))
-    return _of_image(number, series.uid, series.kind, len(series.slices), image, True, _SERIES_IS_FINE)
+    return _of_image(number, series.uid, series.kind, series.files, image, True, _SERIES_IS_FINE)
 
 
 def _of_file(path: Path) -> Finding:
@@ -110,12 +110,12 @@ def _of_headers(number: int, series: Series, reason: str) -> Finding:
         if axes is not None and travel is not None:
             affine[:3, 2] = travel
             tilt = round(tilt_deg(affine), 3)
-    slices = first.frames if len(series.slices) == 1 else len(series.slices)
+    slices = len(series.slices) if first.frame is not None or len(series.slices) > 1 else first.frames
     return Finding(
         number=number,
         uid=series.uid,
         kind=series.kind,
-        files=len(series.slices),
+        files=series.files,
         size=(first.columns, first.rows, slices) if first.rows and first.columns else None,
         spacing_mm=(_millimetres(columns), _millimetres(rows), None),
         plane=plane,

@@ -1,57 +1,83 @@
 """NRRD and MetaImage in, through SimpleITK: LPS to RAS+."""
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from attunet3d.errors import UnsupportedImageError
+from attunet3d.errors import UnreadableInputError, UnsupportedImageError
+from attunet3d.io.itk_header import data_file, most_bytes
 from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 
 
 def open_itk(path: Path) -> StoredImage:
     """Header of a .nrrd, .nhdr, .mha or .mhd file, and its voxels to come.
 
-    Raises UnreadableInputError, and UnsupportedImageError for anything but one 3D scalar image.
+    Voxels in another file are only read from beside the header. Raises UnreadableInputError, and UnsupportedImageError
+    for anything but one 3D scalar image.
     """
-    cure = "copy or export the file again"
-    if path.suffix.lower() in (".mhd", ".nhdr"):
-        cure = f"copy or export it again, with the data file that {path.name} names beside it"
-    reader = sitk.ImageFileReader()
     nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
+    kind = "nrrd" if nrrd else "metaimage"
+    try:
+        data = data_file(path, kind)
+        room = most_bytes(path, data)
+    except OSError as e:
+        raise read_failed(path, e) from e
+    reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")
     reader.SetFileName(str(path))
-    quiet = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
+    with _itk_errors(path):
         reader.ReadImageInformation()
-        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        size = tuple(reader.GetSize())
-        if reader.GetNumberOfComponents() != 1 or "complex" in kind:
-            raise UnsupportedImageError(
-                f"{path}: {reader.GetNumberOfComponents()} values per voxel ({kind}); "
-                "give a CT with one real value per voxel"
-            )
-        if len(size) != 3:
-            cure = "extract one volume" if len(size) > 3 else "give the whole scan"
-            raise UnsupportedImageError(f"{path}: {len(size)}D image of shape {size}; expected 3D (X, Y, Z): {cure}")
-        image = reader.Execute()
-    except RuntimeError as e:
-        raise read_failed(path, cure=cure) from e  # not quoted: ITK says "no such file" of truncated ones
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(quiet)
+    pixel = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    size = tuple(reader.GetSize())
+    if reader.GetNumberOfComponents() != 1 or "complex" in pixel:
+        raise UnsupportedImageError(
+            f"{path}: {reader.GetNumberOfComponents()} values per voxel ({pixel}); "
+            "give a CT with one real value per voxel"
+        )
+    if len(size) != 3:
+        cure = "extract one volume" if len(size) > 3 else "give the whole scan"
+        raise UnsupportedImageError(f"{path}: {len(size)}D image of shape {size}; expected 3D (X, Y, Z): {cure}")
+    if min(size) < 1:
+        raise UnreadableInputError(f"{path}: the header says shape {size}, without voxels; export the file again")
+    bits = int(pixel.partition("-bit")[0])  # "16-bit signed integer", "32-bit float"
+    expected = math.prod(size) * bits // 8
+    if room < expected:
+        raise UnreadableInputError(
+            f"{path}: truncated, {data.name} cannot hold the {expected} bytes that the header promises; "
+            "copy or export the file again"
+        )
     lps = np.eye(4)
-    lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
-    lps[:3, 3] = image.GetOrigin()
+    lps[:3, :3] = np.array(reader.GetDirection()).reshape(3, 3) * reader.GetSpacing()
+    lps[:3, 3] = reader.GetOrigin()
     warnings = []
-    if nrrd and not image.HasMetaDataKey("NRRD_space"):
+    if nrrd and not reader.HasMetaDataKey("NRRD_space"):
         warnings.append("the NRRD header gives no space; left-posterior-superior is assumed")
-    facts = {"format": "nrrd" if nrrd else "metaimage", "warnings": warnings}
-    return StoredImage(path, size, LPS_TO_RAS @ lps, facts, _slabs(image))
+    return StoredImage(path, size, LPS_TO_RAS @ lps, {"format": kind, "warnings": warnings}, _slabs(path, reader))
 
 
-def _slabs(image: sitk.Image) -> Iterator[np.ndarray]:
+def _slabs(path: Path, reader: sitk.ImageFileReader) -> Iterator[np.ndarray]:
+    with _itk_errors(path):
+        image = reader.Execute()
     view = sitk.GetArrayViewFromImage(image)  # (Z, Y, X), and alive only as long as `image`
     for plane in view:
         yield plane.T
+
+
+@contextmanager
+def _itk_errors(path: Path) -> Iterator[None]:
+    """ITK's errors as ours, without its printed warnings; not quoted, for ITK says "no such file" of truncated ones."""
+    cure = "copy or export the file again"
+    if path.suffix.lower() in (".mhd", ".nhdr"):
+        cure = f"copy or export it again, with the data file that {path.name} names beside it"
+    quiet = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        raise read_failed(path, cure=cure) from e
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(quiet)

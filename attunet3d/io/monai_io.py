@@ -56,14 +56,15 @@ class CTReader(_Reader):
     """Reads CT for MONAI: `LoadImaged(keys="image", reader=CTReader, dtype=None)` gives int16 HU.
 
     The metadata is that of MONAI's readers (affine in RAS+ mm) and "source", the JSON text of `Volume.source`.
-    `series_uid` chooses among several DICOM series. Errors as in `open_ct`.
+    Arguments and errors as in `open_ct`.
     """
 
-    def __init__(self, series_uid: str | None = None) -> None:
+    def __init__(self, series_uid: str | None = None, allow_uneven: bool = False) -> None:
         self.series_uid = series_uid
+        self.allow_uneven = allow_uneven
 
     def _load(self, path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        volume = read_volume(path, series_uid=self.series_uid)
+        volume = read_volume(path, series_uid=self.series_uid, allow_uneven=self.allow_uneven)
         return volume.array, volume.affine, volume.source
 
 

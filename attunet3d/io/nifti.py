@@ -1,19 +1,21 @@
 """NIfTI in: one slab at a time, so that a scaled or floating-point CT never stands in memory as floats."""
 
+import gzip
+import math
 import zlib
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.imageglobals import logger as nibabel_logger
-from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
 from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
-from attunet3d.io.slabs import StoredImage, read_failed
+from attunet3d.io.slabs import StoredImage, check_file_size, read_failed
 
 # Everything in the header that places the image; with these copied, each viewer puts a mask where it puts the CT.
 GEOMETRY_FIELDS = (
@@ -30,11 +32,11 @@ GEOMETRY_FIELDS = (
     "srow_y",
     "srow_z",
 )
-DEFLATE_MAX_RATIO = 1032  # Deflate cannot expand by more: a header that asks for more is damaged.
+MAX_OFFSET = 64 * 2**20  # of the voxels: what lies before them has to be unpacked
 DISAGREEMENT_MM = 0.1
 LENGTH_UNITS = {0: "unknown", 1: "metres", 2: "mm", 3: "microns"}  # the low bits of xyzt_units
 
-_DECODE_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+_DECODE_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
 
 
 def open_nifti(path: Path) -> StoredImage:
@@ -46,13 +48,15 @@ def open_nifti(path: Path) -> StoredImage:
     disabled = nibabel_logger.disabled
     nibabel_logger.disabled = True  # it prints about every header detail that it repairs
     try:
-        image = nib.load(path)
-        affine = np.asarray(image.affine, np.float64)
+        header = _read_header(path)
+        affine = np.asarray(header.get_best_affine(), np.float64)
+        stored, dtype, offset = tuple(header.get_data_shape()), header.get_data_dtype(), header.get_data_offset()
+        slope, inter = header.get_slope_inter()
+        facts = _facts(header, stored)
     except _DECODE_ERRORS as e:
         raise read_failed(path, e) from e
     finally:
         nibabel_logger.disabled = disabled
-    header, stored, dtype = image.header, tuple(image.shape), image.dataobj.dtype
     if dtype.kind not in "iuf":
         kind = "complex" if dtype.kind == "c" else "colour"
         raise UnsupportedImageError(f"{path}: {kind} voxels ({dtype}); give a CT with one real value per voxel")
@@ -65,23 +69,46 @@ def open_nifti(path: Path) -> StoredImage:
     unit = LENGTH_UNITS.get(int(header["xyzt_units"]) & 7, "an unknown unit")
     if unit not in ("mm", "unknown"):
         raise GeometryError(f"{path}: the header gives lengths in {unit}; save the image again with lengths in mm")
-    _check_size(path, image.dataobj.offset + dtype.itemsize * shape[0] * shape[1] * shape[2])
-    return StoredImage(path, shape, affine, _facts(image), _slabs(path, image.dataobj, shape))
+    if not 0 <= offset <= MAX_OFFSET:
+        raise UnreadableInputError(
+            f"{path}: the header says that the voxels begin at byte {offset}, which is not 0 to {MAX_OFFSET}; "
+            "copy or export the file again"
+        )
+    check_file_size(path, offset + dtype.itemsize * math.prod(shape), compressed=_is_gzip(path))
+    scale = (1.0 if slope is None else slope, 0.0 if inter is None else inter)
+    return StoredImage(path, shape, affine, facts, _slabs(path, offset, dtype, scale, shape))
 
 
-def _facts(image: Any) -> dict[str, Any]:
-    header = image.header
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if _is_gzip(path) else path.open("rb")
+
+
+def _read_header(path: Path) -> Any:
+    """The header alone: `nibabel.load` also reads its extensions, which can claim to be as long as they like."""
+    with _open(path) as f:
+        start = f.read(nib.Nifti2Header.template_dtype.itemsize)
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        if kind.may_contain_header(start):
+            return kind.from_fileobj(BytesIO(start[: kind.template_dtype.itemsize]))
+    raise ImageFileError("no NIfTI header")
+
+
+def _facts(header: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     qform_code, sform_code = int(header["qform_code"]), int(header["sform_code"])
     warnings = []
     if not qform_code and not sform_code:
         warnings.append("the NIfTI header gives no orientation (sform and qform codes 0); nibabel's default is assumed")
     if qform_code and sform_code:
-        apart = _disagreement_mm(image)
+        apart = _disagreement_mm(header, shape)
         if not apart <= DISAGREEMENT_MM:
             warnings.append(f"sform and qform of the NIfTI header disagree by up to {apart:.2f} mm; the sform is used")
     return {
         "format": "nifti",
-        "nifti_version": 2 if isinstance(image, nib.Nifti2Image) else 1,
+        "nifti_version": 2 if isinstance(header, nib.Nifti2Header) else 1,
         "sform_code": sform_code,
         "qform_code": qform_code,
         "nifti_geometry": {field: header[field].tolist() for field in GEOMETRY_FIELDS},
@@ -89,40 +116,31 @@ def _facts(image: Any) -> dict[str, Any]:
     }
 
 
-def _disagreement_mm(image: Any) -> float:
+def _disagreement_mm(header: Any, shape: tuple[int, ...]) -> float:
     """Largest distance between the corners of the image as its sform and as its qform place it."""
     try:
-        shift = (image.header.get_sform() - image.header.get_qform())[:3]
+        shift = (header.get_sform() - header.get_qform())[:3]
     except (HeaderDataError, ValueError):  # the quaternion is no rotation
         return float("inf")
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]])).reshape(3, -1)
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
     return float(np.linalg.norm(shift[:, :3] @ corners + shift[:, 3:], axis=0).max())
 
 
-def _check_size(path: Path, expected: int) -> None:
-    """Refuse before memory is asked for: a damaged header can claim terabytes."""
-    size = path.stat().st_size
-    compressed = path.suffix.lower() == ".gz"
-    if size * (DEFLATE_MAX_RATIO if compressed else 1) < expected:
-        raise UnreadableInputError(
-            f"{path}: truncated, {size} bytes where the header promises {expected}"
-            f"{' uncompressed' if compressed else ''}; copy or export the file again"
-        )
-
-
-def _slabs(path: Path, proxy: Any, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
+def _slabs(
+    path: Path, offset: int, dtype: np.dtype, scale: tuple[float, float], shape: tuple[int, int, int]
+) -> Iterator[np.ndarray]:
     """The (X, Y) slabs, read in sequence: nibabel's own slicing decompresses a .nii.gz from its start for each slab."""
-    scaled = (proxy.slope, proxy.inter) != (1, 0)
-    size = shape[0] * shape[1] * proxy.dtype.itemsize
+    slope, inter = np.float64(scale[0]), np.float64(scale[1])
+    size = shape[0] * shape[1] * dtype.itemsize
     try:
-        with ImageOpener(path) as f:
-            f.seek(proxy.offset)
+        with _open(path) as f:
+            f.seek(offset)
             for k in range(shape[2]):
                 data = f.read(size)
                 if len(data) < size:
                     raise EOFError(f"the voxels end in slice {k} of {shape[2]}")
-                slab = np.frombuffer(data, proxy.dtype).reshape(shape[:2], order="F")
-                yield slab * np.float64(proxy.slope) + np.float64(proxy.inter) if scaled else slab
-            f.read(1)  # Reaching the end makes gzip verify its checksum.
+                slab = np.frombuffer(data, dtype).reshape(shape[:2], order="F")
+                yield slab if scale == (1, 0) else slab * slope + inter
+            f.read(1)  # Reaching the end makes gzip verify its checksum. What follows the voxels stays packed.
     except _DECODE_ERRORS as e:
         raise read_failed(path, e) from e

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from attunet3d.errors import InputNotFoundError, UnreadableInputError, UnsupportedImageError
+from attunet3d.io.cases import SeriesCase
 from attunet3d.io.nifti import open_nifti
 from attunet3d.io.slabs import ITK_SUFFIXES, NIFTI_SUFFIXES, StoredImage, to_hu, to_labels
 
@@ -30,32 +31,38 @@ class Volume:
     source: dict[str, Any]
 
 
-def open_ct(path: PathLike, *, series_uid: str | None = None) -> StoredImage:
+def open_ct(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool = False) -> StoredImage:
     """A CT as a file or a DICOM folder holds it: its grid from the header, its voxels to come (see `to_hu`).
 
+    `series_uid` chooses among several DICOM series, and a `SeriesCase` is the one series of its folder; `allow_uneven`
+    interpolates between DICOM slices at uneven distances, which are refused otherwise.
     Raises InputNotFoundError, UnreadableInputError, UnsupportedImageError, GeometryError, AmbiguousSeriesError.
     """
+    given = path
     path = existing(path)
     if path.is_dir():
         from attunet3d.io.dicom import choose_series, find_series
-        from attunet3d.io.dicom_pixels import open_series
+        from attunet3d.io.dicom_geometry import open_series
 
-        return open_series(choose_series(find_series(path), series_uid))
+        series = [given.series] if isinstance(given, SeriesCase) else find_series(path)
+        return open_series(choose_series(series, series_uid), allow_uneven=allow_uneven)
     image = open_file(path)
     if series_uid is not None:
-        image.facts["warnings"].append(f"series {series_uid} was asked for, but {path.name} is not DICOM")
+        image.facts["warnings"].append(f"a series was asked for, but {path.name} is not DICOM")
     return image
 
 
-def read_volume(path: PathLike, *, series_uid: str | None = None) -> Volume:
-    """Read a CT from a file or a DICOM folder; `series_uid` chooses among several DICOM series. Errors as `open_ct`."""
-    image = open_ct(path, series_uid=series_uid)
+def read_volume(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool = False) -> Volume:
+    """Read a CT from a file or a DICOM folder; arguments and errors as `open_ct`."""
+    image = open_ct(path, series_uid=series_uid, allow_uneven=allow_uneven)
     return Volume(to_hu(image), image.affine, image.facts)
 
 
-def read_ct(path: PathLike, *, series_uid: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """A CT's voxels in HU, int16 (X, Y, Z), and its affine, voxel to RAS+ mm. Errors as in `open_ct`."""
-    volume = read_volume(path, series_uid=series_uid)
+def read_ct(
+    path: PathLike, *, series_uid: str | None = None, allow_uneven: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """A CT's voxels in HU, int16 (X, Y, Z), and its affine, voxel to RAS+ mm. Arguments and errors as `open_ct`."""
+    volume = read_volume(path, series_uid=series_uid, allow_uneven=allow_uneven)
     return volume.array, volume.affine
 
 
@@ -77,6 +84,8 @@ def existing(path: PathLike) -> Path:
 
 
 def open_file(path: Path) -> StoredImage:
+    if not path.is_file():
+        raise UnreadableInputError(f"{path}: not a file but a pipe or device; give an image file, or a DICOM folder")
     name = path.name.lower()
     if name.endswith(NIFTI_SUFFIXES):
         return open_nifti(path)

@@ -20,13 +20,22 @@ from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedIma
 FAT_OR_AIR_HU = -50
 SOFT_TISSUE_HU = 0
 
+MOST_CLIPPED = 0.01  # of the voxels: beside metal the reconstruction overflows in a few, see `to_hu`
+
 # Outside these limits the numbers are not millimetres: inner-ear CT has 0.1 mm voxels, the thickest slices are 10 mm.
 MIN_SPACING_MM = 0.05
 MAX_SPACING_MM = 20.0
+MAX_ORIGIN_MM = 1e5  # 100 m from the scanner's origin; NIfTI's float32 would still hold it to 0.01 mm
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
+
+# 1024 x 1024 x 2048, the body from head to foot in 1 mm slices on the finest matrix: no CT has more voxels, and a label
+# map none that a CT has not.
+MOST_VOXELS = 2**31
+
+DEFLATE_MAX_RATIO = 1032  # Deflate cannot expand by more: a header that asks for more is damaged.
 
 INT16 = np.iinfo(np.int16)
 
@@ -39,7 +48,9 @@ class StoredImage:
 
     `shape` is (X, Y, Z); `affine` maps voxel indices to RAS+ mm; `slabs` yields Z arrays of shape (X, Y) in order, with
     any scale and offset applied; `facts` goes into the record of a run and has a list under "warnings"; `files` are the
-    DICOM images of a series in the order of Z, and empty for other formats.
+    DICOM images of a series in the order of Z, and empty for other formats; `frames` are the numbers of the slices in
+    their file, where that is a multi-frame one.
+    Raises UnsupportedImageError for more than MOST_VOXELS: nothing has been read, and no memory been asked for.
     """
 
     path: Path
@@ -48,12 +59,21 @@ class StoredImage:
     facts: dict[str, Any]
     slabs: Iterator[np.ndarray]
     files: tuple[Path, ...] = ()
+    frames: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if math.prod(self.shape) > MOST_VOXELS:
+            shape = " x ".join(map(str, self.shape))
+            raise UnsupportedImageError(
+                f"{self.path}: {shape} voxels, more than any CT ({MOST_VOXELS}); "
+                "check the header, or crop the image to the abdomen"
+            )
 
 
 def to_hu(image: StoredImage) -> np.ndarray:
     """Voxels in HU, int16 (X, Y, Z), in Fortran order.
 
-    Fractions are rounded to nearest; values beyond int16 are clipped with a warning in `image.facts`.
+    Fractions are rounded to nearest; values beyond int16 are clipped with a warning in `image.facts`, if they are few.
     Raises GeometryError for an unusable affine, and UnsupportedImageError for single slices, for non-finite voxels and
     for values that cannot be HU.
     """
@@ -64,7 +84,7 @@ def to_hu(image: StoredImage) -> np.ndarray:
         )
     check_affine(image.path, image.affine)
     hu = np.empty(image.shape, np.int16, order="F")
-    low, high = math.inf, -math.inf
+    low, high, clipped = math.inf, -math.inf, 0
     for k, slab in enumerate(image.slabs):
         slab_low, slab_high = _finite_range(image.path, k, slab)
         low, high = min(low, slab_low), max(high, slab_high)
@@ -72,9 +92,15 @@ def to_hu(image: StoredImage) -> np.ndarray:
             if slab.dtype.kind == "f":
                 slab = np.rint(slab)
             if slab_low < INT16.min or slab_high > INT16.max:
+                clipped += int(((slab < INT16.min) | (slab > INT16.max)).sum())
                 slab = np.clip(slab.astype(np.float64), INT16.min, INT16.max)
         hu[:, :, k] = slab
-    if low < INT16.min or high > INT16.max:
+    if clipped > MOST_CLIPPED * hu.size:
+        raise UnsupportedImageError(
+            f"{image.path}: {clipped} of {hu.size} values reach beyond int16 ({low:g} to {high:g}); as many are not "
+            "metal, but a wrong sign or scale: export the CT again, in HU"
+        )
+    if clipped:
         image.facts["warnings"].append(
             f"values {low:g} to {high:g} reach beyond int16 and were clipped to {INT16.min}..{INT16.max}"
         )
@@ -107,20 +133,34 @@ def to_labels(image: StoredImage) -> np.ndarray:
 
 
 def check_affine(path: Path, affine: np.ndarray) -> None:
-    """Raise GeometryError unless `affine` (4x4, voxel to mm) is finite, invertible, and has believable voxel sizes."""
+    """Raise GeometryError unless `affine` (4x4, voxel to mm) is finite, invertible, and believable in mm."""
     if not np.all(np.isfinite(affine)):
         raise GeometryError(f"{path}: the affine holds non-finite values; save the image again with a valid header")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(over="ignore"):  # infinite is too large as well
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
     shown = " x ".join(f"{s:.4g}" for s in spacing)
     if spacing.min() < MIN_SPACING_MM or spacing.max() > MAX_SPACING_MM:
         raise GeometryError(
             f"{path}: voxel size {shown} mm; expected {MIN_SPACING_MM} to {MAX_SPACING_MM:g} mm: "
             "correct the spacing in the header"
         )
+    farthest = float(np.abs(affine[:3, 3]).max())
+    if farthest > MAX_ORIGIN_MM:
+        raise GeometryError(f"{path}: the first voxel lies {farthest:.4g} mm off; correct the origin in the header")
     # Volume relative to an orthogonal voxel of the same edges: 1 without shear, 0 when two axes are parallel.
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         raise GeometryError(
             f"{path}: the affine is singular (axes {shown} mm long but parallel); correct the orientation"
+        )
+
+
+def check_file_size(path: Path, expected: int, *, compressed: bool) -> None:
+    """Raise UnreadableInputError for a file too small for `expected` bytes: a damaged header can claim terabytes."""
+    size = path.stat().st_size
+    if size * (DEFLATE_MAX_RATIO if compressed else 1) < expected:
+        raise UnreadableInputError(
+            f"{path}: truncated, {size} bytes where the header promises {expected}"
+            f"{' uncompressed' if compressed else ''}; copy or export the file again"
         )
 
 

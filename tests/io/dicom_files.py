@@ -1,5 +1,6 @@
 """Small DICOM series for tests, written with pydicom: a water cylinder in air, with fat around it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT_IMAGE = CT_IMAGE + ".1"
 STUDY, PLACE = generate_uid(), generate_uid()  # one examination of one patient
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -106,3 +108,60 @@ def edit(path: Path, **tags: Any) -> None:
         else:
             setattr(ds, name, value)
     save(ds, path)
+
+
+def write_enhanced(
+    path: Path,
+    hu: np.ndarray,
+    *,
+    origin: tuple[float, float, float] = (-100.0, -50.0, 20.0),
+    step: tuple[float, float, float] = (0.0, 0.0, 2.5),
+    intercepts: Sequence[float] | None = None,
+    phases: int = 1,
+    **tags: Any,
+) -> Path:
+    """An Enhanced CT: all slices of `hu` (X, Y, Z) as the frames of one file, from the last to the first.
+
+    With several phases the slices follow each other once more for each, 100 HU higher.
+    """
+    count = hu.shape[2]
+    frames, groups = [], []
+    for phase in range(phases):
+        for k in reversed(range(count)):
+            intercept = intercepts[k] if intercepts else -1024
+            frames.append(hu[:, :, k].T + 100 * phase - intercept)
+            position = [float(f"{p:.6f}") for p in np.array(origin) + k * np.array(step)]
+            groups.append(
+                item(
+                    FrameContentSequence=item(
+                        TemporalPositionIndex=phase + 1, StackID="1", InStackPositionNumber=k + 1
+                    ),
+                    PlanePositionSequence=item(ImagePositionPatient=position),
+                    PixelValueTransformationSequence=item(RescaleSlope=1, RescaleIntercept=intercept, RescaleType="HU"),
+                    CTImageFrameTypeSequence=item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]),
+                )[0]
+            )
+    shared = item(
+        PlaneOrientationSequence=item(ImageOrientationPatient=list(AXIAL)),
+        PixelMeasuresSequence=item(PixelSpacing=[0.8, 0.7], SliceThickness=2.5),
+    )
+    values = {
+        "SOPClassUID": ENHANCED_CT_IMAGE,
+        "NumberOfFrames": len(frames),
+        "Rows": hu.shape[1],
+        "SharedFunctionalGroupsSequence": shared,
+        "PerFrameFunctionalGroupsSequence": groups,
+        **dict.fromkeys(("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient")),
+        **dict.fromkeys(("RescaleSlope", "RescaleIntercept")),
+        **tags,
+    }
+    stored = np.concatenate(frames).astype(np.int16)
+    return save(ct_dataset(path, stored, origin, tags.pop("SeriesInstanceUID", generate_uid()), **values), path)
+
+
+def item(**tags: Any) -> list[pydicom.Dataset]:
+    """A sequence of one item."""
+    ds = pydicom.Dataset()
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    return [ds]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import SHARED_DATA, TINY, Run, needs_data
-from dicom_files import edit, phantom, write_series
+from dicom_files import edit, phantom, write_enhanced, write_series
 
-from attunet3d import Segmenter, __version__
+from attunet3d import Segmenter, __version__, case_reader, outputs
 from attunet3d.errors import ConfigError, OutputError, UnsupportedImageError
 from attunet3d.io import dicom_seg
-from attunet3d.io.dicom_seg import save_seg, source_headers
+from attunet3d.io.dicom_seg import check_images, save_seg, source_headers
 from attunet3d.io.reader import open_ct
 
 pytest.importorskip("highdicom", reason="needs highdicom: pip install 'attunet3d[seg]'")
@@ -46,13 +47,12 @@ def blob(shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
     return mask
 
 
-def written(folder: Path, path: Path, mask: np.ndarray) -> tuple[pydicom.Dataset, dict[str, Any]]:
+def written(folder: Path, path: Path, mask: np.ndarray, kind: str = "BINARY") -> tuple[pydicom.Dataset, dict[str, Any]]:
     """The SEG of a series, as pydicom alone reads it, and the series' images by their SOPInstanceUID."""
     image = open_ct(folder)
     notes: list[str] = []
-    save_seg(
-        path, mask, image.affine, source_headers(folder, image.files, image.affine, notes), checkpoint_sha256=WEIGHTS
-    )
+    headers = source_headers(folder, image.files, image.affine, notes)
+    save_seg(path, mask, image.affine, headers, checkpoint_sha256=WEIGHTS, segmentation_type=kind)
     assert notes == []
     images = [pydicom.dcmread(file) for file in folder.iterdir()]
     return pydicom.dcmread(path), {str(ds.SOPInstanceUID): ds for ds in images}
@@ -66,12 +66,13 @@ def frames_of(seg: pydicom.Dataset) -> list[tuple[np.ndarray, pydicom.Dataset, s
     return list(zip(pixels, groups, map(str, sources), strict=True))
 
 
+@pytest.mark.parametrize("seg_type", ["BINARY", "LABELMAP"])
 @pytest.mark.parametrize("kind", SERIES)
-def test_each_frame_holds_the_mask_where_its_image_lies(tmp_path: Path, kind: str) -> None:
+def test_each_frame_holds_the_mask_where_its_image_lies(tmp_path: Path, kind: str, seg_type: str) -> None:
     """By way of the image that a frame refers to: its place in the patient names the mask's slice."""
     write_series(tmp_path / "ct", phantom(SHAPE), **SERIES[kind])
     mask = blob()
-    seg, images = written(tmp_path / "ct", tmp_path / "x.dcm", mask)
+    seg, images = written(tmp_path / "ct", tmp_path / "x.dcm", mask, seg_type)
     to_voxel = np.linalg.inv(open_ct(tmp_path / "ct").affine)
     found = np.zeros_like(mask)
     for pixels, groups, source in frames_of(seg):
@@ -119,9 +120,21 @@ def test_a_seg_says_what_it_is_and_of_what(tmp_path: Path) -> None:
     assert again.SOPInstanceUID != seg.SOPInstanceUID
 
 
-def test_an_empty_mask_is_frames_of_zeros(tmp_path: Path) -> None:
+def test_a_label_map_has_a_class_of_its_own_and_the_same_pancreas(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", phantom(SHAPE))
-    seg, images = written(tmp_path / "ct", tmp_path / "x.dcm", np.zeros(SHAPE, np.uint8))
+    binary, _ = written(tmp_path / "ct", tmp_path / "x.dcm", blob())
+    seg, _ = written(tmp_path / "ct", tmp_path / "y.dcm", blob(), "LABELMAP")
+    assert seg.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
+    assert (seg.Modality, seg.SegmentationType, seg.BitsAllocated) == ("SEG", "LABELMAP", 8)
+    background, pancreas = seg.SegmentSequence
+    assert (background.SegmentNumber, background.SegmentLabel) == (0, "Background")
+    assert pancreas == binary.SegmentSequence[0]
+
+
+@pytest.mark.parametrize("seg_type", ["BINARY", "LABELMAP"])
+def test_an_empty_mask_is_frames_of_zeros(tmp_path: Path, seg_type: str) -> None:
+    write_series(tmp_path / "ct", phantom(SHAPE))
+    seg, images = written(tmp_path / "ct", tmp_path / "x.dcm", np.zeros(SHAPE, np.uint8), seg_type)
     assert int(seg.NumberOfFrames) == SHAPE[2]
     assert not seg.pixel_array.any()
     assert {source for _, _, source in frames_of(seg)} == set(images)
@@ -177,11 +190,15 @@ def series(write_phantom: Callable[..., Path], tmp_path: Path) -> Path:
     return tmp_path / "series"
 
 
-def test_segment_writes_a_seg_in_place_of_nifti(session: Segmenter, series: Path, tmp_path: Path) -> None:
-    result = session.segment(series, tmp_path / "out", output_format="dicom-seg", qc=True)
+@pytest.mark.parametrize(("output_format", "seg_type"), outputs.SEG_TYPES.items())
+def test_segment_writes_a_seg_in_place_of_nifti(
+    session: Segmenter, series: Path, tmp_path: Path, output_format: str, seg_type: str
+) -> None:
+    result = session.segment(series, tmp_path / "out", output_format=output_format, qc=True)
     assert result.path == tmp_path / "out" / "series_seg.dcm"
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"series_seg.dcm", "series_seg.json", "series_seg.png"}
     seg = pydicom.dcmread(result.path)
+    assert seg.SegmentationType == seg_type
     assert result.mask.any()
     assert int(seg.pixel_array.sum()) == int(result.mask.sum())
     assert session._session["checkpoint"]["sha256"] in str(seg)
@@ -199,11 +216,11 @@ def test_a_seg_that_is_not_the_mask_is_not_kept(
 ) -> None:
     right = dicom_seg._segmentation
 
-    def wrong(mask: np.ndarray, sources: list[Any], sha256: str) -> Any:
+    def wrong(mask: np.ndarray, *rest: Any) -> Any:
         if fault == "mirrored":
-            return right(mask[::-1], sources, sha256)
+            return right(mask[::-1], *rest)
         if fault == "moved":
-            return right(np.roll(mask, 1, axis=2), sources, sha256)
+            return right(np.roll(mask, 1, axis=2), *rest)
         raise ValueError("PatientName DOE^JANE")
 
     monkeypatch.setattr(dicom_seg, "_segmentation", wrong)
@@ -220,7 +237,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(
     session: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     nowhere = tmp_path / "nowhere"
-    with pytest.raises(ConfigError, match="'rtstruct': unknown; there are nifti, dicom-seg"):
+    with pytest.raises(ConfigError, match="'rtstruct': unknown; there are nifti, dicom-seg, dicom-seg-labelmap"):
         session.segment(nowhere, tmp_path, output_format="rtstruct")
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(ConfigError, match=r"pip install 'attunet3d\[seg\]'"):
@@ -228,6 +245,18 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(
     code, out, err = run("segment", nowhere, "-o", tmp_path, "--checkpoint", nowhere, "--format", "dicom-seg")
     assert (code, out) == (2, "")
     assert "pip install 'attunet3d[seg]'" in err
+
+
+def test_what_a_seg_cannot_refer_to_is_refused_before_voxels_are_read(
+    session: Segmenter, series: Path, write_phantom: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(case_reader, "to_hu", None)
+    for output_format in outputs.SEG_TYPES:
+        with pytest.raises(UnsupportedImageError, match=r"not DICOM.*--format nifti"):
+            session.segment(write_phantom("LPS"), output_format=output_format)
+    monkeypatch.setattr(case_reader, "open_ct", lambda *a, **k: replace(open_ct(series), files=()))
+    with pytest.raises(UnsupportedImageError, match="slices that were interpolated"):
+        session.segment(series, output_format="dicom-seg")
 
 
 def test_command_line_refuses_each_case_that_is_not_dicom(
@@ -245,7 +274,8 @@ def test_command_line_refuses_each_case_that_is_not_dicom(
 
 
 @needs_data
-def test_other_programs_read_the_same_voxels_from_the_seg_of_a_real_ct(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seg_type", ["BINARY", "LABELMAP"])
+def test_other_programs_read_the_same_voxels_from_the_seg_of_a_real_ct(tmp_path: Path, seg_type: str) -> None:
     """dcmqi reads it, and dciodvfy, which checks objects against the standard, finds no error."""
     programs = Path(sys.executable).parent
     dcmqi, dciodvfy = (shutil.which(name, path=programs) for name in ("segimage2itkimage", "dciodvfy"))
@@ -256,7 +286,8 @@ def test_other_programs_read_the_same_voxels_from_the_seg_of_a_real_ct(tmp_path:
     mask[190:300, 240:260, 35:60] = np.random.default_rng(0).integers(0, 2, (110, 20, 25))
     path, out = tmp_path / "x.dcm", tmp_path / "out"
     out.mkdir()
-    save_seg(path, mask, image.affine, source_headers("ct", image.files, image.affine, []), checkpoint_sha256=WEIGHTS)
+    headers = source_headers("ct", image.files, image.affine, [])
+    save_seg(path, mask, image.affine, headers, checkpoint_sha256=WEIGHTS, segmentation_type=seg_type)
 
     command = [dcmqi, "--inputDICOM", path, "--outputDirectory", out, "--outputType", "nii"]
     subprocess.run(command, check=True, capture_output=True)
@@ -271,3 +302,43 @@ def test_other_programs_read_the_same_voxels_from_the_seg_of_a_real_ct(tmp_path:
     verdict = subprocess.run([dciodvfy, path], capture_output=True, text=True)
     assert "Segmentation" in verdict.stdout + verdict.stderr
     assert "Error" not in verdict.stdout + verdict.stderr
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_enhanced_ct(tmp_path: Path, empty: bool) -> None:
+    """A SEG refers to frames of the one file; those of another phase are no part of it."""
+    folder = tmp_path / "ct"
+    write_enhanced(folder / "ct", phantom(), phases=2, SeriesInstanceUID="1.2.3")
+    image = open_ct(folder, series_uid="1.2.3#2")
+    assert image.frames == (11, 10, 9, 8, 7, 6), (
+        "the file begins with the first phase, and with each phase's last slice"
+    )
+    check_images(image)
+    headers = source_headers(folder, image.files, image.affine, [], image.frames)
+    mask = np.zeros(SHAPE, np.uint8) if empty else blob()
+    path = tmp_path / "seg.dcm"
+    save_seg(path, mask, image.affine, headers, frames=image.frames, checkpoint_sha256=WEIGHTS)
+    seg, ct = pydicom.dcmread(path), pydicom.dcmread(folder / "ct")
+    pixels = seg.pixel_array.reshape(-1, SHAPE[1], SHAPE[0])
+    found = np.zeros_like(mask)
+    for pixel, group in zip(pixels, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        assert source.ReferencedSOPInstanceUID == ct.SOPInstanceUID
+        frame = int(source.ReferencedFrameNumber) - 1
+        place = group.PlanePositionSequence[0].ImagePositionPatient
+        assert place == ct.PerFrameFunctionalGroupsSequence[frame].PlanePositionSequence[0].ImagePositionPatient
+        if not empty:
+            found[:, :, image.frames.index(frame)] = pixel.T
+    assert len(pixels) == (6 if empty else 3)
+    np.testing.assert_array_equal(found, mask)
+
+
+def test_what_a_seg_cannot_refer_to_is_refused(tmp_path: Path) -> None:
+    hu = phantom()
+    for name, part, z in (("1", hu[:, :, :3], 20), ("2", hu[:, :, 3:], 27.5)):
+        write_enhanced(tmp_path / "two" / name, part, origin=(-100, -50, z), SeriesInstanceUID="1.2.3")
+    with pytest.raises(UnsupportedImageError, match="frames of several files, so a DICOM SEG cannot refer to them"):
+        check_images(open_ct(tmp_path / "two"))
+    write_series(tmp_path / "gap", hu)[2].unlink()
+    with pytest.raises(UnsupportedImageError, match=r"interpolated \(--allow-uneven\), so a DICOM .* write NIfTI"):
+        check_images(open_ct(tmp_path / "gap", allow_uneven=True))

@@ -205,7 +205,7 @@ def _oblique(folder):
 @pytest.mark.parametrize(
     ("build", "verdict", "spacing", "plane", "axes", "tilt"),
     [
-        (_missing_slice, "1 slices are missing", (0.7, 0.8, None), "axial", "LPS", 0),
+        (_missing_slice, "1 slice is missing", (0.7, 0.8, None), "axial", "LPS", 0),
         (_uneven_with_tilt, "uneven", (0.7, 0.8, None), "axial", "LPS", 20),
         (_tilt, "can be segmented", (0.7, 0.8, 2.5), "axial", "LPS", 20),
         (_single, "single slice", (0.7, 0.8, None), "axial", "LPS", None),
@@ -232,7 +232,7 @@ def test_two_patients(tmp_path):
     scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "PatientID": "0815"}
     write_series(tmp_path / "apart" / "2", phantom(), uid="1.2.4", **scout)
     with pytest.raises(
-        AmbiguousSeriesError, match=r"2 CT series of 2 patients; choose one.*1\.2\.3 .*1\.2\.4 "
+        AmbiguousSeriesError, match=r"2 CT series of 2 patients; .*or choose one.*1\.2\.3 .*1\.2\.4 "
     ) as caught:
         read_ct(tmp_path / "apart")
     assert "4711" not in str(caught.value)
@@ -247,6 +247,31 @@ def test_two_patients(tmp_path):
     assert found.verdict == str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "patients"),
+    [
+        ({"PatientName": "DOE^JANE"}, {"PatientName": "ROE^RICHARD"}, 2),
+        ({"PatientName": "DOE^JANE"}, {"PatientName": "Doe Jane "}, 1),
+        ({"PatientID": None, "PatientName": "DOE^JANE"}, {"PatientID": None, "PatientName": "ROE^RICHARD"}, 2),
+        ({"PatientID": None, "PatientName": None}, {"PatientID": "", "PatientName": ""}, 0),
+        ({"PatientID": "4711"}, {"PatientID": None, "PatientName": None}, 1),
+    ],
+)
+def test_patients_are_told_apart_by_name_too(tmp_path, first, second, patients):
+    """One name is written in many ways; who has neither name nor ID is nobody else."""
+    hu = phantom()
+    write_series(tmp_path / "1", hu[:, :, :3], uid="1.2.3", **first)
+    write_series(tmp_path / "2", hu[:, :, 3:], uid="1.2.3", origin=(-100, -50, 27.5), **second)
+    (series,) = find_series(tmp_path)
+    assert len(series.patients) == patients
+    if patients < 2:
+        np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
+        return
+    with pytest.raises(UnsupportedImageError, match="mixes images of 2 patients") as caught:
+        read_ct(tmp_path)
+    assert not any(word in str(caught.value) for word in ("DOE", "ROE", "doe", "roe", "4711"))
+
+
 def test_table_and_json_hold_all_and_nothing_of_the_patient(run, tmp_path):
     patient = {"PatientID": "MRN4711", "PatientBirthDate": "19700101"}
     write_series(tmp_path / "ct", phantom(), uid="1.2.3", **patient)
@@ -259,7 +284,7 @@ def test_table_and_json_hold_all_and_nothing_of_the_patient(run, tmp_path):
     lines = table.splitlines()
     assert lines[0].split() == ["kind", "files", "size", "spacing", "mm", "orientation", "tilt"]
     assert " ".join(lines[1].split()) == "1 CT 7 12 x 10 x 6 0.7 x 0.8 x 2.5 axial LPS 0.0°"
-    copies = "1 duplicate files (same SOPInstanceUID) were left out"
+    copies = "1 duplicate images (same SOPInstanceUID) were left out"
     assert [line.strip() for line in lines[2:5]] == ["1.2.3", "can be segmented", f"warning: {copies}"]
     assert " ".join(lines[5].split()) == "2 dose report 1 - - - -"
     assert lines[6].strip() == "1.2.4"
@@ -325,7 +350,7 @@ def test_real_series():
     assert (lidc.kind, lidc.size, lidc.spacing_mm) == ("CT", (512, 512, 133), (0.703125, 0.703125, 2.5))
     assert lidc.usable, "though every slice claims a frame of reference of its own"
     (tilted,) = inspect_path(DATA / "dicom_edge" / "ge_gantry_tilt_uneven")
-    assert "gap of 1.081 mm" in tilted.verdict
+    assert "gap of 1.14 mm" in tilted.verdict
     assert "uneven" in tilted.verdict
     assert tilted.gantry_tilt_deg == pytest.approx(18.5, abs=0.01)
     (unnamed,) = inspect_path(DATA / "dicom_edge" / "jpeg2000_no_uids")

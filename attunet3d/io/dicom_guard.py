@@ -1,0 +1,179 @@
+"""What a DICOM file promises, checked before memory is asked for it: image size, deflated data, codestreams.
+
+A few bytes can promise gigabytes. pydicom inflates a deflated file at once, and decoders take the size of an image from
+its codestream, whatever Rows and Columns say.
+"""
+
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pydicom
+from pydicom import encaps, filereader
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+from attunet3d.errors import UnreadableInputError, UnsupportedImageError
+
+MAX_SIDE = 8192  # rows or columns: eight times those of the finest CT
+MAX_INFLATED_BYTES = 256 * 2**20  # of a deflated file: a slice takes half a megabyte, up to a few
+MAX_BITS_ALLOCATED = 32
+RLE_MAX_RATIO = 64  # PackBits cannot expand by more: two bytes stand for 128
+
+_PIECE = 2**20
+_RLE = "1.2.840.10008.1.2.5"
+_JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70, 80, 81))  # 80 and 81 are JPEG-LS
+_JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 92, 93, 201, 202, 203))
+
+# Start-of-frame markers hold the image's size: ITU T.81, table B.1; F7 is that of JPEG-LS (T.87).
+_START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_START_OF_SCAN, _HIERARCHICAL = 0xDA, 0xDE
+_JPEG_2000_START = b"\xff\x4f\xff\x51"  # start of codestream, then the marker of its size (T.800, A.5.1)
+
+
+class _Reader(io.BufferedReader):
+    """A file that sets no memory aside for more bytes than it has, as Python's own does when it is asked for them."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _PIECE:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
+        return super().read(size)
+
+
+class _Size(NamedTuple):
+    rows: int
+    columns: int
+    samples: int
+    bits: int
+
+
+def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.Dataset:
+    """`pydicom.dcmread` of a path, which takes no more memory than the file, or than it holds deflated.
+
+    Raises UnreadableInputError for more than MAX_INFLATED_BYTES of deflated data, and what pydicom and zlib raise.
+    """
+    with _Reader(open(path, "rb", buffering=0)) as file:
+        filereader.read_preamble(file, force=True)
+        meta = filereader._read_file_meta_info(file)
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            file.seek(0)
+            ds = pydicom.dcmread(file, **options)
+        else:
+            ds = pydicom.dcmread(_inflated(file), **{**options, "force": True})
+            meta.TransferSyntaxUID = ExplicitVRLittleEndian  # what it is now
+            ds.file_meta = pydicom.dataset.FileMetaDataset(meta)
+    ds.filename = os.fspath(path)
+    return ds
+
+
+def check_size(path: os.PathLike[str], rows: int, columns: int) -> None:
+    """Raise UnsupportedImageError for an image without rows or columns, or with more than MAX_SIDE of them."""
+    if not (1 <= rows <= MAX_SIDE and 1 <= columns <= MAX_SIDE):
+        raise UnsupportedImageError(
+            f"{path}: Rows x Columns {rows} x {columns}; a CT has 1 to {MAX_SIDE} of each: export the series again"
+        )
+
+
+def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
+    """Raise UnreadableInputError unless compressed pixels are of the size and bits that the header promises.
+
+    Native pixels are left to pydicom, which compares their length with the header before it makes an array of them.
+    """
+    syntax = str(ds.file_meta.TransferSyntaxUID)
+    if syntax not in (_RLE, *_JPEG, *_JPEG_2000):
+        return
+    promised = _Size(int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel), int(ds.BitsAllocated))
+    if promised.bits > MAX_BITS_ALLOCATED:
+        raise _contradicts(path, f"{promised.bits} bits a pixel")
+    frames = 0
+    for frame in _frames(ds):
+        frames += 1
+        if syntax == _RLE:
+            size = promised.rows * promised.columns * promised.samples * (promised.bits // 8)
+            if size > len(frame) * RLE_MAX_RATIO:
+                raise _contradicts(path, f"{len(frame)} bytes of RLE for an image of {size}")
+            continue
+        found = _jpeg_2000_size(frame) if syntax in _JPEG_2000 else _jpeg_size(frame)
+        if found is None:
+            raise _contradicts(path, "no image size in the compressed pixels")
+        if found[:3] != promised[:3] or found.bits > promised.bits:
+            raise _contradicts(
+                path,
+                f"compressed pixels of {found.rows} x {found.columns}, {found.samples} samples of {found.bits} bits, "
+                f"where the header promises {promised.rows} x {promised.columns}, {promised.samples} of at most "
+                f"{promised.bits}",
+            )
+    if frames != int(ds.get("NumberOfFrames") or 1):
+        raise _contradicts(path, f"{frames} compressed frames")
+
+
+def _contradicts(path: os.PathLike[str], found: str) -> UnreadableInputError:
+    return UnreadableInputError(f"{path}: {found}: damaged; export the complete series again")
+
+
+def _inflated(file: _Reader) -> io.BytesIO:
+    inflate, whole = zlib.decompressobj(-zlib.MAX_WBITS), io.BytesIO()
+    while not inflate.eof:
+        piece = file.read(_PIECE)
+        if not piece:
+            raise EOFError("the deflated data end early")
+        whole.write(inflate.decompress(piece, MAX_INFLATED_BYTES + 1 - whole.tell()))
+        if whole.tell() > MAX_INFLATED_BYTES:
+            raise UnreadableInputError(
+                f"{file.name}: deflated data of more than {MAX_INFLATED_BYTES >> 20} MiB; "
+                "damaged, or no CT slice: export the series again, uncompressed"
+            )
+    whole.seek(0)
+    return whole
+
+
+def _frames(ds: pydicom.Dataset) -> Iterator[bytes]:
+    """The compressed frames as pydicom will hand them to the decoder."""
+    count = int(ds.get("NumberOfFrames") or 1)
+    if not hasattr(encaps, "generate_frames"):  # pydicom 2
+        return encaps.generate_pixel_data_frame(ds.PixelData, count)
+    offsets = (ds.get("ExtendedOffsetTable"), ds.get("ExtendedOffsetTableLengths"))
+    extended = None if None in offsets else offsets
+    return encaps.generate_frames(ds.PixelData, number_of_frames=count, extended_offsets=extended)
+
+
+def _jpeg_size(data: bytes) -> _Size | None:
+    """Of a JPEG or JPEG-LS codestream, from its only start-of-frame segment before the first scan."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    found: _Size | None = None
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker == _START_OF_SCAN:
+            return found
+        elif marker == _HIERARCHICAL or length < 2:
+            return None
+        else:
+            if marker in _START_OF_FRAME:
+                body = data[at + 4 : at + 10]
+                if found is not None or len(body) < 6:
+                    return None
+                rows, columns = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+                found = _Size(rows, columns, samples=body[5], bits=body[0])
+            at += 2 + length
+    return None
+
+
+def _jpeg_2000_size(data: bytes) -> _Size | None:
+    """Of a JPEG 2000 codestream, bare or in a JP2 file, whose components are all of the image's size."""
+    start = data.find(_JPEG_2000_START)
+    end = start + 6 + int.from_bytes(data[start + 4 : start + 6], "big") - 2
+    segment = data[start + 6 : end]  # without its length
+    if start < 0 or len(segment) < 39:
+        return None
+    right, bottom, left, top = (int.from_bytes(segment[k : k + 4], "big") for k in (2, 6, 10, 14))
+    samples = int.from_bytes(segment[34:36], "big")
+    components = segment[36 : 36 + 3 * samples]
+    if components[1::3].strip(b"\1") or components[2::3].strip(b"\1"):
+        return None  # subsampled
+    bits = max((depth & 0x7F) + 1 for depth in components[::3])
+    return _Size(bottom - top, right - left, samples, bits)

@@ -1,0 +1,242 @@
+"""The header of one DICOM file: what it says of its image, or of each of its frames.
+
+DICOM speaks LPS+ mm and (row, column).
+"""
+
+import hashlib
+import math
+import secrets
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from attunet3d.io.dicom_guard import dcmread
+from attunet3d.io.printable import printable_start
+
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced, legacy converted enhanced
+MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
+
+# The header scan parses these and skips the rest. Of the patient's data it reads ID and name, and keeps only a hash of
+# them to tell patients apart; the key makes the hash worthless elsewhere.
+HEADER_TAGS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "PatientName",
+    "Modality",
+    "ImageType",
+    "SeriesDescription",
+    "SeriesNumber",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "FrameOfReferenceUID",
+    "AcquisitionNumber",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "LossyImageCompression",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
+_HASH_KEY = secrets.token_bytes(16)
+
+MOST_CHARACTERS = 64  # of a UID, and of the other texts that are read here
+
+
+@dataclass(frozen=True)
+class SliceHeader:
+    """What the header of one DICOM file, or of one frame of it, says; None or empty where it says nothing.
+
+    Lengths in mm, LPS+. Texts are made printable, since messages and records quote them.
+    """
+
+    path: Path
+    sop_class: str
+    sop_instance: str
+    series_uid: str
+    patient: str = field(repr=False)  # not the ID: a hash that is another one in every run, only to be compared
+    modality: str
+    image_type: tuple[str, ...]
+    description: str
+    rows: int
+    columns: int
+    spacing: tuple[float, ...] | None  # between rows, between columns
+    orientation: tuple[float, ...] | None  # direction of increasing column index, then of increasing row index
+    position: tuple[float, ...] | None  # of the first voxel's centre
+    frame_of_reference: str
+    acquisition: tuple[int, ...]  # temporal position and numbers: another one where a place is scanned again
+    stack: str  # of a multi-frame file: frames of one stack make up one volume
+    frames: int  # in the file
+    frame: int | None  # which one of a multi-frame file this is; None in other files, and where frames have no places
+    samples: int
+    photometric: str
+    lossy: bool
+    rescale: tuple[float, float] | None  # slope and intercept, from stored values to HU
+    rescale_type: str
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str) and name != "patient":
+                object.__setattr__(self, name, printable_start(value, MOST_CHARACTERS))
+        object.__setattr__(self, "image_type", tuple(printable_start(v, MOST_CHARACTERS) for v in self.image_type))
+
+    @property
+    def is_localizer(self) -> bool:
+        return "LOCALIZER" in self.image_type
+
+    @property
+    def normal(self) -> tuple[float, float, float] | None:
+        """Row direction x column direction, LPS+; a unit vector where the header is valid."""
+        if self.orientation is None:
+            return None
+        a, b, c, d, e, f = self.orientation
+        return (b * f - c * e, c * d - a * f, a * e - b * d)
+
+
+def read_headers(path: Path) -> list[SliceHeader]:
+    """One for a file with one image, one for each frame of a multi-frame image, none for what is not DICOM.
+
+    Raises whatever pydicom raises for a damaged header.
+    """
+    with path.open("rb") as f:
+        start = f.read(132)
+        # Some old files lack the preamble and begin with the data set: group 0008 or 0002, little endian.
+        bare = start[128:] != b"DICM" and start[:2] in (b"\x08\x00", b"\x02\x00") and start[3:4] == b"\x00"
+        if start[128:] != b"DICM" and not bare:
+            if not start and path.suffix.lower() == ".dcm":
+                raise InvalidDicomError("empty file")
+            return []
+    try:
+        ds = dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=bare)
+    except Exception:
+        if bare:  # some other binary file
+            return []
+        raise
+    meta = getattr(ds, "file_meta", None)
+    sop_class = _text(ds, "SOPClassUID")
+    if str((meta or {}).get("MediaStorageSOPClassUID", "")) == MEDIA_DIRECTORY:
+        return []
+    if not (sop_class or ds.get("Modality") or ds.get("Rows")):
+        if bare:
+            return []
+        raise InvalidDicomError("no image or object in this file")
+    header = SliceHeader(
+        path=path,
+        sop_class=sop_class,
+        sop_instance=_text(ds, "SOPInstanceUID"),
+        series_uid=_text(ds, "SeriesInstanceUID"),
+        patient=_hash_of_patient(ds),
+        modality=_text(ds, "Modality"),
+        image_type=_image_type(ds, "ImageType"),
+        description=" ".join(_text(ds, "SeriesDescription").split()),
+        rows=int(ds.get("Rows") or 0),
+        columns=int(ds.get("Columns") or 0),
+        spacing=numbers(ds, "PixelSpacing", 2),
+        orientation=numbers(ds, "ImageOrientationPatient", 6),
+        position=numbers(ds, "ImagePositionPatient", 3),
+        frame_of_reference=_text(ds, "FrameOfReferenceUID"),
+        acquisition=_acquisition(ds),
+        stack="",
+        frames=int(ds.get("NumberOfFrames") or 1),
+        frame=None,
+        samples=int(ds.get("SamplesPerPixel") or 1),
+        photometric=_text(ds, "PhotometricInterpretation"),
+        lossy=_text(ds, "LossyImageCompression") == "01",
+        rescale=_rescale(ds),
+        rescale_type=_text(ds, "RescaleType"),
+    )
+    frames = ds.get("PerFrameFunctionalGroupsSequence")
+    if not frames or not (header.modality == "CT" or sop_class in ENHANCED_CT):
+        return [header]
+    if len(frames) != header.frames:
+        raise InvalidDicomError("as many functional groups as frames are needed")
+    shared = (ds.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    return [_frame_header(header, number, frame, shared) for number, frame in enumerate(frames)]
+
+
+def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared: pydicom.Dataset) -> SliceHeader:
+    """What the functional groups of a multi-frame image say of one frame, or of all; else what the file says."""
+
+    def group(name: str) -> pydicom.Dataset:
+        found = frame.get(name) or shared.get(name)
+        return found[0] if found else pydicom.Dataset()
+
+    content, values = group("FrameContentSequence"), group("PixelValueTransformationSequence")
+    kind = _image_type(group("CTImageFrameTypeSequence"), "FrameType")
+    return replace(
+        file,
+        frame=number,
+        image_type=kind or file.image_type,
+        spacing=numbers(group("PixelMeasuresSequence"), "PixelSpacing", 2),
+        orientation=numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
+        position=numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3),
+        acquisition=_acquisition(content) or file.acquisition,
+        stack=_text(content, "StackID"),
+        rescale=_rescale(values) or file.rescale,
+        rescale_type=_text(values, "RescaleType") or file.rescale_type,
+    )
+
+
+def _text(ds: pydicom.Dataset, name: str) -> str:
+    """The text of an element as it stands in the file; empty for a number, or for a sequence, which may hold anything.
+
+    Python's own way to show bytes and lists would make printable what `SliceHeader` cuts off.
+    """
+    found = ds.get(name)
+    values = [found] if isinstance(found, (str, bytes)) else _values(ds, name) or []
+    texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in values]
+    return "\\".join(text for text in texts if isinstance(text, str))
+
+
+def _hash_of_patient(ds: pydicom.Dataset) -> str:
+    """Empty where the header names nobody. How a name is spelled out in spaces and carets differs between machines."""
+    identity = str(ds.get("PatientID") or "").strip()
+    name = " ".join(str(ds.get("PatientName") or "").replace("^", " ").casefold().split())
+    if not identity and not name:
+        return ""
+    return hashlib.blake2b(f"{identity}\0{name}".encode(errors="backslashreplace"), key=_HASH_KEY).hexdigest()
+
+
+def _acquisition(ds: pydicom.Dataset) -> tuple[int, ...]:
+    """Temporal position and acquisition number, of a file or of a frame's content; empty where there is neither."""
+    found = [numbers(ds, name, 1) for name in ("TemporalPositionIndex", "FrameAcquisitionNumber", "AcquisitionNumber")]
+    return tuple(int((number or (0,))[0]) for number in found) if any(found) else ()
+
+
+def _rescale(ds: pydicom.Dataset) -> tuple[float, float] | None:
+    """None where the header gives neither; NaN stands for the one that is missing beside the other, or is broken."""
+    if not any(name in ds for name in ("RescaleSlope", "RescaleIntercept")):
+        return None
+    slope, intercept = (numbers(ds, name, 1) or (math.nan,) for name in ("RescaleSlope", "RescaleIntercept"))
+    return slope[0], intercept[0]
+
+
+def _image_type(ds: pydicom.Dataset, name: str) -> tuple[str, ...]:
+    return tuple(str(v).upper() for v in _values(ds, name) or ())
+
+
+def _values(ds: pydicom.Dataset, name: str) -> list[Any] | None:
+    value = ds.get(name)
+    if value is None or value == "":
+        return None
+    return [value] if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__") else list(value)
+
+
+def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
+    """`count` finite numbers, or None: what is broken is as good as missing."""
+    try:
+        found = tuple(float(v) for v in _values(ds, name) or ())
+    except (TypeError, ValueError):
+        return None
+    return found if len(found) == count and all(map(math.isfinite, found)) else None

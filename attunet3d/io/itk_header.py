@@ -1,0 +1,99 @@
+"""Where a MetaImage or NRRD file keeps its voxels, checked before ITK follows it there.
+
+Headers can name any file on the machine, and lists and patterns of files. Only a file beside the header is followed.
+"""
+
+import re
+from pathlib import Path
+
+from attunet3d.errors import UnreadableInputError, UnsupportedImageError
+from attunet3d.io.slabs import DEFLATE_MAX_RATIO
+
+MAX_HEADER_BYTES = 2**20  # a header takes about 1 KB
+
+# Anywhere in the header's bytes, however the lines are broken: what ITK could take for the field is refused if it does
+# not stand at the start of a line, once.
+_FIELDS = {
+    "metaimage": (re.compile(rb"ElementDataFile", re.I), re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:](.*)$", re.M)),
+    "nrrd": (re.compile(rb"data[ \t]?file[ \t]*:(?!=)", re.I), re.compile(rb"^data ?file:(.*)$", re.I | re.M)),
+}
+# ITK's parsers have buffers of fixed sizes and do not always look. Comments and keys of one's own (":=") may be long.
+MAX_LINE_BYTES = 400
+_LONG = re.compile(rb"^(?!#|[^:\n]*:=)[^\n]{%d}" % MAX_LINE_BYTES, re.M)
+_END = {"metaimage": re.compile(rb"ElementDataFile[^\n]*\n?"), "nrrd": re.compile(rb"\n\r?\n")}
+_DIMENSIONS = re.compile(rb"NDims[ \t]*[=:]([^\n]*)")  # MetaIO takes any number for the length of its arrays
+_TEXT = re.compile(rb"^[ \t]*(?:BinaryData[ \t]*[=:][ \t]*False|encoding:[ \t]*(?:te?xt|ascii|hex))", re.I | re.M)
+_PACKED = re.compile(rb"^[ \t]*(?:CompressedData[ \t]*[=:][ \t]*True|encoding:[ \t]*(?:gz|bz))", re.I | re.M)
+_PACKED_BYTES = re.compile(rb"CompressedDataSize[ \t]*[=:][ \t]*(\S*)")
+_TEXT_MAX_RATIO = 8  # a digit, or a digit and a space, for at most eight bytes
+
+
+def data_file(path: Path, kind: str) -> Path:
+    """The file that holds the voxels of a "metaimage" or "nrrd": `path` itself, or one beside it.
+
+    Raises UnreadableInputError for a header that names no file or cannot be understood, UnsupportedImageError for one
+    that names a file elsewhere, or several.
+    """
+    start = _start(path)
+    end = _END[kind].search(start)
+    if _LONG.search(start, 0, end.end() if end else len(start)):
+        raise UnreadableInputError(
+            f"{path}: cannot be read, a line of the header is of more than {MAX_LINE_BYTES} bytes; "
+            "copy or export the file again"
+        )
+    if not all(re.fullmatch(rb"[1-9]", n.strip()) for n in _DIMENSIONS.findall(start)):
+        raise UnreadableInputError(
+            f"{path}: cannot be read, NDims of the header is not 1 to 9; copy or export the file again"
+        )
+    anywhere, line = _FIELDS[kind]
+    mentions = [m for m in anywhere.finditer(start) if not _is_comment(start, m.start())]
+    if not mentions and kind == "nrrd" and path.suffix.lower() == ".nrrd":
+        return path
+    values = [value.strip() for value in line.findall(start)]
+    if len(values) != 1 or len(mentions) != 1:
+        raise UnreadableInputError(
+            f"{path}: cannot be read, the header names {len(mentions)} data files, not one; "
+            "copy or export the file again"
+        )
+    name = values[0].decode("utf-8", "replace")
+    if kind == "metaimage" and name.upper() == "LOCAL":
+        return path
+    if not re.fullmatch(r"[\w.()+,=@~-][\w .()+,=@~-]*", name) or name in (".", "..", "-") or name.startswith("LIST"):
+        raise UnsupportedImageError(
+            f"{path}: the header names {name[:80]!r} as its data; only one file in the header's own folder is read: "
+            "convert the image to a single file"
+        )
+    data = path.parent / name
+    if not data.is_file():
+        raise UnreadableInputError(
+            f"{path}: cannot be read, the data file that {path.name} names is not there ({name}); "
+            "copy or export it again, with the data file beside it"
+        )
+    return data
+
+
+def most_bytes(path: Path, data: Path) -> int:
+    """How many bytes of voxels the file `data` can hold at most, for the encoding that the header `path` gives.
+
+    Raises UnreadableInputError for a header that claims more packed bytes than there are.
+    """
+    start = _start(path)
+    size = data.stat().st_size
+    for claimed in _PACKED_BYTES.findall(start):
+        if not claimed.isdigit() or int(claimed) > size:
+            shown = claimed[:20].decode("ascii", "replace")
+            raise UnreadableInputError(
+                f"{path}: truncated, {size} bytes where the header promises {shown} packed ones; "
+                "copy or export the file again"
+            )
+    return size * (DEFLATE_MAX_RATIO if _PACKED.search(start) else _TEXT_MAX_RATIO if _TEXT.search(start) else 1)
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as f:
+        return f.read(MAX_HEADER_BYTES)
+
+
+def _is_comment(start: bytes, at: int) -> bool:
+    line = max(start.rfind(b"\n", 0, at), start.rfind(b"\r", 0, at)) + 1
+    return start[line : line + 1] == b"#"

@@ -1,0 +1,16 @@
+"""Text from files, made fit for terminals and records."""
+
+
+def printable(text: str) -> str:
+    """`text` with "?" for what is not printable: terminal escapes, line breaks, broken encodings."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def printable_start(text: str, most: int) -> str:
+    """`text` up to what is not printable, with "?" for the rest, which may be other elements of a damaged header.
+
+    At most `most` characters.
+    """
+    end = next((k for k, c in enumerate(text) if not c.isprintable()), None)
+    shown = text if end is None else text[:end] + "?"
+    return shown if len(shown) <= most else shown[: most - 1] + "…"

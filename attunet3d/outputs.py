@@ -1,0 +1,168 @@
+"""What comes out of a case, and its files: mask, record, picture and attention maps, all of them or none."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attunet3d.attention import MEANING
+from attunet3d.case_reader import PlannedCT
+from attunet3d.errors import ConfigError
+from attunet3d.io.cases import case_name
+from attunet3d.io.reader import PathLike
+from attunet3d.io.slabs import StoredImage
+from attunet3d.io.writer import atomic_path, make_folder, save_map, save_mask
+from attunet3d.memory import peak_bytes
+from attunet3d.record import megabytes
+
+MASK_SUFFIXES = {"nifti": ".nii.gz", "dicom-seg": ".dcm", "dicom-seg-labelmap": ".dcm"}  # of each output format
+SEG_TYPES = {"dicom-seg": "BINARY", "dicom-seg-labelmap": "LABELMAP"}  # SegmentationType of the DICOM formats
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A pancreas mask on the CT's own grid.
+
+    Attributes:
+        mask: uint8 (X, Y, Z), 1 is pancreas.
+        affine: voxel -> RAS+ mm, the CT's own.
+        path: the mask's file, if one was written.
+        record: how the mask came about (see `Segmenter.segment`).
+        attention: if it was asked for, each gate's map by its name ("level2", ...), finest level first: uint8
+            (X, Y, Z), 255 is a weight of 1. A map is made anew whenever it is asked for, see `MapsOnCT`.
+    """
+
+    mask: np.ndarray
+    affine: np.ndarray
+    path: Path | None
+    record: dict[str, Any]
+    attention: Mapping[str, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is wanted of each case of a session.
+
+    Attributes:
+        folder: where files are written; None: nowhere.
+        output_format: of the mask, one of `MASK_SUFFIXES`.
+        qc: a picture of the mask over the CT.
+        attention: the attention gates' maps.
+        keep_uids: whether the record names the DICOM series.
+
+    Raises:
+        ConfigError: the format does not exist, or its library is not installed.
+    """
+
+    folder: PathLike | None = None
+    output_format: str = "nifti"
+    qc: bool = False
+    attention: bool = False
+    keep_uids: bool = True
+
+    def __post_init__(self) -> None:
+        check_format(self.output_format)
+
+    def check_source(self, image: StoredImage) -> None:
+        """Raise UnsupportedImageError for a CT that a mask of this format cannot refer to; its header is enough."""
+        if self.output_format in SEG_TYPES:
+            from attunet3d.io.dicom_seg import check_images
+
+            check_images(image)
+
+
+class CaseWriter:
+    """Writes the files of one case. It is made before the network runs: what cannot be written is refused then.
+
+    Args:
+        outputs: what is wanted.
+        ct: as it was given.
+        name: what the files are called; by default as the CT.
+        read: the CT.
+        checkpoint_sha256: of the weights.
+
+    Raises:
+        UnsupportedImageError, UnreadableInputError: a DICOM SEG cannot refer to the CT's images.
+    """
+
+    def __init__(
+        self, outputs: Outputs, ct: PathLike, name: str | None, read: PlannedCT, checkpoint_sha256: str
+    ) -> None:
+        self._outputs = outputs
+        self._name = name or case_name(ct)
+        self._affine = read.grid.affine
+        self._facts = read.facts
+        self._save: Callable[[Path, np.ndarray, np.ndarray], None] = partial(save_mask, like=read.facts)
+        if outputs.output_format in SEG_TYPES:
+            from attunet3d.io.dicom_seg import save_seg, source_headers
+
+            self._save = partial(
+                save_seg,
+                sources=source_headers(ct, read.files, self._affine, read.facts["warnings"], read.frames),
+                frames=read.frames,
+                checkpoint_sha256=checkpoint_sha256,
+                segmentation_type=SEG_TYPES[outputs.output_format],
+            )
+
+    def write(
+        self,
+        mask: np.ndarray,
+        record: dict[str, Any],
+        maps: Mapping[str, np.ndarray],
+        hu: np.ndarray | None,
+        writing: AbstractContextManager[None],
+    ) -> Path | None:
+        """Write what is wanted, and give the mask's path; None where nothing is written.
+
+        Args:
+            mask: uint8 (X, Y, Z).
+            record: gets the names of the files.
+            maps: as `Segmentation.attention`.
+            hu: int16 (X, Y, Z), for the picture.
+            writing: entered while images are written; the record, which may hold what it measures, is written after it.
+
+        Raises:
+            OutputError: the folder cannot be made, a file not be written, or a DICOM SEG is not the mask.
+        """
+        if self._outputs.folder is None:
+            return None
+        folder = make_folder(self._outputs.folder)
+        mask_suffix = MASK_SUFFIXES[self._outputs.output_format]
+        # The mask takes its place last: where it is, the others are.
+        suffixes = (mask_suffix, ".json", *[".png"] * (hu is not None))
+        names = {suffix: f"{self._name}_seg{suffix}" for suffix in suffixes}
+        map_names = {level: f"{self._name}_attention_{level}.nii.gz" for level in maps}
+        # All or nothing: each file is complete before the first one takes its place.
+        with ExitStack() as files:
+            new = {k: files.enter_context(atomic_path(folder / file)) for k, file in (names | map_names).items()}
+            with writing:
+                self._save(new[mask_suffix], mask, self._affine)
+                for level in maps:
+                    save_map(new[level], maps[level], self._affine, like=self._facts)
+                if hu is not None:
+                    from attunet3d.report.qc import qc_picture
+
+                    title = f"{self._name}: {record['volume_ml']:.1f} mL (research use only)"
+                    qc_picture(new[".png"], hu, mask, self._affine, title)
+            record["output"] = names[mask_suffix]
+            if maps:
+                record |= {"attention": map_names, "attention_meaning": MEANING}
+            record["memory_mb"]["peak"] = megabytes(peak_bytes())
+            new[".json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return folder / names[mask_suffix]
+
+
+def check_format(output_format: str) -> None:
+    """Raise ConfigError for an output format that does not exist, or whose library is not installed."""
+    if output_format not in MASK_SUFFIXES:
+        raise ConfigError(f"output format {output_format!r}: unknown; there are {', '.join(MASK_SUFFIXES)}")
+    if output_format in SEG_TYPES and importlib.util.find_spec("highdicom") is None:
+        raise ConfigError("DICOM SEG needs highdicom, which is not installed; run: pip install 'attunet3d[seg]'")

@@ -1,0 +1,115 @@
+"""What is refused before memory or time is spent on it: NIfTI headers, gzip bombs, volumes larger than any CT."""
+
+import gzip
+import os
+import time
+import tracemalloc
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from dicom_files import phantom, write_series
+
+from attunet3d.errors import UnreadableInputError, UnsupportedImageError
+from attunet3d.io import read_ct, read_label
+from attunet3d.io.inspect import inspect_path
+from attunet3d.io.nifti import MAX_OFFSET
+from attunet3d.io.slabs import MOST_VOXELS, StoredImage
+
+VOX_OFFSET, EXTENSION, DIM = 108, 348, 40
+
+
+def nifti(path: Path, changes: dict[int, bytes], after: bytes = b"") -> Path:
+    data = bytearray(nib.Nifti1Image(phantom(), np.eye(4)).to_bytes())
+    for at, value in changes.items():
+        data[at : at + len(value)] = value
+    whole = bytes(data) + after
+    path.write_bytes(gzip.compress(whole, 9) if path.suffix == ".gz" else whole)
+    return path
+
+
+def peak(path: Path, error: type[Exception], match: str) -> int:
+    """Bytes that Python asked for until the file was refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(error, match=match):
+            read_ct(path)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("offset", [1e8, 3e38])
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+def test_voxels_that_begin_far_away(tmp_path: Path, name: str, offset: float) -> None:
+    path = nifti(tmp_path / name, {VOX_OFFSET: np.float32(offset).tobytes()})
+    assert peak(path, UnreadableInputError, f"voxels begin at byte .* not 0 to {MAX_OFFSET}") < 2**22
+
+
+@pytest.mark.parametrize("offset", [np.nan, np.inf, -5])
+def test_voxels_that_begin_nowhere(tmp_path: Path, offset: float) -> None:
+    path = nifti(tmp_path / "ct.nii", {VOX_OFFSET: np.float32(offset).tobytes()})
+    assert peak(path, UnreadableInputError, "copy or export") < 2**22
+
+
+def test_an_extension_of_a_gzip_bomb_is_not_read(tmp_path: Path) -> None:
+    """An extension of 40 MiB (under the limit of the offset), in 40 KB of gzip: only skipped over, in pieces."""
+    extension = b"\1\0\0\0" + np.array([40 * 2**20, 4], "<i4").tobytes()
+    changes = {VOX_OFFSET: np.float32(352 + 40 * 2**20).tobytes(), EXTENSION: extension}
+    path = nifti(tmp_path / "ct.nii.gz", changes, bytes(40 * 2**20))
+    assert peak(path, UnsupportedImageError, "not a CT in HU") < 2**22
+
+
+def test_what_follows_the_voxels_is_not_inflated(tmp_path: Path) -> None:
+    """200 MiB of zeros after the voxels, in 200 KB of gzip."""
+    path = nifti(tmp_path / "ct.nii.gz", {}, bytes(200 * 2**20))
+    tracemalloc.start()
+    try:
+        start = time.process_time()
+        np.testing.assert_array_equal(read_ct(path)[0], phantom())
+        assert time.process_time() - start < 0.2, "inflating it all takes longer"
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+def test_absurd_dimensions(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "ct.nii", {DIM: np.array([3, 32767, 32767, 32767], "<i2").tobytes()})
+    assert peak(path, UnreadableInputError, "truncated, .* bytes where the header promises 70362301923678") < 2**22
+    image = nib.Nifti2Image(phantom(), np.eye(4))
+    data = bytearray(image.to_bytes())
+    data[16:48] = np.array([3, 2**62, 2**62, 2**62], "<i8").tobytes()
+    (tmp_path / "two.nii").write_bytes(data)
+    assert peak(tmp_path / "two.nii", UnreadableInputError, "truncated") < 2**22
+
+
+def test_more_voxels_than_any_ct() -> None:
+    """The limit itself is allowed; one slice more is not, and its shape is named."""
+    StoredImage(Path("ct.nii"), (1024, 1024, 2048), np.eye(4), {}, iter(()))
+    with pytest.raises(UnsupportedImageError, match=rf"1024 x 1024 x 2049 voxels, more than any CT \({MOST_VOXELS}\)"):
+        StoredImage(Path("ct.nii"), (1024, 1024, 2049), np.eye(4), {}, iter(()))
+
+
+@pytest.mark.parametrize("read", [read_ct, read_label, inspect_path])
+def test_more_voxels_than_any_ct_in_a_file_that_could_hold_them(tmp_path: Path, read) -> None:  # type: ignore[no-untyped-def]
+    """A sparse file of 16 GiB, which takes no room on the disk."""
+    path = nifti(tmp_path / "ct.nii", {DIM: np.array([3, 2048, 2048, 2048], "<i2").tobytes()})
+    os.truncate(path, 352 + 2 * 2048**3)
+    with pytest.raises(UnsupportedImageError, match="2048 x 2048 x 2048 voxels, more than any CT"):
+        read(path)
+
+
+def test_dicom_with_more_voxels_than_any_ct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attunet3d.io.slabs.MOST_VOXELS", 700)
+    write_series(tmp_path, phantom())
+    with pytest.raises(UnsupportedImageError, match=r"12 x 10 x 6 voxels, more than any CT \(700\)"):
+        read_ct(tmp_path)
+    (finding,) = inspect_path(tmp_path)
+    assert not finding.usable
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ct.nii.gz")
+    with pytest.raises(UnreadableInputError, match="pipe or device"):
+        read_ct(tmp_path / "ct.nii.gz")
