@@ -41,10 +41,13 @@ def label(
     Example: attunet3d label cts --app label_app
     """
     from attunet3d.label.folder import make_app
-    from attunet3d.label.server import check_studies, is_loopback, serve
+    from attunet3d.label.server import check_address, check_studies, is_loopback, serve
 
     source = check_studies(studies)
+    if not source.startswith("http"):
+        refuse_bad_folder(Path(source))  # labels are saved there
     refuse_bad_folder(folder)
+    url = check_address(host, port)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
     make_app(folder, checkpoint, preset or (), overrides_of(set_, ("bundle_root", "ckpt_dir")))
     if not is_loopback(host):
@@ -54,5 +57,5 @@ def label(
             file=sys.stderr,
         )
     with products() as product:
-        product(f"http://{host}:{port}/")
+        product(url)
         serve(folder.resolve(), source, host, port, epistemic)

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
+import nibabel as nib
 import torch
 
-from attunet3d.errors import TrainingError
+from attunet3d.errors import TrainingError, own_error
+from attunet3d.io.reader import read_ct
 from attunet3d.label.torchvision_ops import make_torchvision_importable
 
 make_torchvision_importable()
 
+from fastapi import HTTPException  # noqa: E402
+from monailabel.datastore import dicom as dicomweb  # noqa: E402
+from monailabel.datastore.utils.convert import dicom_to_nifti  # noqa: E402
 from monailabel.tasks.activelearning.epistemic import Epistemic  # noqa: E402
 from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
+
+
+def series_to_nifti(folder: str, is_seg: bool = False) -> str:
+    """A DICOM series as a NIfTI file, read as `attunet3d segment` reads it; a SEG as MONAI Label reads it.
+
+    MONAI Label's own conversion takes any series: slices that are missing, or a tilted gantry, would go unnoticed.
+
+    Raises:
+        AttUNet3dError: the series cannot be segmented.
+    """
+    if is_seg:
+        return str(dicom_to_nifti(folder, is_seg=True))
+    array, affine = read_ct(folder)
+    with tempfile.NamedTemporaryFile(suffix=".nii.gz", delete=False) as file:
+        nib.save(nib.Nifti1Image(array, affine), file.name)
+    return file.name
+
+
+dicomweb.dicom_to_nifti = series_to_nifti
 
 
 class TrainTask(BundleTrainTask):
@@ -52,6 +77,17 @@ class Additions:
         if self.conf.get("epistemic_model"):
             strategies["epistemic"] = Epistemic()
         return strategies
+
+    def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """As MONAI Label's; what is wrong with a CT is said in the answer."""
+        try:
+            found: dict[str, Any] = super().infer(request, datastore)  # type: ignore[misc]
+        except Exception as error:
+            own = own_error(error)
+            if own is None:
+                raise
+            raise HTTPException(status_code=422, detail=str(own)) from error
+        return found
 
     def batch_infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
         """As MONAI Label's, which shares cases out among all GPUs unless told otherwise, also where there are none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -83,6 +84,22 @@ def check_studies(studies: str) -> str:
             f"{studies}: no such folder; give one with NIfTI files, or the URL of a DICOMweb server"
         )
     return str(folder.resolve())
+
+
+def check_address(host: str, port: int) -> str:
+    """The URL of a server that listens there.
+
+    Raises:
+        ConfigError: nothing can, as the port is taken or the address is not this machine's.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(f"{host}, port {port}: {error.strerror}; choose another --port or --host") from error
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def is_loopback(host: str) -> bool:

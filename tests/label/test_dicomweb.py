@@ -175,6 +175,24 @@ def test_mask_is_that_of_the_command_line(
     assert np.array_equal(placed(segmentation, nib.load(mask)), np.asarray(nib.load(mask).dataobj))
 
 
+def test_a_series_that_the_command_line_refuses_is_refused_with_its_reason(
+    orthanc: Callable[[Path], Archive], tmp_path: Path
+) -> None:
+    """A slice is missing: MONAI Label's own conversion would close the gap, and shift all that lies beyond it."""
+    import requests
+
+    folder = tmp_path / "gap"
+    image = make_phantom(0, shape=(30, 28, 22), spacing=(12.0, 12.0, 12.0), orientation="LPS").image
+    files = write_series(folder, np.asarray(image), step=(0.0, 0.0, 12.0), StudyInstanceUID=generate_uid())
+    files[11].unlink()
+    archive = orthanc(folder)
+    with server(archive.studies, tmp_path / "app") as client:
+        query = {"image": archive.series, "output": "image"}
+        answer = requests.post(f"{client.url}/infer/{MODEL}", params=query, timeout=120)
+    assert answer.status_code == 422
+    assert "slice" in answer.json()["detail"]
+
+
 def test_a_saved_label_becomes_a_segmentation_in_the_archive_and_is_trained_on(
     client: Client, archive: Archive, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from attunet3d.checkpoint import file_sha256
 from attunet3d.config import BUNDLE, installed_bundle
 from attunet3d.errors import CheckpointError, ConfigError, InputNotFoundError
 from attunet3d.label import folder
-from attunet3d.label.server import check_studies, is_loopback
+from attunet3d.label.server import check_address, check_studies, is_loopback
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -97,6 +98,18 @@ def test_studies_are_a_folder_or_a_url(tmp_path: Path) -> None:
     assert "secret" not in str(error.value)
 
 
+def test_an_address_that_cannot_be_had_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1, port {port}: Address already in use; choose another --port"):
+            check_address("127.0.0.1", port)
+    assert check_address("127.0.0.1", port) == f"http://127.0.0.1:{port}/"
+    with pytest.raises(ConfigError, match="--host"):
+        check_address("192.0.2.1", port)  # reserved for documentation: no machine's
+
+
 @pytest.mark.parametrize(
     ("host", "expected"),
     [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True)]
@@ -114,9 +127,12 @@ def test_a_server_for_other_machines_warns(
     calls = []
     monkeypatch.setattr(server, "serve", lambda *arguments: calls.append(arguments))
     app = tmp_path / "app"
-    code, stdout, stderr = run("label", tmp_path, "--app", app, "--port", "8999")
-    assert (code, stdout, stderr) == (0, "http://127.0.0.1:8999/\n", "")
-    code, stdout, stderr = run("label", tmp_path, "--app", app, "--host", "0.0.0.0")
-    assert (code, stdout) == (0, "http://0.0.0.0:8000/\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code, stdout, stderr = run("label", tmp_path, "--app", app, "--port", port)
+    assert (code, stdout, stderr) == (0, f"http://127.0.0.1:{port}/\n", "")
+    code, stdout, stderr = run("label", tmp_path, "--app", app, "--host", "0.0.0.0", "--port", port)
+    assert (code, stdout) == (0, f"http://0.0.0.0:{port}/\n")
     assert "no login by default" in stderr
-    assert [call[2:] for call in calls] == [("127.0.0.1", 8999, False), ("0.0.0.0", 8000, False)]
+    assert [call[2:] for call in calls] == [("127.0.0.1", port, False), ("0.0.0.0", port, False)]
