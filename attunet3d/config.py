@@ -129,6 +129,23 @@ def config_changes(mode: Mode, presets: Sequence[str | Path], overrides: Mapping
     return changes
 
 
+def changed_config(mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The bundle's config for ``mode``, nothing evaluated, with `config_changes` carried out.
+
+    Raises:
+        ConfigError: as `config_changes`.
+    """
+    config = read_config(mode)
+    for key, value in config_changes(mode, presets, overrides).items():
+        _set(config, key, value)
+    return config
+
+
+def defines(mode: Mode, key: str) -> bool:
+    """Whether the bundle's config for ``mode`` has an id."""
+    return _defines(read_config(mode), key)
+
+
 def inference_values(presets: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The values of the bundle's inference config, references (``@id``) resolved, for each of `INFERENCE_IDS`.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,8 @@ def choose_precision(precision: str, device: torch.device, training: bool = Fals
 class MixedPrecision(nn.Module):
     """Run a network under autocast with channels-last volumes; weights stay float32 and logits come out float32.
 
-    It shares the parameters of ``network``: weights loaded into that later take effect here.
+    It shares the parameters of ``network``: weights loaded into that later take effect here. So does its state dict,
+    under the same names: a checkpoint fits both.
     """
 
     def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -92,6 +94,14 @@ class MixedPrecision(nn.Module):
         with torch.autocast(self.device_type, self.dtype, enabled=low):
             logits: Tensor = self.network(x)
         return logits.float()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """That of ``network``."""
+        return self.network.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load into ``network``."""
+        return self.network.load_state_dict(state_dict, strict, assign)
 
     def _gradients_break(self, depth: int) -> bool:
         """Whether some level of the network has a first axis of 2 voxels on a CPU.

@@ -397,3 +397,12 @@ def test_gpu_agrees_with_cpu(precision: str, fast: bool) -> None:
     assert_same(network(x.cuda()).cpu(), expected, BF16_TOLERANCE)
     if isinstance(network, FastNetwork):
         assert network.form == {"fp32": "torch float32", "bf16": "torch bfloat16", "fp16": "torch float16"}[precision]
+
+
+def test_checkpoints_fit_a_network_whether_it_is_prepared_or_not() -> None:
+    network = small()
+    for training in (False, True):
+        prepared = prepare(small(), "cpu", "fp32", training=training)
+        assert list(prepared.state_dict()) == list(network.state_dict())
+        prepared.load_state_dict({name: torch.zeros_like(value) for name, value in network.state_dict().items()})
+        assert not any(value.any() for value in prepared.network.state_dict().values())

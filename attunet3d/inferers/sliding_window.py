@@ -1,8 +1,15 @@
 """Sliding-window inference on MONAI's `Inferer` interface."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from monai.inferers import Inferer
+from torch import Tensor, nn
 
 from attunet3d.inferers.windows import SlidingWindow
+from attunet3d.runtime import MixedPrecision, prepare
 
 
 class SlidingWindowInferer(SlidingWindow, Inferer):
@@ -10,4 +17,39 @@ class SlidingWindowInferer(SlidingWindow, Inferer):
 
     With the same windows and none skipped the result is that of MONAI's ``SlidingWindowInferer(mode="gaussian")``; of
     two classes it is the difference, foreground minus background, in one channel (``difference=False`` keeps both).
+
+    Programs that take a bundle apart, as MONAI Label does, give the inferer a bundle's ``network_def`` as it is. With
+    ``precision`` such a network is first brought into the form that it has everywhere else (see `prepare`), once for as
+    long as the same one is given, so that the voxels are the same.
+
+    Args:
+        precision: "auto", "fp32", "bf16" or "fp16"; None runs any network as it is.
+        backend: as in `prepare`; for networks that have not been prepared.
+        settings: those of `SlidingWindow`.
     """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int] | int,
+        *args: Any,
+        precision: str | None = None,
+        backend: str = "auto",
+        **settings: Any,
+    ) -> None:
+        super().__init__(roi_size, *args, **settings)
+        self.precision = precision
+        self.backend = backend
+        self._prepared: tuple[nn.Module, MixedPrecision] | None = None
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Image (B, C, X, Y, Z) -> logits (B, classes, X, Y, Z), float32; (B, 1, X, Y, Z) for two classes."""
+        if self.precision is not None and isinstance(network, nn.Module) and not isinstance(network, MixedPrecision):
+            network = self._prepare(network, inputs, self.precision)
+        return super().__call__(inputs, network, *args, **kwargs)
+
+    def _prepare(self, network: nn.Module, inputs: Tensor, precision: str) -> MixedPrecision:
+        kept = self._prepared  # looked at once: another thread may replace it
+        if kept is None or kept[0] is not network:
+            fast = prepare(network, inputs.device, precision, backend=self.backend, difference=self.difference)
+            self._prepared = kept = network, fast
+        return kept[1].train(network.training)

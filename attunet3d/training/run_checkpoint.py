@@ -44,7 +44,7 @@ class RunCheckpoint:
         save_dir: folder for the three files.
         network, optimizer, lr_scheduler, average, history: the parts of the state.
         evaluator: the one whose key metric chooses the best weights.
-        interval: epochs between two states.
+        interval: epochs between two states; 0 saves none.
         resume: go on from ``last.pt``, if there is one.
         seed: of the run.
         rank: this process; only the first one writes.
@@ -129,7 +129,7 @@ class RunCheckpoint:
         if value is not None and (self.best is None or value > self.best):
             self.best = value
             self._save_weights(BEST)
-        if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
+        if self.interval and (engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs):
             self._save_state(engine)
 
     def _end(self, engine: Engine) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from toy_networks import noise, small_network
 
 from attunet3d.inferers import SlidingWindowInferer
+from attunet3d.runtime import prepare
 
 SHAPES = [
     ((1, 1, 32, 32, 32), (16, 16, 16), 4),
@@ -96,3 +97,29 @@ def test_further_arguments_reach_the_network() -> None:
     x = noise(1, 1, 16, 16, 20)
     found = SlidingWindowInferer((16, 16, 16))(x, shifted, 3.0, times=2.0)
     torch.testing.assert_close(found, 2 * x + 3, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bare_network_runs_as_if_it_had_been_prepared() -> None:
+    """MONAI Label hands over network_def; the voxels must be those of the bundle's `network`."""
+    network, x = small_network(), noise(1, 1, 20, 25, 18)
+    network.eval()
+    inferer = SlidingWindowInferer(16, overlap=0.5, precision="bf16", backend="torch")
+    with torch.no_grad():
+        found = inferer(x, network)
+        expected = inferer(x, prepare(network, "cpu", "bf16", backend="torch", difference=True).eval())
+        assert torch.equal(found, expected)
+        assert not torch.equal(found, SlidingWindowInferer(16, overlap=0.5)(x, network))  # as it is, in float32
+        # Weights that are loaded later count, as does another network.
+        for parameter in network.parameters():
+            parameter.mul_(-1.0)
+        assert not torch.equal(inferer(x, network), found)
+        assert torch.equal(inferer(x, small_network().eval()), found)
+
+
+def test_dropout_at_inference_stays() -> None:
+    network = torch.nn.Sequential(torch.nn.Dropout3d(0.5), torch.nn.Conv3d(1, 1, 1))
+    inferer, x = SlidingWindowInferer(16, precision="fp32"), noise(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        passes = torch.cat([inferer(x, network.train()) for _ in range(20)])
+        assert passes.std(dim=0).max() > 0
+        assert torch.equal(inferer(x, network.eval()), inferer(x, network))

@@ -304,6 +304,11 @@ def test_a_resumed_run_is_a_whole_run(tmp_path: Path) -> None:
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+def test_no_state_is_saved_where_none_is_wanted(tmp_path: Path) -> None:
+    ToyRun(tmp_path, max_epochs=2, interval=0).run()
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["model.pt", "model_final.pt"]
+
+
 def test_states_come_at_intervals_and_at_the_end(tmp_path: Path) -> None:
     found = []
 

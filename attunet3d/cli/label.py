@@ -1,0 +1,61 @@
+"""The verb that serves the bundle to annotators."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attunet3d.cli.app import app
+from attunet3d.cli.options import Overrides, Presets, overrides_of, products, refuse_bad_folder
+
+
+@app.command()
+def label(
+    studies: Annotated[str, typer.Argument(help="Folder of NIfTI files, or the URL of a DICOMweb server.")],
+    folder: Annotated[
+        Path, typer.Option("--app", metavar="DIR", help="The server's copy of the bundle, which training changes.")
+    ] = Path("label_app"),
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights to start from; else those in the app's folder, else the bundle's.")
+    ] = None,
+    preset: Presets = None,
+    set_: Overrides = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    epistemic: Annotated[
+        bool,
+        typer.Option(
+            "--epistemic", help="Score cases without a label by the network's uncertainty, in the background."
+        ),
+    ] = False,
+) -> None:
+    """Serve the bundle with MONAI Label, for 3D Slicer and OHIF; prints the server's URL.
+
+    It segments, saves corrected labels, trains on them, and chooses the next case. It needs no network. Every start
+    writes the app's configs anew, with the presets and values given; what was learned stays.
+
+    Example: attunet3d label cts --app label_app
+    """
+    from attunet3d.label.folder import make_app
+    from attunet3d.label.server import check_address, check_studies, is_loopback, serve
+
+    source = check_studies(studies)
+    if not source.startswith("http"):
+        refuse_bad_folder(Path(source))  # labels are saved there
+    refuse_bad_folder(folder)
+    url = check_address(host, port)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    make_app(folder, checkpoint, preset or (), overrides_of(set_, ("bundle_root", "ckpt_dir")))
+    if not is_loopback(host):
+        print(
+            f"warning: {host} can be reached from other machines, and MONAI Label asks for no login by default: "
+            "whoever reaches it can see, change and delete the studies' images and labels",
+            file=sys.stderr,
+        )
+    with products() as product:
+        product(url)
+        serve(folder.resolve(), source, host, port, epistemic)

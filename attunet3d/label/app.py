@@ -1,0 +1,97 @@
+"""What attunet3d adds to MONAI Label's app `monaibundle`; imported by the app's main.py, in the server."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import nibabel as nib
+import torch
+
+from attunet3d.errors import TrainingError, own_error
+from attunet3d.io.reader import read_ct
+from attunet3d.label.torchvision_ops import make_torchvision_importable
+
+make_torchvision_importable()
+
+from fastapi import HTTPException  # noqa: E402
+from monailabel.datastore import dicom as dicomweb  # noqa: E402
+from monailabel.datastore.utils.convert import dicom_to_nifti  # noqa: E402
+from monailabel.tasks.activelearning.epistemic import Epistemic  # noqa: E402
+from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
+
+
+def series_to_nifti(folder: str, is_seg: bool = False) -> str:
+    """A DICOM series as a NIfTI file, read as `attunet3d segment` reads it; a SEG as MONAI Label reads it.
+
+    MONAI Label's own conversion takes any series: slices that are missing, or a tilted gantry, would go unnoticed.
+
+    Raises:
+        AttUNet3dError: the series cannot be segmented.
+    """
+    if is_seg:
+        return str(dicom_to_nifti(folder, is_seg=True))
+    array, affine = read_ct(folder)
+    with tempfile.NamedTemporaryFile(suffix=".nii.gz", delete=False) as file:
+        nib.save(nib.Nifti1Image(array, affine), file.name)
+    return file.name
+
+
+dicomweb.dicom_to_nifti = series_to_nifti
+
+
+class TrainTask(BundleTrainTask):
+    """MONAI Label's training of a bundle, which refuses to start without labels and can start from fresh weights."""
+
+    def _fetch_datalist(self, request: dict[str, Any], datastore: Any) -> list[dict[str, Any]]:
+        cases: list[dict[str, Any]] = super()._fetch_datalist(request, datastore)
+        if not cases:
+            raise TrainingError("no case has a saved label: submit one (its tag is 'final') and train again")
+        return cases
+
+    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[dict[str, Any]]) -> None:
+        if pretrained:  # without, MONAI Label asks whether the path None exists
+            super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
+
+
+class Additions:
+    """Mixed into the class of `monaibundle`: weights must fit, and uncertainty can choose the next case."""
+
+    models: dict[str, str]
+    conf: dict[str, str]
+
+    def init_infers(self) -> dict[str, Any]:
+        """As MONAI Label's, but weights of another network are refused instead of a warning being logged."""
+        infers: dict[str, Any] = super().init_infers()  # type: ignore[misc]
+        for task in infers.values():
+            task.load_strict = True
+        return infers
+
+    def init_trainers(self) -> dict[str, Any]:
+        """A `TrainTask` for each bundle."""
+        return {name: TrainTask(path, self.conf, load_strict=True) for name, path in self.models.items()}
+
+    def init_strategies(self) -> dict[str, Any]:
+        """MONAI Label's "random" and "first"; "epistemic" where cases are scored."""
+        strategies: dict[str, Any] = super().init_strategies()  # type: ignore[misc]
+        if self.conf.get("epistemic_model"):
+            strategies["epistemic"] = Epistemic()
+        return strategies
+
+    def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """As MONAI Label's; what is wrong with a CT is said in the answer."""
+        try:
+            found: dict[str, Any] = super().infer(request, datastore)  # type: ignore[misc]
+        except Exception as error:
+            own = own_error(error)
+            if own is None:
+                raise
+            raise HTTPException(status_code=422, detail=str(own)) from error
+        return found
+
+    def batch_infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """As MONAI Label's, which shares cases out among all GPUs unless told otherwise, also where there are none."""
+        if not torch.cuda.is_available():
+            request = {**request, "multi_gpu": False}
+        found: dict[str, Any] = super().batch_infer(request, datastore)  # type: ignore[misc]
+        return found

@@ -1,0 +1,123 @@
+"""The folder of a MONAI Label app around the bundle, where training may write."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from attunet3d.config import (
+    BUNDLE,
+    CONFIG_FILES,
+    Mode,
+    changed_config,
+    defines,
+    inference_values,
+    installed_bundle,
+)
+from attunet3d.errors import ConfigError
+from attunet3d.io.writer import atomic_path, make_folder, write_text_atomic
+
+_MODES: tuple[Mode, ...] = ("train", "inference")
+# In place of MONAI Label's main.py, which becomes monaibundle.py. It looks for a class with MONAILabelApp as a base.
+_MAIN = '''"""MONAI Label's app `monaibundle` with what attunet3d adds to it; written by `attunet3d label`."""
+
+from attunet3d.label.app import Additions  # first: it makes torchvision importable
+
+import monaibundle
+from monailabel.interfaces.app import MONAILabelApp
+
+
+class App(Additions, monaibundle.MyApp, MONAILabelApp):
+    """The app that MONAI Label finds in this file."""
+'''
+# The server offers every *.pt as weights, the shortest name first: a state of the run, last.pt, must not be there.
+# Labels come from an annotator and not from a datalist: 1 is the only structure that the server names.
+_SERVED = {"state_interval": 0, "pancreas_labels": [1]}
+
+
+def make_app(
+    folder: str | Path,
+    checkpoint: str | Path | None = None,
+    presets: Sequence[str | Path] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
+    """Set up the app, or bring one that is there up to date: its configs are written anew, its weights stay.
+
+    Args:
+        folder: of the app; made if it does not exist.
+        checkpoint: weights to start from; by default those that are in the folder, or else the bundle's.
+        presets: merged in order over the bundle's configs; training and inference each take what is theirs.
+        overrides: ids of these configs and their values.
+
+    Returns:
+        The bundle in the app.
+
+    Raises:
+        ConfigError: MONAI Label is not installed; a preset or an id does not exist.
+        CheckpointError: the weights cannot be read, or do not fit the network of the presets.
+        OutputError: the folder cannot be written.
+    """
+    app = sample_app()
+    bundle = Path(folder) / "model" / BUNDLE
+    changes = _by_mode(overrides or {})
+    changes["train"] = _SERVED | changes["train"]
+    configs = {mode: changed_config(mode, presets, changes[mode]) for mode in _MODES}
+    weights = bundle / "models" / "model.pt"
+    installed = installed_bundle()
+    default = weights if weights.is_file() else installed / "models" / "model.pt"
+    start = default if checkpoint is None else Path(checkpoint)
+    _check_weights(start, inference_values(presets, changes["inference"]))
+
+    make_folder(bundle / "configs")
+    make_folder(bundle / "models")
+    write_text_atomic(Path(folder) / "monaibundle.py", app.read_text(encoding="utf-8"))
+    write_text_atomic(Path(folder) / "main.py", _MAIN)
+    for path in (installed / "configs").iterdir():
+        write_text_atomic(bundle / "configs" / path.name, path.read_text(encoding="utf-8"))
+    for mode, config in configs.items():
+        write_text_atomic(bundle / "configs" / CONFIG_FILES[mode][0], yaml.safe_dump(config, sort_keys=False))
+    if start != weights:
+        with atomic_path(weights) as temporary:
+            shutil.copyfile(start, temporary)
+    return bundle
+
+
+def sample_app() -> Path:
+    """The main.py of `monaibundle`, which MONAI Label brings along.
+
+    Raises:
+        ConfigError: it is not installed; the message says how to.
+    """
+    try:
+        files = importlib.metadata.files("monailabel") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(
+            "MONAI Label is not installed here: in a clone run `make label` and use .venv-label/bin/attunet3d, or in "
+            "an environment of its own `pip install 'attunet3d[label]'`, then `pip install --no-deps monailabel==0.8.5 "
+            "pydicom-seg==0.4.1`"
+        ) from None
+    for file in files:
+        if file.parts[-3:] == ("sample-apps", "monaibundle", "main.py"):
+            return Path(str(file.locate())).resolve()
+    raise ConfigError("this MONAI Label has no app `monaibundle`: install monailabel==0.8.5")
+
+
+def _by_mode(overrides: Mapping[str, Any]) -> dict[Mode, dict[str, Any]]:
+    """To each config what it defines; what neither does is refused by the first one."""
+    changes: dict[Mode, dict[str, Any]] = {mode: {} for mode in _MODES}
+    for key, value in overrides.items():
+        for mode in [mode for mode in _MODES if defines(mode, key)] or _MODES[:1]:
+            changes[mode][key] = value
+    return changes
+
+
+def _check_weights(checkpoint: Path, values: Mapping[str, Any]) -> None:
+    from attunet3d.checkpoint import load_weights
+    from attunet3d.runtime import build_network
+
+    load_weights(build_network(values["network_def"]), checkpoint)

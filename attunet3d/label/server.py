@@ -1,0 +1,112 @@
+"""MONAI Label's server with the bundle, in this process."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from attunet3d.config import BUNDLE
+from attunet3d.errors import ConfigError, InputNotFoundError
+
+
+def serve(app: Path, studies: str, host: str, port: int, epistemic: bool = False) -> None:
+    """Serve the app of `make_app` until the process is told to stop.
+
+    Args:
+        app: its folder; logs, and for DICOMweb a copy of the series that were opened, are kept there too.
+        studies: `check_studies` gave it.
+        host, port: where to listen.
+        epistemic: score the cases without a label by the network's uncertainty, in the background.
+    """
+    os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(app / "dicom"))
+    os.environ.setdefault("MONAI_LABEL_SESSION_PATH", str(app / "sessions"))
+    # Seconds for which it does not look for new series and labels: of the two hours that is by default, it would offer
+    # cases again that have their label by now.
+    os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_EXPIRY", "5")
+    # MONAI Label runs dcmqi's programs by their names, and downloads them if they are not found.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    from attunet3d.label.torchvision_ops import make_torchvision_importable
+
+    make_torchvision_importable()
+    from monailabel.main import Main
+
+    # Of its model zoo, in the internet, nothing is wanted.
+    conf = {"models": BUNDLE, "zoo_source": "local", "sam2": "false"}
+    if epistemic:
+        conf["epistemic_model"] = BUNDLE
+    server = Main()
+    words = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
+    words += [word for key, value in conf.items() for word in ("--conf", key, value)]
+    # Once it has shut down, uvicorn sends the signal that told it to again: by default that would end all at once.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        server.action_start_server(server.args_parser().parse_args(words))
+    finally:
+        _stop_children()
+
+
+def _stop_children() -> None:
+    """End training and scoring, which run in processes of their own and would go on."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        child.terminate()
+    for child in psutil.wait_procs(children, timeout=10)[1]:
+        child.kill()
+
+
+def check_studies(studies: str) -> str:
+    """What MONAI Label takes for a folder of NIfTI files, or for the URL of a DICOMweb server.
+
+    Raises:
+        InputNotFoundError: the folder does not exist.
+        ConfigError: the URL names no host, or holds a password.
+    """
+    if studies.startswith(("http://", "https://")):
+        url = urlsplit(studies)
+        if not url.hostname:
+            raise ConfigError(f"{studies}: names no host; expected e.g. http://127.0.0.1:8042/dicom-web")
+        if url.username or url.password:
+            raise ConfigError(
+                "the URL of the studies holds a name or password, which logs would show: set "
+                "MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD in the environment"
+            )
+        return studies
+    folder = Path(studies)
+    if not folder.is_dir():
+        raise InputNotFoundError(
+            f"{studies}: no such folder; give one with NIfTI files, or the URL of a DICOMweb server"
+        )
+    return str(folder.resolve())
+
+
+def check_address(host: str, port: int) -> str:
+    """The URL of a server that listens there.
+
+    Raises:
+        ConfigError: nothing can, as the port is taken or the address is not this machine's.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(f"{host}, port {port}: {error.strerror}; choose another --port or --host") from error
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server on that address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

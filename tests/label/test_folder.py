@@ -1,0 +1,138 @@
+"""Setting up the server's folder, and what the command refuses; nothing is started."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY
+
+from attunet3d.checkpoint import file_sha256
+from attunet3d.config import BUNDLE, installed_bundle
+from attunet3d.errors import CheckpointError, ConfigError, InputNotFoundError
+from attunet3d.label import folder
+from attunet3d.label.server import check_address, check_studies, is_loopback
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """MONAI Label's app, which need not be installed for this."""
+    main = tmp_path / "main.py"
+    main.write_text("class MyApp: ...\n")
+    monkeypatch.setattr(folder, "sample_app", lambda: main)
+    return main
+
+
+def _config(bundle: Path, name: str) -> dict:
+    return yaml.safe_load((bundle / "configs" / name).read_text())
+
+
+def test_the_app_holds_a_bundle_with_the_values_given(sample: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    bundle = folder.make_app(tmp_path / "app", tiny_checkpoint, (), {**TINY, "max_epochs": 7})
+    assert bundle == tmp_path / "app" / "model" / BUNDLE
+    assert (tmp_path / "app" / "monaibundle.py").read_text() == sample.read_text()
+    assert "MONAILabelApp" in (tmp_path / "app" / "main.py").read_text()
+    for name in ("train.yaml", "inference.yaml"):
+        config = _config(bundle, name)
+        assert {key: config[key] for key in TINY} == TINY
+        # What was not changed is there as it is in the installed bundle.
+        assert config["network_def"] == _config(installed_bundle(), name)["network_def"]
+    train = _config(bundle, "train.yaml")
+    assert train["max_epochs"] == 7
+    assert train["state_interval"] == 0  # last.pt would be offered as weights
+    assert "max_epochs" not in _config(bundle, "inference.yaml")
+    assert file_sha256(bundle / "models" / "model.pt") == file_sha256(tiny_checkpoint)
+    assert {path.name for path in (bundle / "configs").iterdir()} == {
+        path.name for path in (installed_bundle() / "configs").iterdir()
+    }
+
+
+def test_what_was_learned_stays_until_other_weights_are_given(
+    sample: Path, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    app = tmp_path / "app"
+    weights = folder.make_app(app) / "models" / "model.pt"
+    installed = file_sha256(installed_bundle() / "models" / "model.pt")
+    assert file_sha256(weights) == installed
+    folder.make_app(app, tiny_checkpoint, (), TINY)
+    learned = file_sha256(weights)
+    assert learned == file_sha256(tiny_checkpoint) != installed
+    folder.make_app(app, None, (), TINY)
+    assert file_sha256(weights) == learned
+    with pytest.raises(CheckpointError, match="give the preset it was trained with"):
+        folder.make_app(app)  # MONAI Label would only warn, and segment with what fits
+    assert _config(weights.parents[1], "inference.yaml")["channels"] == TINY["channels"]
+
+
+def test_an_unknown_id_is_refused_and_leaves_nothing(sample: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'spacin'"):
+        folder.make_app(tmp_path / "app", None, (), {"spacin": 2.0})
+    assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("monailabel") is not None, reason="MONAI Label is installed here")
+def test_without_monai_label_one_line_says_what_to_install(run: Run, tmp_path: Path) -> None:
+    code, stdout, stderr = run("label", tmp_path, "--app", tmp_path / "app")
+    assert (code, stdout) == (2, "")
+    (line,) = stderr.splitlines()
+    assert line.startswith("error: MONAI Label is not installed here: in a clone run `make label`")
+    assert not (tmp_path / "app").exists()
+
+
+def test_studies_are_a_folder_or_a_url(tmp_path: Path) -> None:
+    assert check_studies(str(tmp_path)) == str(tmp_path.resolve())
+    url = "http://127.0.0.1:8042/dicom-web"
+    assert check_studies(url) == url
+    with pytest.raises(InputNotFoundError, match="no such folder"):
+        check_studies(str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="names no host"):
+        check_studies("http:///dicom-web")
+    with pytest.raises(ConfigError, match="MONAI_LABEL_DICOMWEB_PASSWORD") as error:
+        check_studies("https://doe:secret@pacs/dicom-web")
+    assert "secret" not in str(error.value)
+
+
+def test_an_address_that_cannot_be_had_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1, port {port}: Address already in use; choose another --port"):
+            check_address("127.0.0.1", port)
+    assert check_address("127.0.0.1", port) == f"http://127.0.0.1:{port}/"
+    with pytest.raises(ConfigError, match="--host"):
+        check_address("192.0.2.1", port)  # reserved for documentation: no machine's
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True)]
+    + [("0.0.0.0", False), ("::", False), ("192.168.1.5", False), ("pacs.local", False)],
+)
+def test_other_machines_reach_all_but_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_a_server_for_other_machines_warns(
+    sample: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attunet3d.label import server
+
+    calls = []
+    monkeypatch.setattr(server, "serve", lambda *arguments: calls.append(arguments))
+    app = tmp_path / "app"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code, stdout, stderr = run("label", tmp_path, "--app", app, "--port", port)
+    assert (code, stdout, stderr) == (0, f"http://127.0.0.1:{port}/\n", "")
+    code, stdout, stderr = run("label", tmp_path, "--app", app, "--host", "0.0.0.0", "--port", port)
+    assert (code, stdout) == (0, f"http://0.0.0.0:{port}/\n")
+    assert "no login by default" in stderr
+    assert [call[2:] for call in calls] == [("127.0.0.1", port, False), ("0.0.0.0", port, False)]
