@@ -29,7 +29,8 @@ def label(
     epistemic: Annotated[
         bool,
         typer.Option(
-            "--epistemic", help="Score cases without a label by the network's uncertainty, in the background."
+            "--epistemic",
+            help="Score cases without a label by the network's uncertainty in the background, all the time.",
         ),
     ] = False,
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from attunet3d.errors import (
 from attunet3d.io.dicom_header import SliceHeader, read_headers
 from attunet3d.io.dicom_pixels import EXPORT_AGAIN
 from attunet3d.io.dicom_series import Series, patients_of
-from attunet3d.io.dicom_stacks import same_orientation, same_spacing, stacks
+from attunet3d.io.dicom_stacks import same_frame_of_reference, same_orientation, same_spacing, same_study, stacks
 from attunet3d.io.folders import files_below
-from attunet3d.io.slabs import IMAGE_SUFFIXES
+from attunet3d.io.slabs import IMAGE_SUFFIXES, MIN_SPACING_MM
 
+MOST_LISTED = 20  # series in a message
 DICOM_SUFFIXES = (".dcm", ".ima")
 
 # Beside series that are so, the others count only when chosen: the property of `Series`, and what the others are.
@@ -55,7 +57,7 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
             except OSError as e:
                 raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
             except Exception:  # pydicom lets any parser's exception through
-                if path.name != "DICOMDIR":
+                if path.name.upper() != "DICOMDIR":
                     damaged.append(path)
                 continue
             if not headers:
@@ -63,7 +65,8 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
             for header in headers:
                 key: tuple[Any, ...] = (header.series_uid,)
                 if not header.series_uid:
-                    of_series = (header.study_uid, header.series_number, header.modality, header.orientation)
+                    orientation = tuple(round(cosine, 2) for cosine in header.orientation or ())
+                    of_series = (header.study_uid, header.series_number, header.modality, orientation)
                     key = ("", path.parent, *of_series, header.rows, header.columns)
                 found.setdefault(key, []).append(header)
     if not found and damaged:
@@ -93,22 +96,36 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
         parts = stacks(headers) if patients_of(headers) < 2 else [tuple(headers)]
         names = [f"{uid}#{k}" for k in range(1, len(parts) + 1)] if len(parts) > 1 else [uid]
         series += [Series(name, part, beside, (), no_dicom) for name, part in zip(names, parts, strict=True)]
-    alone = [s.images[0] for s in series if len(s.images) == 1]
-    return [replace(s, strays=tuple(a for a in alone if _goes_on(s, a))) for s in series]
+    alone = [s for s in series if len(s.images) == 1]
+    return [replace(s, strays=_strays(s, alone)) for s in series]
 
 
-def _goes_on(series: Series, image: SliceHeader) -> bool:
-    """Whether an image of another series lies where the next slice of this one would: a damaged UID takes it there."""
-    first, heights = series.images[0], series.heights
-    if len(heights) < 2 or image.position is None or first.normal is None:
-        return False
-    if (first.rows, first.columns) != (image.rows, image.columns):
-        return False
-    if not (same_spacing(first, image) and same_orientation(first, image)):
-        return False
-    height = sum(n * p for n, p in zip(first.normal, image.position, strict=True))
-    step = (heights[-1] - heights[0]) / (len(heights) - 1)
-    return abs(max(heights[0] - height, height - heights[-1]) - step) < step / 4
+def _strays(series: Series, alone: Sequence[Series]) -> tuple[SliceHeader, ...]:
+    """Images alone in their series that lie where the next slice of this one would: damaged UIDs take them there."""
+    heights = series.heights
+    gaps = sorted(b - a for a, b in pairwise(heights) if b - a >= MIN_SPACING_MM)
+    first = series.images[0]
+    if not gaps or first.normal is None:
+        return ()
+    step = gaps[(len(gaps) - 1) // 2]
+    folders = {s.path.parent for s in series.slices}
+    found = []
+    for image, whose in ((s.images[0], s) for s in alone):
+        # What the same UID says to be another object may be damaged in that place.
+        may_be = whose.uid.partition("#")[0] == series.uid.partition("#")[0] or (whose.is_original and whose.is_ct)
+        if (
+            may_be
+            and image.position is not None
+            and image.path.parent in folders
+            and (first.rows, first.columns) == (image.rows, image.columns)
+            and patients_of([first, image]) < 2
+            and all(same(first, image) for same in (same_study, same_spacing, same_orientation))
+            and any(same_frame_of_reference(s, image) for s in (first, series.images[-1]))
+        ):
+            height = sum(n * p for n, p in zip(first.normal, image.position, strict=True))
+            if abs(max(heights[0] - height, height - heights[-1]) - step) < step / 4:
+                found.append(image)
+    return tuple(found)
 
 
 def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
@@ -145,9 +162,8 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
             f"{_folder(series)}: no CT image series, only {', '.join(kinds)}; give the folder of a CT scan"
         )
     for preferred, reason in _PREFERRED:
-        # Beside a few timing images a derived series is not passed over: it may be all that was kept of the scan.
-        extent = max((s.extent for s in candidates if getattr(s, preferred)), default=-1.0)
-        worse = [s for s in candidates if not getattr(s, preferred) and s.extent <= 2 * extent]
+        better = [s for s in candidates if getattr(s, preferred)]
+        worse = [s for s in candidates if s not in better and any(_shows_as_much(b, s) for b in better)]
         left_out |= {s.uid: f"{s.kind}, {reason}" for s in worse}
         candidates = [s for s in candidates if s not in worse]
     patients = _patients(cts)
@@ -158,6 +174,22 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
             f"choose one with --series UID: {_listed(listed)}"
         )
     return candidates, left_out
+
+
+def _shows_as_much(better: Series, worse: Series) -> bool:
+    """Whether one series shows the part of the body that another one does.
+
+    A derived series may be all that was kept of a scan, beside a few timing images, or of another part of the body.
+    Reformats along the body may reach far beyond it, into the black.
+    """
+    if not worse.is_volume:
+        return True
+    a, b = better.z_range, worse.z_range
+    if a is None or b is None or not same_frame_of_reference(better.images[0], worse.images[0]):
+        return False
+    step = better.extent / max(len(better.images) - 1, 1)
+    shared = min(a[1], b[1]) - max(a[0], b[0]) + 2 * step
+    return shared >= (0.75 if worse.is_axial else 0.3) * (b[1] - b[0])
 
 
 def passed_over(series: Sequence[Series]) -> list[str]:
@@ -188,4 +220,5 @@ def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:
 
 
 def _listed(series: Sequence[Series]) -> str:
-    return "; ".join(str(s) for s in series)
+    more = f"; and {len(series) - MOST_LISTED} more" if len(series) > MOST_LISTED else ""
+    return "; ".join(str(s) for s in series[:MOST_LISTED]) + more

@@ -16,7 +16,7 @@ from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedIma
 from attunet3d.io.dicom_guard import check_size
 from attunet3d.io.dicom_header import SliceHeader
 from attunet3d.io.dicom_pixels import EXPORT_AGAIN, hu_slabs
-from attunet3d.io.dicom_series import Series
+from attunet3d.io.dicom_series import NO_CT, Series
 from attunet3d.io.dicom_stacks import same_orientation, same_spacing
 from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, MIN_SPACING_MM, StoredImage, check_affine
 
@@ -114,6 +114,14 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
         raise UnsupportedImageError(
             f"{series.folder}: series {series.uid} holds localizer images, which make up no volume; choose a CT series"
         )
+    derived = series.kind.removeprefix("CT derived (").removesuffix(")")
+    if derived in NO_CT:
+        raise UnsupportedImageError(
+            f"{series.folder}: series {series.uid} is derived ({derived}), and no CT in HU and in its place; "
+            "choose the scan itself"
+        )
+    if derived != series.kind:
+        notes.append(f"the images are derived ({derived}), not the scanner's own slices")
     localizers = [s for s in slices if s.is_localizer]
     if localizers:
         slices = [s for s in slices if not s.is_localizer]

@@ -5,6 +5,7 @@ DICOM speaks LPS+ mm and (row, column).
 
 import hashlib
 import math
+import re
 import secrets
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,6 +64,8 @@ MARKS = (
     "instance",
     "TemporalPositionIdentifier",
     "NominalPercentageOfCardiacPhase",
+    "ImageType",
+    "SeriesNumber",
     "ConvolutionKernel",
     "SliceThickness",
     "AcquisitionNumber",
@@ -206,11 +209,13 @@ def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared
         "NominalPercentageOfCardiacPhase": _mark(
             group("CardiacSynchronizationSequence"), "NominalPercentageOfCardiacPhase"
         ),
+        "ImageType": "\\".join(kind) or None,
         "ConvolutionKernel": _mark(group("CTReconstructionSequence"), "ConvolutionKernel"),
         "SliceThickness": _mark(group("PixelMeasuresSequence"), "SliceThickness"),
         "AcquisitionNumber": _number(content, "FrameAcquisitionNumber"),
     }
-    marks = (own_marks.get(name) or mark for name, mark in zip(MARKS, file.marks, strict=True))
+    of_file = dict(zip(MARKS, file.marks, strict=True))
+    of_frame = {name: mark for name, mark in own_marks.items() if mark is not None}
     return replace(
         file,
         frame=number,
@@ -218,7 +223,7 @@ def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared
         spacing=numbers(group("PixelMeasuresSequence"), "PixelSpacing", 2),
         orientation=numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
         position=numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3),
-        marks=tuple(marks),
+        marks=tuple((of_file | of_frame).values()),
         rescale=_rescale(values) or file.rescale,
         rescale_type=_text(values, "RescaleType") or file.rescale_type,
     )
@@ -238,10 +243,10 @@ def _text(ds: pydicom.Dataset, name: str) -> str:
 def _hashes_of_patient(ds: pydicom.Dataset) -> tuple[str, str]:
     """Of the ID and of the name, each empty where there is none.
 
-    How a name is spelled in spaces and carets differs between machines.
+    Machines differ in how they part the names of a person, and in whether they add them in another script (after "=").
     """
-    name = str(ds.get("PatientName") or "").replace("^", " ").casefold()
-    return _hash(" ".join(str(ds.get("PatientID") or "").split())), _hash(" ".join(name.split()))
+    name = re.sub(r"[\W_]+", " ", str(ds.get("PatientName") or "").partition("=")[0].casefold())
+    return _hash(" ".join(str(ds.get("PatientID") or "").split())), _hash(name.strip())
 
 
 def _hash(text: str) -> str:
@@ -249,10 +254,10 @@ def _hash(text: str) -> str:
 
 
 def _mark(ds: pydicom.Dataset, name: str) -> float | str | None:
-    if name == "ConvolutionKernel":
+    if name in ("ConvolutionKernel", "ImageType"):
         return _text(ds, name) or None
     number = _number(ds, name)
-    return None if number is None else round(number, 1)
+    return None if number is None else round(number, 3)
 
 
 def _number(ds: pydicom.Dataset, name: str) -> float | None:

@@ -62,9 +62,10 @@ _DERIVED = {
     "RENDER": "rendering",
     "RENDERING": "rendering",
     "3D": "rendering",
-    "SECONDARY": "secondary",  # any other that is not of the scanner's own
 }
-_DOSE_PAGE = {"DOSE", "PROT"}  # "DOSE_INFO", "CT_SOM5 PROT" (a page of the scan protocol)
+_PAGES = ({"DOSE", "INFO"}, {"DOSE", "REPORT"}, {"PROT"})  # "DOSE_INFO", "CT_SOM5 PROT" (of the scan protocol)
+# Of these the values are no HU, or the places no patient's.
+NO_CT = ("subtraction", "perfusion map", "curved MPR", "rendering")
 
 AXIAL_COSINE = 0.8  # 37 degrees: no gantry tilts by more than 30
 
@@ -167,7 +168,7 @@ class Series:
         words = set.intersection(*(set(re.split("[^A-Z0-9]+", " ".join(s.image_type))) for s in self.images))
         if "SCREEN" in words:  # "SCREEN SAVE"
             return "CT secondary capture"
-        if _DOSE_PAGE & words:
+        if any(page <= words for page in _PAGES):
             return "CT dose report"
         if "DERIVED" in words:
             for word, name in _DERIVED.items():
@@ -194,6 +195,18 @@ class Series:
         if normal is None or any(s.position is None for s in self.images):
             return []
         return sorted(sum(n * p for n, p in zip(normal, s.position or (), strict=True)) for s in self.images)
+
+    @property
+    def z_range(self) -> tuple[float, float] | None:
+        """Lowest and highest point of the images along the patient, mm; None where the headers do not say."""
+        found: list[float] = []
+        for s in self.images:
+            if s.position is None or s.orientation is None or s.spacing is None:
+                return None
+            across = s.orientation[2] * s.spacing[1] * (s.columns - 1)
+            down = s.orientation[5] * s.spacing[0] * (s.rows - 1)
+            found += [s.position[2] + a + b for a in (0.0, across) for b in (0.0, down)]
+        return min(found), max(found)
 
     def _slice_step(self) -> float | None:
         """Between most slices, mm; None where the headers do not say."""

@@ -10,6 +10,7 @@ from attunet3d.io.slabs import MIN_SPACING_MM
 
 SAME_COSINE = 1e-3  # 0.06 degrees: 0.4 mm at the edge of a 400 mm field, less than a voxel
 SAME_SPACING = 1e-3  # relative
+SAME_THICKNESS = 1.25  # times: thin and thick reconstructions differ by more
 
 # Times differ within one scan too: they only count where places are scanned again.
 _TIMES = ("TriggerTime", "AcquisitionTime")
@@ -29,7 +30,7 @@ def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
     for objects in _groups(list(slices), _same_object):
         images = [s for s in objects if not s.is_localizer]
         found = [images] if images else []
-        for same in (_same_study, _same_size, same_spacing, same_orientation, _same_frame_of_reference):
+        for same in (same_study, _same_size, same_spacing, same_orientation, same_frame_of_reference):
             found = [group for part in found for group in _apart(part, same)]
         found = [scan for part in found for scan in _scans(part)]
         localizers = [s for s in objects if s.is_localizer]
@@ -63,8 +64,9 @@ def _same_object(a: SliceHeader, b: SliceHeader) -> bool:
     )
 
 
-def _same_study(a: SliceHeader, b: SliceHeader) -> bool:
-    return a.study_uid == b.study_uid
+def same_study(a: SliceHeader, b: SliceHeader) -> bool:
+    """Whether two images are of one study, as far as they say."""
+    return a.study_uid == b.study_uid or not (a.study_uid and b.study_uid)
 
 
 def _same_size(a: SliceHeader, b: SliceHeader) -> bool:
@@ -72,20 +74,21 @@ def _same_size(a: SliceHeader, b: SliceHeader) -> bool:
 
 
 def same_spacing(a: SliceHeader, b: SliceHeader) -> bool:
-    """Whether pixel spacings agree, but for rounding."""
+    """Whether pixel spacings agree, but for rounding; one that is missing agrees with all."""
     if a.spacing is None or b.spacing is None:
-        return a.spacing is b.spacing
+        return True
     return all(abs(x - y) <= SAME_SPACING * abs(y) for x, y in zip(a.spacing, b.spacing, strict=True))
 
 
 def same_orientation(a: SliceHeader, b: SliceHeader) -> bool:
-    """Whether rows and columns run along the same directions, but for rounding."""
+    """Whether rows and columns run along the same directions, but for rounding; missing ones agree with all."""
     if a.orientation is None or b.orientation is None:
-        return a.orientation is b.orientation
+        return True
     return all(abs(x - y) <= SAME_COSINE for x, y in zip(a.orientation, b.orientation, strict=True))
 
 
-def _same_frame_of_reference(a: SliceHeader, b: SliceHeader) -> bool:
+def same_frame_of_reference(a: SliceHeader, b: SliceHeader) -> bool:
+    """Whether two images are placed in the same space, as far as they say."""
     return a.frame_of_reference == b.frame_of_reference or not (a.frame_of_reference and b.frame_of_reference)
 
 
@@ -95,39 +98,58 @@ def _scans(slices: _Slices) -> list[_Slices]:
         return [slices]
     repeated = _repeats(_heights(slices))
     for k, name in enumerate(MARKS):
-        marks = {s.marks[k] for s in slices}
-        if len(marks) < 2 or None in marks or (name in _TIMES and not repeated):
+        if name in _TIMES and not repeated:
             continue
-        ordered = sorted(slices, key=lambda s: s.marks[k])  # type: ignore[arg-type, return-value]
-        scans = _one_after_another([list(group) for _, group in groupby(ordered, key=lambda s: s.marks[k])])
+        groups = _by_mark([s for s in slices if s.marks[k] is not None], k, name)
+        scans = _one_after_another(groups) if len(groups) > 1 else []
         found = [part for scan in scans for part in _scans(scan)] if len(scans) > 1 else []
         if found and not any(len(scan) < 2 or _repeats(_heights(scan)) for scan in found):
-            return found
+            # Images without the mark are of one of them, but nobody knows of which.
+            unknown = [s for s in slices if s.marks[k] is None]
+            return [*found, unknown] if unknown else found
     return [slices]
 
 
-def _one_after_another(groups: list[_Slices]) -> list[_Slices]:
-    """Groups in the order of their marks as scans: one goes on as long as it comes to new places.
+def _by_mark(slices: _Slices, k: int, name: str) -> list[_Slices]:
+    """In the order of the marks; thicknesses that nearly agree are one, since headers round them."""
+    ordered = sorted(slices, key=lambda s: s.marks[k])  # type: ignore[arg-type, return-value]
+    if name != "SliceThickness":
+        return [list(group) for _, group in groupby(ordered, key=lambda s: s.marks[k])]
+    groups: list[_Slices] = []
+    for s in ordered:
+        if not groups or float(s.marks[k] or 0) > SAME_THICKNESS * float(groups[-1][-1].marks[k] or 0):
+            groups.append([])
+        groups[-1].append(s)
+    return groups
 
-    A group that lies among the places of the scan begins the next one. Scans of several groups must be of the same
-    places: if they are not, none is known to go on with another group, and each group is a scan.
+
+def _one_after_another(groups: list[_Slices]) -> list[_Slices]:
+    """Groups in the order of their marks as scans: one goes on with the next group that comes to other places.
+
+    A group whose slices alternate with others of the scan, or lie at their places, begins the next one. Scans of
+    several groups must be of the same places: if they are not, none is known to go on with another group, and each
+    group is a scan.
     """
-    heights = np.unique(np.concatenate([_heights(group) for group in groups]))
-    step = float(np.median(np.diff(heights))) if len(heights) > 1 else 0.0
     scans: list[list[_Slices]] = []
-    taken = np.zeros(0)
     for group in groups:
-        new = _heights(group)
-        overlap = min(new[-1], taken[-1]) - max(new[0], taken[0]) if len(taken) else np.inf
-        if overlap > 1.01 * step or _repeats(np.sort(np.concatenate([taken, new]))):
+        if not scans or any(_alternate(_heights(group), _heights(other)) for other in scans[-1]):
             scans.append([])
-            taken = np.zeros(0)
         scans[-1].append(group)
-        taken = np.sort(np.concatenate([taken, new]))
     joined = [[s for group in scan for s in group] for scan in scans]
-    if len(joined) < len(groups) and not all(_same_places(joined[0], scan) for scan in joined):
+    if 1 < len(joined) < len(groups) and not all(_same_places(joined[0], scan) for scan in joined):
         return groups
     return joined
+
+
+def _alternate(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether slices at these heights share a place, or come in turn where both are: blocks of one scan do not."""
+    low, high = max(a[0], b[0]) - MIN_SPACING_MM, min(a[-1], b[-1]) + MIN_SPACING_MM
+    a, b = (heights[(heights >= low) & (heights <= high)] for heights in (a, b))
+    both = np.concatenate([a, b])
+    if not (len(a) and len(b)):
+        return False
+    owner = np.repeat([0, 1], [len(a), len(b)])[np.argsort(both, kind="stable")]
+    return _repeats(np.sort(both)) or np.count_nonzero(np.diff(owner)) > min(len(a), len(b))
 
 
 def _same_places(a: _Slices, b: _Slices) -> bool:

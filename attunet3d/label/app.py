@@ -72,11 +72,9 @@ class Additions:
         return {name: TrainTask(path, self.conf, load_strict=True) for name, path in self.models.items()}
 
     def init_strategies(self) -> dict[str, Any]:
-        """MONAI Label's "random" and "first"; "epistemic" where cases are scored."""
+        """MONAI Label's "random" and "first", and "epistemic": the case with the highest score that there is."""
         strategies: dict[str, Any] = super().init_strategies()  # type: ignore[misc]
-        if self.conf.get("epistemic_model"):
-            strategies["epistemic"] = Epistemic()
-        return strategies
+        return strategies | {"epistemic": Epistemic()}
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
         """As MONAI Label's; what is wrong with a CT is said in the answer."""

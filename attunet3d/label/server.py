@@ -21,13 +21,15 @@ def serve(app: Path, studies: str, host: str, port: int, epistemic: bool = False
         app: its folder; logs, and for DICOMweb a copy of the series that were opened, are kept there too.
         studies: `check_studies` gave it.
         host, port: where to listen.
-        epistemic: score the cases without a label by the network's uncertainty, in the background.
+        epistemic: score the cases without a label by the network's uncertainty in the background, at the start and
+            after each training; else only when asked to (``POST /scoring/``).
     """
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(app / "dicom"))
     os.environ.setdefault("MONAI_LABEL_SESSION_PATH", str(app / "sessions"))
     # Seconds for which it does not look for new series and labels: of the two hours that is by default, it would offer
     # cases again that have their label by now.
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_EXPIRY", "5")
+    os.environ["MONAI_LABEL_AUTO_UPDATE_SCORING"] = str(epistemic).lower()
     # MONAI Label runs dcmqi's programs by their names, and downloads them if they are not found.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     from attunet3d.label.torchvision_ops import make_torchvision_importable
@@ -36,9 +38,7 @@ def serve(app: Path, studies: str, host: str, port: int, epistemic: bool = False
     from monailabel.main import Main
 
     # Of its model zoo, in the internet, nothing is wanted.
-    conf = {"models": BUNDLE, "zoo_source": "local", "sam2": "false"}
-    if epistemic:
-        conf["epistemic_model"] = BUNDLE
+    conf = {"models": BUNDLE, "zoo_source": "local", "sam2": "false", "epistemic_model": BUNDLE}
     server = Main()
     words = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
     words += [word for key, value in conf.items() for word in ("--conf", key, value)]

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import edit, phantom, write_enhanced, write_series
+from dicom_files import edit, item, phantom, write_enhanced, write_series
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +36,12 @@ SCANS = {
     "tube voltages": [{"KVP": 80}, {"KVP": 140}],
     "times": [{"AcquisitionTime": "101500.5"}, {"AcquisitionTime": "101512.5"}],
     "studies": [{"StudyInstanceUID": "5.1"}, {"StudyInstanceUID": "5.2"}],
+    "energies, one offset": [
+        {"ImageType": ["DERIVED", "PRIMARY", "MONO_40"]},
+        {"ImageType": ["DERIVED", "PRIMARY", "MONO_70"], "z": 21.25},
+    ],
+    "series numbers, one offset": [{"SeriesNumber": 3}, {"SeriesNumber": 4, "z": 21.25}],
+    "phase 0": [{"NominalPercentageOfCardiacPhase": 0}, {"NominalPercentageOfCardiacPhase": 50}],
 }
 
 
@@ -152,7 +158,7 @@ def test_a_few_original_slices_do_not_displace_a_whole_derived_series(tmp_path):
         read_ct(tmp_path)
 
 
-@pytest.mark.parametrize("word", ["CPR", "VOLREN", "CBF", "SUBTRACTION", "OTHER"])
+@pytest.mark.parametrize("word", ["CPR", "VOLREN", "CBF", "SUBTRACTION", "MIP", "MPR"])
 def test_what_is_derived_counts_only_when_chosen(tmp_path, word):
     hu = _scan(tmp_path / "ct", 0)
     write_series(tmp_path / "made", phantom(), uid="1.2.9", ImageType=["DERIVED", "SECONDARY", word])
@@ -243,3 +249,164 @@ def test_numbers_beyond_belief_are_as_good_as_missing(tmp_path):
     np.testing.assert_array_equal(read_ct(tmp_path, series_uid=UID)[0], hu)
     with pytest.raises(GeometryError, match="ImagePositionPatient is missing or invalid"):
         read_ct(tmp_path, series_uid="1.2.9")
+
+
+BLOCKS = {
+    "AcquisitionNumber": [[1, 3, 2], [1, 2, 1], [3, 2, 1]],
+    "ConvolutionKernel": [["B", "C", "A"], ["A", "B", "A"]],
+    "KVP": [[120, 100, 120]],
+    "SliceThickness": [[1, 5, 1], [5, 1, 3]],
+}
+
+
+@pytest.mark.parametrize(("name", "values"), [(name, v) for name, given in BLOCKS.items() for v in given])
+def test_blocks_of_one_scan_stay_together_in_any_order(tmp_path, name, values):
+    hu = phantom((12, 10, 12))
+    for k, path in enumerate(write_series(tmp_path, hu)):
+        edit(path, **{name: values[k // 4]})
+    np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
+
+
+def test_parts_of_an_enhanced_ct_stay_together_whatever_their_uids(tmp_path):
+    hu = phantom((12, 10, 12))
+    for part, uid in enumerate(("1.2.1", "1.2.3", "1.2.2")):
+        origin = (-100, -50, 20 + 10 * part)
+        write_enhanced(
+            tmp_path / str(part),
+            hu[:, :, 4 * part :][:, :, :4],
+            origin=origin,
+            SeriesInstanceUID=UID,
+            SOPInstanceUID=uid,
+        )
+    np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
+
+
+@pytest.mark.parametrize("thicknesses", [["1.25", "1.2500001", "1.2499999"], ["1.2", "1.3"], ["1", "1.0", "0.999"]])
+def test_thicknesses_that_are_rounded_do_not_tear_a_scan_apart(tmp_path, thicknesses):
+    hu = phantom((12, 10, 12))
+    for k, path in enumerate(write_series(tmp_path, hu)):
+        edit(path, SliceThickness=thicknesses[k % len(thicknesses)])
+    np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
+
+
+def test_frames_of_phase_0_and_50_are_two_stacks(tmp_path):
+    """0 is a phase, and not the lack of one."""
+    hu = phantom()
+    path = write_enhanced(tmp_path / "ct", hu, phases=2)
+    groups = pydicom.dcmread(path).PerFrameFunctionalGroupsSequence
+    for k, group in enumerate(groups):
+        del group.FrameContentSequence[0].TemporalPositionIndex
+        group.CardiacSynchronizationSequence = item(NominalPercentageOfCardiacPhase=50.0 * (k // 6))
+    edit(path, PerFrameFunctionalGroupsSequence=groups)
+    first, second = (read_ct(tmp_path, series_uid=s.uid)[0] for s in find_series(tmp_path))
+    np.testing.assert_array_equal(first, hu)
+    np.testing.assert_array_equal(second, hu + 100)
+
+
+@pytest.mark.parametrize("name", ["AcquisitionNumber", "ConvolutionKernel"])
+def test_one_image_without_the_mark_does_not_mix_two_scans(tmp_path, name):
+    values = ("B30f", "B70f") if name == "ConvolutionKernel" else (1, 2)
+    for k in range(2):
+        _scan(tmp_path / str(k), k, z=20 + 1.25 * k, **{name: values[k]})
+    edit(sorted((tmp_path / "1").iterdir())[0], **{name: None})
+    assert len(find_series(tmp_path)) == 3
+    with pytest.raises((AmbiguousSeriesError, UnreadableInputError)):
+        read_ct(tmp_path, allow_uneven=True)
+
+
+@pytest.mark.parametrize("tags", [{"StudyInstanceUID": None}, {"SeriesNumber": None}, {"ConvolutionKernel": None}])
+def test_what_some_images_do_not_say_tears_nothing_apart(tmp_path, tags):
+    hu = phantom()
+    for k, path in enumerate(write_series(tmp_path, hu, SeriesNumber=3, ConvolutionKernel="B30f")):
+        if k % 2:
+            edit(path, **tags)
+    np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
+
+
+@pytest.mark.parametrize("name", ["ImageOrientationPatient", "PixelSpacing"])
+def test_a_geometry_missing_in_the_last_images_is_not_cut_off(tmp_path, name):
+    for path in write_series(tmp_path, phantom())[4:]:
+        edit(path, **{name: None})
+    with pytest.raises(GeometryError, match=f"{name} is missing"):
+        read_ct(tmp_path)
+
+
+FAR_APART = {
+    "another part of the body": {"z": -500, "count": 30},
+    "much more of the body": {"z": -40, "count": 48},
+    "another frame of reference": {"FrameOfReferenceUID": "7.7"},
+}
+
+
+@pytest.mark.parametrize("case", FAR_APART)
+def test_no_series_is_passed_over_for_one_that_shows_something_else(tmp_path, case):
+    tags = {"ImageType": ["DERIVED", "SECONDARY", "MPR"], **FAR_APART[case]}
+    _scan(tmp_path / "head", 0)
+    z, count = tags.pop("z", 20), tags.pop("count", 6)
+    write_series(tmp_path / "mpr", phantom((12, 10, count)), uid="1.2.9", origin=(-100, -50, z), **tags)
+    with pytest.raises(AmbiguousSeriesError, match=r"2 CT series.*1\.2\.3.*1\.2\.9"):
+        read_ct(tmp_path)
+
+
+def test_a_coronal_reformat_of_the_same_body_is_passed_over(tmp_path):
+    """Its rows reach beyond the axial slices, into the black, and it has more of them."""
+    hu = phantom((12, 10, 12))
+    write_series(tmp_path / "axial", hu, uid=UID)  # z from 20 to 47.5 mm
+    tags = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "ImageType": ["DERIVED", "SECONDARY", "MPR"]}
+    write_series(tmp_path / "mpr", phantom((12, 60, 40)), uid="1.2.9", origin=(-100, -50, 57), step=(0, 1, 0), **tags)
+    np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
+
+
+STRANGERS = {
+    "of another patient": {"PatientID": "0815"},
+    "of another study": {"StudyInstanceUID": "5.9"},
+    "of another space": {"FrameOfReferenceUID": "7.7"},
+    "a localizer": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+    "a MIP": {"ImageType": ["DERIVED", "SECONDARY", "MIP"]},
+    "MR": {"Modality": "MR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"},
+}
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+def test_a_strange_image_that_happens_to_lie_there_stops_nothing(tmp_path, case):
+    hu = _scan(tmp_path, 0)
+    tags = {"origin": (-100, -50, 35), "uid": "1.2.9", **STRANGERS[case]}
+    (path,) = write_series(tmp_path / "other", phantom((12, 10, 1)), **tags)
+    path.rename(tmp_path / "alone")
+    np.testing.assert_array_equal(read_ct(tmp_path, series_uid=UID)[0], hu)
+
+
+def test_an_image_astray_is_found_though_the_series_is_there_twice(tmp_path):
+    paths = write_series(tmp_path, phantom(), uid=UID)
+    edit(paths[5], SeriesInstanceUID="1.2.4")
+    (tmp_path / "copy").mkdir()
+    for path in paths[:5]:
+        shutil.copy(path, tmp_path / "copy")
+    with pytest.raises(UnreadableInputError, match="alone in its series"):
+        read_ct(tmp_path)
+
+
+def test_a_mip_alone_is_read_with_a_warning(tmp_path):
+    hu = _scan(tmp_path, 0, ImageType=["DERIVED", "SECONDARY", "MIP"])
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, hu)
+    assert volume.source["warnings"] == ["the images are derived (MIP), not the scanner's own slices"]
+
+
+@pytest.mark.parametrize("word", ["CBF", "SUBTRACTION", "VOLREN", "CPR"])
+def test_maps_and_renderings_are_no_ct(tmp_path, word):
+    _scan(tmp_path, 0, ImageType=["DERIVED", "SECONDARY", word])
+    with pytest.raises(UnsupportedImageError, match=r"is derived \(.*\), and no CT in HU"):
+        read_ct(tmp_path)
+
+
+def test_low_dose_is_no_dose_page(tmp_path):
+    _scan(tmp_path, 0, ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "LOW_DOSE"])
+    assert inspect_path(tmp_path)[0].kind == "CT"
+
+
+def test_many_series_are_listed_in_part(tmp_path):
+    for k in range(25):
+        write_series(tmp_path / str(k), phantom((4, 4, 2)), uid=f"1.2.{k + 10}")
+    with pytest.raises(AmbiguousSeriesError, match=r"25 CT series.*; and 5 more$"):
+        read_ct(tmp_path)

@@ -360,6 +360,6 @@ def test_real_series():
     assert (unnamed.uid, unnamed.verdict) == ("no-uid-1", "can be segmented")
     assert [f.kind for f in inspect_path(DATA / "dicom_edge" / "seg")] == ["segmentation"] * 3 + ["CT"]
     mixed = inspect_path(DATA / "dicom_edge" / "transfer_syntaxes")
-    assert [f.kind for f in mixed] == ["structured report", "CT", "US", "CT", "CT derived (secondary)"]
+    assert [f.kind for f in mixed] == ["structured report", "CT", "US", "CT", "CT"]
     assert not any(f.usable for f in mixed)
     assert "do not advance" in mixed[1].verdict or "but other pixels" in mixed[1].verdict

@@ -143,6 +143,12 @@ def test_training_starts_from_the_weights_that_are_there(phantoms: Path, tmp_pat
     with server(phantoms / "imagesTr", app, *options) as client:
         assert list(client.info()["models"]) == [MODEL]
         assert file_sha256(trained) == hashed
+        # Without --epistemic nothing is scored until it is asked for; the strategy is there all the same.
+        unlabelled = set(CASES) - {CASES[0]}
+        assert client.next_sample("epistemic")["epistemic_entropy"] == 0
+        client.score()
+        assert client.next_sample("epistemic")["epistemic_entropy"] > 0
+        assert client.next_sample("epistemic")["id"] in unlabelled
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
