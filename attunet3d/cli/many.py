@@ -35,7 +35,7 @@ def segment_many(
         Path,
         typer.Argument(
             metavar="MANIFEST|FOLDER",
-            help="CSV or JSON lines (.jsonl) with path and, if wanted, id and series_uid; or a folder that is searched.",
+            help="CSV or JSON lines (.jsonl): path and, if wanted, id and series_uid; or a folder that is searched.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks, records and results.csv.")],

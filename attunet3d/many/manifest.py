@@ -20,7 +20,7 @@ from attunet3d.io.slabs import IMAGE_SUFFIXES
 
 COLUMNS = ("path", "id", "series_uid")
 MOST_CHARACTERS = 200  # of an id: file names have 255 bytes, and suffixes are added
-_UID = re.compile(r"(?<![\d.])([0-2](\.\d+){4,}|2\.25\.\d+)")
+UID = re.compile(r"(?<![\d.])([0-2](\.\d+){3,}|2\.25\.\d+)")
 
 
 class ManyCase(NamedTuple):
@@ -76,7 +76,7 @@ def check_cases(cases: list[ManyCase], source: Path) -> None:
             raise ConfigError(f'id {name!r}: cannot name a file (no / \\ : * ? " < > |, no dot at the start); {cure}')
         if len(case.id.encode()) > MOST_CHARACTERS:
             raise ConfigError(f"id {name[:20]}...: longer than {MOST_CHARACTERS} bytes; {cure}")
-        if _UID.search(case.id):
+        if UID.search(case.id):
             raise ConfigError(f"id {name!r}: holds a DICOM UID, which no file name may; {cure}")
     for name, count in Counter(case.id for case in cases).items():
         if count > 1:
@@ -142,7 +142,7 @@ def name_cases(found: Iterable[Found], root: Path) -> list[ManyCase]:
 
 def _without_uid(name: str) -> str:
     """`name` with a short hash for a UID, which no file name may hold; archives call folders so."""
-    return _UID.sub(lambda uid: "uid" + hashlib.sha256(uid[0].encode()).hexdigest()[:8], name)
+    return UID.sub(lambda uid: "uid" + hashlib.sha256(uid[0].encode()).hexdigest()[:8], name)
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[int, dict[Any, Any]]]:

@@ -79,10 +79,10 @@ def remove_left_behind(folder: Path) -> None:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Note what masks are made with; raise ConfigError where the folder's were made with something else."""
+    """Note what masks are made with; raise ConfigError where those in the folder were made with something else."""
     path = folder / SETTINGS
     settings = json.loads(json.dumps(settings, default=str))
-    if not path.exists():
+    if not path.exists() or not any(folder.glob("*_seg.json")):
         write_text_atomic(path, json.dumps(settings, indent=2) + "\n")
         return
     try:
@@ -113,20 +113,16 @@ class ResultsTable:
         self.path = folder / TABLE
         self.rows: dict[str, str] = {}  # status by id
         try:
-            self._file = self.path.open("a+b")
-            self._file.seek(0)
-            content = self._file.read()
+            content = self.path.read_bytes() if self.path.exists() else b""
             whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                self._file.truncate(len(whole))
-            lines = csv.reader(whole.decode("utf-8").splitlines())
-            header = next(lines, None)
-            if header is None:
-                self._append(COLUMNS)
-            elif tuple(header) != COLUMNS:
+            header, *lines = list(csv.reader(whole.decode("utf-8").splitlines())) or [list(COLUMNS)]
+            if tuple(header) != COLUMNS:
                 raise OutputError(f"{self.path}: not a table of segment-many; choose another output folder")
-            for row in lines:
-                self.rows[row[0]] = row[1]
+            self.rows |= {row[0]: row[1] for row in lines}
+            self._file = self.path.open("ab")
+            self._file.truncate(len(whole))
+            if not whole:
+                self._append(COLUMNS)
         except (OSError, UnicodeDecodeError, IndexError, csv.Error) as error:
             raise OutputError(f"{self.path}: cannot be used ({error}); choose another output folder") from error
 

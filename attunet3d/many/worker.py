@@ -11,7 +11,7 @@ from typing import Any
 
 from attunet3d.errors import AttUNet3dError
 from attunet3d.io.printable import printable
-from attunet3d.many.manifest import ManyCase
+from attunet3d.many.manifest import UID, ManyCase
 from attunet3d.many.results import DONE, FAILED, Row
 
 
@@ -83,19 +83,16 @@ class Worker:
         """Segment one case; what goes wrong with it is its result. A case whose mask is there has ended before."""
         try:
             return finished(self._job, case) or self._segment(case)
-        except AttUNet3dError as error:
-            return failed(case, error, str(error))
-        except Exception as error:  # a case that breaks in an unforeseen way must not take the others with it
-            return failed(case, error, f"unexpected {type(error).__name__}: {error}")
+        except Exception as error:  # one that is not ours must not take the other cases with it either
+            message = str(error) if isinstance(error, AttUNet3dError) else f"unexpected: {error}"
+            return failed(case, error, message if self._job.keep_uids else UID.sub("UID", message))
 
     def _segment(self, case: ManyCase) -> Ended:
         arguments = case.path, case.series_uid, self._job.qc
         with self._reading:
-            if self._current is None:
-                read = self._reader.read(*arguments)
-            else:
-                read = self._reader.read_beside(*arguments, self._current)
-            if read is None:  # no room for two: this one is read when the other has gone
+            current = self._current
+            read = None if current is None else self._reader.read_beside(*arguments, current)
+            if read is None:  # nothing else is there; or no room for two, and it is read when the other has gone
                 with self._network:
                     read = self._reader.read(*arguments)
             mine = self._current = read.memory
