@@ -23,6 +23,6 @@ class DeadlyNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, X, Y, Z) -> logits (B, 2, X, Y, Z)."""
-        if float(x.mean()) > 0.9:
+        if float(x.median()) > 0.9:
             os.kill(os.getpid(), signal.SIGKILL)
         return self.conv(x)

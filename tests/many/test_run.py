@@ -103,7 +103,8 @@ def test_three_nodes_with_deaths(
     def kill(status: Status) -> None:
         for process in status.processes.values():
             with suppress(ProcessLookupError):  # it went with its node, and the run does not know it yet
-                return os.kill(process, signal.SIGKILL)
+                os.kill(process, signal.SIGKILL)
+                return
         todo.insert(0, kill)
 
     todo = [kill, lambda status: cluster.remove_node(nodes.pop()), kill]
