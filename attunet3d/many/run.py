@@ -64,13 +64,22 @@ class Status:
 
 @dataclass
 class _Place:
-    """A worker of the pool."""
+    """A worker of the pool; `taken` is how much of it, of `_IN_A_WORKER`, is taken by cases."""
 
     number: int
     actor: Any
     node: str = ""
     up: bool = False
-    flying: int = 0
+    taken: int = 0
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A case in a worker, of which a suspect takes all; without a case, the worker is loading."""
+
+    place: _Place
+    case: ManyCase | None = None
+    takes: int = 0
 
 
 def run_pool(
@@ -124,7 +133,7 @@ class _Pool:
         self._watch = watch or (lambda status: None)
         self._suspects: deque[ManyCase] = deque()  # were in a worker that died: each is run alone
         self._deaths: Counter[str] = Counter()
-        self._flights: dict[Any, tuple[_Place, ManyCase | None]] = {}  # None: the worker itself is on its way
+        self._flights: dict[Any, _Flight] = {}
         self._stages: Counter[str] = Counter()
         self._slowest: list[tuple[float, str]] = []
         self._start = time.monotonic()
@@ -144,7 +153,7 @@ class _Pool:
         try:
             for place in places:
                 self._wake(place)
-            while self._todo or self._suspects or any(case for _, case in self._flights.values()):
+            while self._todo or self._suspects or any(flight.case for flight in self._flights.values()):
                 for place in places:
                     self._fill(place)
                 if not self._flights:
@@ -154,7 +163,7 @@ class _Pool:
                     )
                 done, _ = ray.wait(list(self._flights), timeout=1.0)
                 for reference in done:
-                    self._landed(reference, *self._flights.pop(reference))
+                    self._landed(reference, self._flights.pop(reference))
                 self._status.seconds = time.monotonic() - self._start
                 self._watch(self._status)
         finally:
@@ -164,24 +173,23 @@ class _Pool:
     def _wake(self, place: _Place) -> None:
         """Ask for a worker; where it has died, for the one that Ray starts in its place."""
         reference = place.actor.ready.options(max_task_retries=_LOADING_AGAIN).remote()
-        self._flights[reference] = (place, None)
+        self._flights[reference] = _Flight(place)
 
     def _fill(self, place: _Place) -> None:
         """Give a worker what it has room for. While there are suspects it takes nothing else, until it is empty."""
-        while place.up and place.flying < (1 if self._suspects else _IN_A_WORKER):
-            if self._suspects:
-                case = self._suspects.popleft()
-                place.flying = _IN_A_WORKER  # it fills the worker
-            elif self._todo:
-                case = self._todo.popleft()
-                place.flying += 1
-            else:
+        while place.up and (self._suspects or self._todo):
+            waiting, takes = (self._suspects, _IN_A_WORKER) if self._suspects else (self._todo, 1)
+            if place.taken + takes > _IN_A_WORKER:
                 return
-            self._flights[place.actor.segment.options(max_task_retries=0).remote(case)] = (place, case)
+            case = waiting.popleft()
+            place.taken += takes
+            reference = place.actor.segment.options(max_task_retries=0).remote(case)
+            self._flights[reference] = _Flight(place, case, takes)
 
-    def _landed(self, reference: Any, place: _Place, case: ManyCase | None) -> None:
+    def _landed(self, reference: Any, flight: _Flight) -> None:
         import ray
 
+        place, case = flight.place, flight.case
         try:
             result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
@@ -191,18 +199,19 @@ class _Pool:
                 raise ConfigError(f"workers do not start: {error.cause}") from error
             result = failed(case, error, f"unexpected {type(error.cause).__name__}")
         except ray.exceptions.RayError as error:
-            self._died(place, case, error)
+            self._died(flight, error)
             return
         if case is None:
             self._status.processes[place.number], place.node = result
-            place.up, place.flying = True, 0
+            place.up, place.taken = True, 0
             return
-        place.flying = 0 if case.id in self._deaths else place.flying - 1
+        place.taken -= flight.takes
         self._end(result)
 
-    def _died(self, place: _Place, case: ManyCase | None, error: Exception) -> None:
+    def _died(self, flight: _Flight, error: Exception) -> None:
         import ray
 
+        place, case = flight.place, flight.case
         if place.up:
             place.up = False
             self._status.deaths += 1
@@ -211,7 +220,8 @@ class _Pool:
         if case is None:
             return  # it died while it loaded the network, and Ray has tried often enough
         if not any(node["NodeID"] == place.node and node["Alive"] for node in ray.nodes()):
-            self._todo.appendleft(case)  # its node is gone, which is no case's fault
+            # Its node is gone, which is no case's fault.
+            (self._suspects if case.id in self._deaths else self._todo).appendleft(case)
             return
         self._deaths[case.id] += 1
         if self._deaths[case.id] < _MOST_DEATHS:
