@@ -25,7 +25,7 @@ from attunet3d.many.worker import Ended, Job, Worker, failed
 SUMMARY = "summary.json"
 _IN_A_WORKER = 2  # one is read while one is in the network: what is in flight, and so memory, is bounded
 _MOST_DEATHS = 2  # of workers, by one case
-_LOADING_AGAIN = 3  # times that a worker may die while it loads the network
+_LOADING_AGAIN = 3  # times that a worker may die before it has loaded the network once
 _SLOWEST = 10
 
 
@@ -171,8 +171,9 @@ class _Pool:
                 ray.kill(place.actor)
 
     def _wake(self, place: _Place) -> None:
-        """Ask for a worker; where it has died, for the one that Ray starts in its place."""
-        reference = place.actor.ready.options(max_task_retries=_LOADING_AGAIN).remote()
+        """Ask for a worker; where it has died, for the one that Ray starts in its place, as soon as there is room."""
+        retries = -1 if place.node else _LOADING_AGAIN  # what has been ready once will be again
+        reference = place.actor.ready.options(max_task_retries=retries).remote()
         self._flights[reference] = _Flight(place)
 
     def _fill(self, place: _Place) -> None:
