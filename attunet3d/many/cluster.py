@@ -6,9 +6,11 @@ import importlib.util
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from attunet3d.errors import ConfigError
@@ -51,7 +53,7 @@ def connected(address: str = "auto") -> Iterator[None]:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
-        if address != "local":
+        if address != "local" and not (address == "auto" and _is_gone()):
             try:
                 ray.init(address=address, **quiet)
             except ConnectionError:
@@ -71,6 +73,19 @@ def connected(address: str = "auto") -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _is_gone() -> bool:
+    """Whether a cluster that was started here has gone without saying so: Ray would look for it for minutes."""
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    if "RAY_ADDRESS" in os.environ or not note.is_file():
+        return False
+    host, _, port = note.read_text().strip().rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def plan_workers(
