@@ -84,10 +84,11 @@ class CaseReader:
                     yield error
                     continue
                 if index + 1 < len(cts):
-                    waiting = background.submit(self._read_beside, cts[index + 1], series_uid, qc, given.memory)
+                    waiting = background.submit(self.read_beside, cts[index + 1], series_uid, qc, given.memory)
                 yield given
 
-    def _read_beside(self, ct: PathLike, series_uid: str | None, qc: bool, current: MemoryPlan) -> PlannedCT | None:
+    def read_beside(self, ct: PathLike, series_uid: str | None, qc: bool, current: MemoryPlan) -> PlannedCT | None:
+        """As `read`, while another case has its plan; None where there is no room for both."""
         start = time.perf_counter()
         image = self._open(ct, series_uid)
         return self._read(image, qc, start) if current.has_room_for(2 * math.prod(image.shape)) else None

@@ -158,10 +158,10 @@ class Segmenter:
                 began. Nothing has been read.
         """
         outputs = Outputs(output_dir, output_format, qc, attention, keep_uids)
-        reader = self._reader(outputs)
+        reader = self.reader(outputs)
         notify = progress or _silent
         notify("read", 0, 1)
-        return self._segment(reader.read(ct, series_uid, qc), ct, name, outputs, notify, cancel)
+        return self.segment_read(reader.read(ct, series_uid, qc), ct, name, outputs, notify, cancel)
 
     def segment_all(
         self,
@@ -187,7 +187,7 @@ class Segmenter:
             ConfigError, CheckpointError: as `segment`.
         """
         outputs = Outputs(output_dir, output_format, qc, attention, keep_uids)
-        reader = self._reader(outputs)
+        reader = self.reader(outputs)
         names = names or [case_name(ct) for ct in cts]
         reading = reader.read_all(cts, series_uid, qc)
         for index, (ct, name) in enumerate(zip(cts, names, strict=True)):
@@ -197,15 +197,18 @@ class Segmenter:
                 read = next(reading)
                 if isinstance(read, Exception):
                     raise read
-                case = Case(ct, self._segment(read, ct, name, outputs, notify, cancel), None)
+                case = Case(ct, self.segment_read(read, ct, name, outputs, notify, cancel), None)
             except CancelledError:
                 raise
             except Exception as error:
                 case = Case(ct, None, error)
             yield case
 
-    def _reader(self, outputs: Outputs) -> CaseReader:
-        """What reads CTs that fit, with their maps if those are wanted, and whose masks can be written."""
+    def reader(self, outputs: Outputs) -> CaseReader:
+        """What reads CTs that fit, with their maps if those are wanted, and whose masks can be written.
+
+        What it reads is for `segment_read` with the same outputs. Errors as `segment`.
+        """
         maps = len(self._attention_maps().network.names) if outputs.attention else 0
         return CaseReader(self._spacing, partial(self._plan, outputs, maps), self._allow_uneven)
 
@@ -235,15 +238,17 @@ class Segmenter:
         except MemoryLimitError as error:
             raise MemoryLimitError(f"{image.path}: {error}") from None
 
-    def _segment(
+    def segment_read(
         self,
         read: PlannedCT,
         ct: PathLike,
         name: str | None,
         outputs: Outputs,
-        notify: Progress,
-        cancel: Cancel | None,
+        notify: Progress | None = None,
+        cancel: Cancel | None = None,
     ) -> Segmentation:
+        """Segment a CT that `reader` has read; one at a time, in any thread. Arguments and errors as `segment`."""
+        notify = notify or _silent
         seconds = {"read": read.seconds}
         stage = partial(self._stage, seconds, notify, cancel)
         writer = CaseWriter(outputs, ct, name, read, self._session["checkpoint"]["sha256"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from attunet3d.cli import inspect, label, prepare, score, segment, study, tools  # noqa: F401  (they add their verbs, in order)
+from attunet3d.cli import inspect, label, many, prepare, score, segment, study, tools  # noqa: F401  (they add their verbs, in order)
 from attunet3d.cli.app import app
 from attunet3d.cli.options import one_line
 from attunet3d.errors import AttUNet3dError

@@ -1,0 +1,115 @@
+"""Thousands of CTs on a cluster: a pool of Ray actors, one session each (`attunet3d[ray]`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["list_cases", "segment_many"]
+
+
+def list_cases(source: Path, left_out: list[str] | None = None) -> list[Any]:
+    """The cases of a manifest, or of a folder, whose headers are read in parallel; Ray must be connected for a folder.
+
+    Raises ConfigError, InputNotFoundError as `read_manifest`, `entries_of` and `check_cases`.
+    """
+    from attunet3d.many.manifest import entries_of, list_entry, name_cases, read_manifest
+
+    if source.is_file():
+        return read_manifest(source)
+    import ray
+
+    def listed(entry: Path) -> tuple[list[Any], list[str]]:
+        lines: list[str] = []
+        return list_entry(entry, lines), lines
+
+    remote = ray.remote(num_cpus=1)(listed)
+    found = []
+    for cases, lines in ray.get([remote.remote(entry) for entry in entries_of(source.resolve())]):
+        found += cases
+        if left_out is not None:
+            left_out += lines
+    return name_cases(found, source)
+
+
+def segment_many(
+    source: str | Path,
+    output: str | Path,
+    *,
+    address: str = "auto",
+    workers: int | None = None,
+    cpus_per_worker: float | None = None,
+    gpus_per_worker: float | None = None,
+    memory_gb: float | None = None,
+    output_format: str = "nifti",
+    qc: bool = False,
+    keep_uids: bool = True,
+    retry_failed: bool = False,
+    left_out: list[str] | None = None,
+    watch: Callable[[Any], None] | None = None,
+    **session: Any,
+) -> dict[str, Any]:
+    """Segment the CTs of a manifest or folder on a Ray cluster; the summary, as summary.json.
+
+    The folder gets what `Segmenter.segment` writes for each case, and results.csv with a line for each that has ended.
+    The same call goes on where a killed one stopped.
+
+    Args:
+        source: manifest (CSV, JSON lines) or folder.
+        output: on storage that all nodes share.
+        address: see `connected`.
+        workers, cpus_per_worker, gpus_per_worker, memory_gb: see `plan_workers`; memory is of each worker.
+        output_format, qc, keep_uids: as `Segmenter.segment`.
+        retry_failed: also run what failed or was set aside before.
+        left_out: gets a line for what in a folder is no CT to segment.
+        watch: called with the `Status` after each case and at least each second.
+        session: arguments of `Segmenter`.
+
+    Raises:
+        AttUNet3dError: the command cannot be carried out; what is wrong with a case is in its line of results.csv.
+    """
+    from attunet3d.checkpoint import file_sha256
+    from attunet3d.config import inference_values, preset_path
+    from attunet3d.errors import CheckpointError
+    from attunet3d.many.cluster import connected, need_ray, plan_workers
+    from attunet3d.many.results import ResultsTable, check_settings, locked
+    from attunet3d.many.run import run_pool
+    from attunet3d.many.worker import Job
+    from attunet3d.outputs import check_format
+
+    need_ray()
+    check_format(output_format)
+    source, folder = Path(source), Path(output).absolute()
+    overrides = dict(session)
+    # Workers have a folder of their own, so that paths must not be relative to this one.
+    presets = [str(preset_path(preset).absolute()) for preset in overrides.pop("presets", ())]
+    if overrides.get("checkpoint") is None:
+        overrides.pop("checkpoint", None)
+    else:
+        overrides["checkpoint"] = str(Path(overrides["checkpoint"]).absolute())
+    values = inference_values(presets, overrides)
+    if not Path(values["checkpoint"]).is_file():
+        raise CheckpointError(f"{values['checkpoint']}: no such checkpoint; give a model.pt that training wrote")
+    values |= {"checkpoint": file_sha256(values["checkpoint"]), "format": output_format}
+    for kept_out in ("device", "backend", "bundle_root", "dataset_dir", "output_dir"):
+        values.pop(kept_out, None)
+    with locked(folder), connected(address):
+        check_settings(folder, values)
+        cases = list_cases(source, left_out)
+        resources = plan_workers(workers, cpus_per_worker, gpus_per_worker, memory_gb)
+        job = Job(
+            str(folder),
+            {"presets": presets, **overrides},
+            output_format,
+            qc,
+            keep_uids,
+            max(int(resources.cpus), 1),
+            memory_gb,
+            resources.share,
+        )
+        table = ResultsTable(folder)
+        try:
+            return run_pool(cases, job, resources, table, watch, retry_failed=retry_failed)
+        finally:
+            table.close()

@@ -1,0 +1,133 @@
+"""The Ray cluster of a run: one that is there, or one of this machine alone; and the workers that fit into it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attunet3d.errors import ConfigError
+
+_OBJECT_STORE_BYTES = 100_000_000  # only records travel; the default is a third of the memory
+_MOST_THREADS = 2  # of a worker without a GPU, unless something else is asked for
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of each worker, and how many there are."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    memory_gb: float | None
+    share: float  # of the smallest node
+
+
+def need_ray() -> None:
+    """Raise ConfigError where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("segment-many needs Ray, which is not installed; run: pip install 'attunet3d[ray]'")
+
+
+@contextmanager
+def connected(address: str = "auto") -> Iterator[None]:
+    """Be connected to Ray: "auto" is the cluster that `ray start` made here, or else a local one; "local" the latter.
+
+    A local one listens on the loopback interface only, has no dashboard, and ends with this process. In a process that
+    is connected already, that connection is used and kept. Raises ConfigError where the address cannot be reached.
+    """
+    need_ray()
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address != "local" and not (address == "auto" and _is_gone()):
+            try:
+                ray.init(address=address, **quiet)
+            except ConnectionError:
+                if address != "auto":
+                    raise
+        if not ray.is_initialized():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+    except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"--address {address}: no Ray cluster can be reached or started there ({error})") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _is_gone() -> bool:
+    """Whether a cluster that was started here has gone without saying so: Ray would look for it for minutes."""
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    if "RAY_ADDRESS" in os.environ or not note.is_file():
+        return False
+    host, _, port = note.read_text().strip().rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def plan_workers(
+    workers: int | None = None, cpus: float | None = None, gpus: float | None = None, memory_gb: float | None = None
+) -> Resources:
+    """As many workers as the connected cluster has room for now, unless a number is given.
+
+    With GPUs each worker has one and its share of the node's cores; without, up to 2 cores. A number of workers that is
+    more than there is room for is no error: they start when nodes join.
+
+    Raises:
+        ConfigError: no node has room for one worker.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    fit = [node for node in nodes if node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= (cpus or 1)]
+    if cpus is None and fit:
+        if gpus:
+            cpus = max(min(math.floor(node["CPU"] / (node["GPU"] / gpus)) for node in fit), 1)
+        else:
+            cpus = min(_MOST_THREADS, min(node["CPU"] for node in fit))
+    cpus = cpus or 1
+    counts = [
+        math.floor(
+            min(
+                node["CPU"] / cpus,
+                node["GPU"] / gpus if gpus else math.inf,
+                node.get("memory", math.inf) / (memory_gb * 1e9) if memory_gb else math.inf,
+            )
+            + 1e-6
+        )
+        for node in fit
+    ]
+    if not sum(counts) and workers is None:
+        has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+        memory = f" and {memory_gb:g} GB" if memory_gb else ""
+        raise ConfigError(
+            f"no node has room for a worker of {cpus:g} CPUs, {gpus:g} GPUs{memory}; there are: {has}. Ask for less "
+            "with --num-cpus-per-worker, --num-gpus-per-worker, --memory"
+        )
+    share = 1 / max(max(counts, default=1), 1)
+    return Resources(workers or sum(counts), cpus, gpus, memory_gb, share)

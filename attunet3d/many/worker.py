@@ -1,0 +1,142 @@
+"""The actor of a pool: one session, which reads a case while another one is in the network."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attunet3d.errors import AttUNet3dError
+from attunet3d.io.printable import printable
+from attunet3d.many.manifest import UID, ManyCase
+from attunet3d.many.results import DONE, FAILED, Row
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every case of a run has in common; plain values, which travel to the workers.
+
+    Attributes:
+        output: folder for masks and records, absolute, on storage that all nodes share.
+        session: arguments of `Segmenter`, but for the memory limit.
+        output_format, qc, keep_uids: as `Segmenter.segment`.
+        threads: of each worker.
+        memory_gb: most that each worker may take; None: `memory_share` of what its node has left when it starts.
+        memory_share: of one worker in its node.
+    """
+
+    output: str
+    session: dict[str, Any]
+    output_format: str = "nifti"
+    qc: bool = False
+    keep_uids: bool = True
+    threads: int = 1
+    memory_gb: float | None = None
+    memory_share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A case that has ended: its line in the table, and the seconds of its stages."""
+
+    row: Row
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+class Worker:
+    """A session on the resources that Ray gave it, for two cases at a time: one is read, one is in the network."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._reading, self._network, self._loading = threading.Lock(), threading.Lock(), threading.Lock()
+        self._current: Any = None  # the memory plan of the case that is in the network, or waits for it
+        self._session: Any = None
+
+    def ready(self) -> tuple[int, str]:
+        """Load the network; process id and node. Raises what `Segmenter` does."""
+        import ray
+        import torch
+
+        from attunet3d.cli.options import set_up_logging
+        from attunet3d.memory import available_bytes
+        from attunet3d.outputs import Outputs
+        from attunet3d.segmenter import Segmenter
+
+        with self._loading:
+            if self._session is None:
+                set_up_logging(False)  # pydicom's messages quote headers, and Ray keeps what workers print
+                job = self._job
+                torch.set_num_threads(job.threads)
+                limit, left = job.memory_gb, available_bytes()
+                if limit is None and left is not None:
+                    limit = left * job.memory_share / 1e9
+                self._outputs = Outputs(job.output, job.output_format, job.qc, False, job.keep_uids)
+                session = Segmenter(memory_limit=limit, **job.session)
+                self._reader = session.reader(self._outputs)
+                self._session = session
+        return os.getpid(), ray.get_runtime_context().get_node_id()
+
+    def segment(self, case: ManyCase) -> Ended:
+        """Segment one case; what goes wrong with it is its result. A case whose mask is there has ended before."""
+        try:
+            return finished(self._job, case) or self._segment(case)
+        except Exception as error:  # one that is not ours must not take the other cases with it either
+            message = str(error) if isinstance(error, AttUNet3dError) else f"unexpected: {error}"
+            return failed(case, error, message if self._job.keep_uids else UID.sub("UID", message))
+
+    def _segment(self, case: ManyCase) -> Ended:
+        arguments = case.path, case.series_uid, self._job.qc
+        with self._reading:
+            current = self._current
+            read = None if current is None else self._reader.read_beside(*arguments, current)
+            if read is None:  # nothing else is there; or no room for two, and it is read when the other has gone
+                with self._network:
+                    read = self._reader.read(*arguments)
+            mine = self._current = read.memory
+        try:
+            with self._network:
+                found = self._session.segment_read(read, case.path, case.id, self._outputs)
+        finally:
+            if self._current is mine:
+                self._current = None
+        return ended(case, found.record)
+
+
+def finished(job: Job, case: ManyCase) -> Ended | None:
+    """The result of a case whose worker or driver was killed after its mask had taken its place, which is the last."""
+    from attunet3d.outputs import MASK_SUFFIXES
+
+    mask = Path(job.output, f"{case.id}_seg{MASK_SUFFIXES[job.output_format]}")
+    if not mask.exists():
+        return None
+    try:
+        record = json.loads(Path(job.output, f"{case.id}_seg.json").read_text(encoding="utf-8"))
+        return ended(case, record) if record["output"] == mask.name else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def ended(case: ManyCase, record: dict[str, Any]) -> Ended:
+    """A case with its record."""
+    stages = {name: float(seconds) for name, seconds in record["seconds"].items()}
+    row = Row(
+        case.id,
+        DONE,
+        volume_ml=f"{record['volume_ml']:.3f}",
+        seconds=f"{sum(stages.values()):.3f}",
+        flags=_one_line(" | ".join(record["warnings"])),
+        output=record["output"],
+    )
+    return Ended(row, stages)
+
+
+def failed(case: ManyCase, error: BaseException, message: str, status: str = FAILED) -> Ended:
+    """A case without a mask, and why."""
+    return Ended(Row(case.id, status, error_type=type(error).__name__, message=_one_line(message)))
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))

@@ -1,0 +1,70 @@
+"""The output folder of a run: who may write, and what is there after a power cut."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attunet3d.errors import ConfigError, OutputError
+from attunet3d.many.results import DONE, FAILED, ResultsTable, Row, check_settings, locked, remove_left_behind
+
+
+def test_a_line_that_was_not_finished_is_dropped(tmp_path: Path) -> None:
+    table = ResultsTable(tmp_path)
+    table.add(Row("a", DONE, volume_ml="1.5", flags='odd, "quoted"'))
+    table.add(Row("b", FAILED, error_type="GeometryError", message="gap"))
+    table.close()
+    whole = table.path.read_bytes()
+    table.path.write_bytes(whole + b"c,done,,80.")
+    again = ResultsTable(tmp_path)
+    assert again.rows == {"a": "done", "b": "failed"}
+    again.add(Row("c", DONE))
+    again.close()
+    assert table.path.read_bytes() == whole + b"c,done,,,,,,\n"
+
+
+def test_a_table_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text("patient,dose\n1,2\n")
+    with pytest.raises(OutputError, match="not a table of segment-many"):
+        ResultsTable(tmp_path)
+    assert (tmp_path / "results.csv").read_text() == "patient,dose\n1,2\n"
+
+
+def test_two_runs_on_one_folder(tmp_path: Path) -> None:
+    """The second is refused while the first lives, and the system frees the folder when the first is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from attunet3d.many.results import locked\n"
+        f"with locked(Path({str(tmp_path)!r})): print('in', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"in\n"
+            with (
+                pytest.raises(OutputError, match=f"another run writes here \\(process {other.pid} on "),
+                locked(tmp_path),
+            ):
+                pass
+        finally:
+            other.kill()
+    with locked(tmp_path):
+        pass
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "ef"})  # of a run that failed before its first case
+    check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "ab"})
+    (tmp_path / "a_seg.json").touch()
+    check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "ab"})
+    with pytest.raises(ConfigError, match=r"other settings \(checkpoint\)"):
+        check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "cd"})
+
+
+def test_what_killed_workers_left_is_removed(tmp_path: Path) -> None:
+    for name in (".tmp-0123abcd-a_seg.nii.gz", "a_seg.nii.gz", ".tmp-mine"):
+        (tmp_path / name).touch()
+    remove_left_behind(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"a_seg.nii.gz", ".tmp-mine"}

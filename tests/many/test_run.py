@@ -1,0 +1,228 @@
+"""Runs on a local Ray cluster: the masks of `segment`, whatever dies on the way."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, Run
+from deadly_network import DeadlyNetwork
+from dicom_files import phantom, write_series
+
+from attunet3d import Segmenter
+from attunet3d.datasets.phantom import make_phantom
+from attunet3d.errors import ConfigError
+from attunet3d.many import segment_many
+from attunet3d.many.run import Status
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.ray
+
+SESSION = {"device": "cpu", "precision": "fp32", **TINY}
+
+
+@pytest.fixture(autouse=True)
+def _modules_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import this checkout, and the network of the tests."""
+    paths = (str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+@pytest.fixture(scope="module")
+def cts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 phantoms."""
+    folder = tmp_path_factory.mktemp("cts")
+    for seed in range(12):
+        made = make_phantom(seed, shape=(60, 56, 44), orientation="LPS")
+        nib.save(nib.Nifti1Image(made.image, made.affine), folder / f"ct{seed:02d}.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def masks(cts: Path, tiny_checkpoint: Path) -> dict[str, np.ndarray]:
+    """What `segment` makes of them, by id."""
+    session = Segmenter(tiny_checkpoint, **SESSION)
+    return {p.name.removesuffix(".nii.gz"): session.segment(p).mask for p in sorted(cts.iterdir())}
+
+
+@pytest.fixture
+def three_nodes() -> Iterator[Any]:
+    """A cluster of three nodes with a core each, and a connection to it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8}
+    )
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=10**8) for _ in range(2)]
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster, nodes
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check(out: Path, masks: dict[str, np.ndarray]) -> None:
+    """Each case once in the table, with the voxels of `segment` and a whole record; and nothing else in the folder."""
+    rows = rows_of(out)
+    assert sorted(row["id"] for row in rows) == sorted(masks)
+    assert {row["status"] for row in rows} == {"done"}
+    for row in rows:
+        np.testing.assert_array_equal(np.asarray(nib.load(out / row["output"]).dataobj), masks[row["id"]])
+        record = json.loads((out / f"{row['id']}_seg.json").read_text())
+        assert row["volume_ml"] == f"{record['volume_ml']:.3f}"
+    files = {f"{name}_seg{suffix}" for name in masks for suffix in (".json", ".nii.gz")}
+    assert {p.name for p in out.iterdir()} == files | {"results.csv", "run.json", "summary.json", ".run.lock"}
+
+
+@pytest.mark.slow
+def test_three_nodes_with_deaths(
+    three_nodes: Any, cts: Path, masks: dict[str, np.ndarray], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Two workers are killed and a node is removed on the way: the same masks, nothing twice, nothing lost."""
+    cluster, nodes = three_nodes
+    todo: list[Callable[[Status], None]] = []
+
+    def kill(status: Status) -> None:
+        for process in status.processes.values():
+            with suppress(ProcessLookupError):  # it went with its node, and the run does not know it yet
+                os.kill(process, signal.SIGKILL)
+                return
+        todo.insert(0, kill)
+
+    todo = [kill, lambda status: cluster.remove_node(nodes.pop()), kill]
+
+    def watch(status: Status) -> None:
+        if status.ended >= 2 * (4 - len(todo)) and todo and status.processes:
+            todo.pop(0)(status)
+
+    summary = segment_many(
+        cts, tmp_path, cpus_per_worker=1, workers=3, watch=watch, checkpoint=tiny_checkpoint, **SESSION
+    )
+    assert not todo
+    assert summary["this_run"]["worker_deaths"] >= 2
+    assert summary["by_status"] == {"done": 12}
+    check(tmp_path, masks)
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed(
+    cts: Path, masks: dict[str, np.ndarray], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The same command does the rest, and only that."""
+    options = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "attunet3d", "segment-many", cts, "-o", tmp_path, "--address", "local",
+               "--num-cpus-per-worker", "1", "--workers", "1", "--checkpoint", tiny_checkpoint, "--device", "cpu",
+               "--precision", "fp32", *options]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
+        table, deadline = tmp_path / "results.csv", time.monotonic() + 90
+        while (not table.exists() or table.read_text().count("\n") < 4) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        first.kill()
+    before = {row["id"]: row for row in rows_of(tmp_path)}
+    stamps = {name: (tmp_path / f"{name}_seg.nii.gz").stat().st_mtime_ns for name in before}
+    assert 0 < len(before) < len(masks)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"this run: {12 - len(before)} in" in done.stderr
+    assert done.stdout.splitlines() == [str(tmp_path / "results.csv"), str(tmp_path / "summary.json")]
+    check(tmp_path, masks)
+    assert {name: (tmp_path / f"{name}_seg.nii.gz").stat().st_mtime_ns for name in before} == stamps
+
+
+@pytest.mark.slow
+def test_bad_cases_among_good_ones(run: Run, cts: Path, tmp_path: Path) -> None:
+    """A corrupt file, an ambiguous folder, a CT larger than memory, and one that kills its worker."""
+    checkpoint, data, out = tmp_path / "model.pt", tmp_path / "data", tmp_path / "out"
+    torch.save(DeadlyNetwork().state_dict(), checkpoint)
+    write_series(data / "study", phantom(), uid="1.2.3.1")
+    write_series(data / "study" / "b", phantom(), uid="1.2.3.2")
+    (data / "corrupt.nii.gz").write_bytes((cts / "ct00.nii.gz").read_bytes()[:-3000])
+    bright = np.full((40, 40, 40), 1000, np.int16)
+    bright[0, 0, 0] = -1000
+    nib.save(nib.Nifti1Image(bright, np.diag([6, 6, 6, 1])), data / "deadly.nii.gz")
+    huge = nib.Nifti1Image(np.zeros((1, 1, 1), np.int16), np.eye(4)).header
+    huge.set_data_shape((1200, 1200, 1400))
+    with (data / "huge.nii").open("wb") as file:  # of holes: it takes no place on the disk
+        file.write(huge.binaryblock + bytes(4))
+        file.truncate(352 + 2 * 1200 * 1200 * 1400)
+    good = sorted(cts.iterdir())[:6]
+    paths = [good[0], data / "study", data / "deadly.nii.gz", *good[1:3], data / "corrupt.nii.gz", data / "huge.nii"]
+    manifest = tmp_path / "cohort.csv"
+    manifest.write_text("path\n" + "".join(f"{path}\n" for path in [*paths, *good[3:]]))
+    options = {
+        "device": "cpu",
+        "spacing": [6.0] * 3,
+        "roi_size": [32] * 3,
+        "network_def": {"_target_": "deadly_network.DeadlyNetwork"},
+    }
+    summary = segment_many(
+        manifest,
+        out,
+        keep_uids=False,
+        address="local",
+        cpus_per_worker=1,
+        workers=1,
+        memory_gb=2,
+        checkpoint=checkpoint,
+        **options,
+    )
+    assert summary["by_status"] == {"done": 6, "failed": 3, "set aside": 1}
+    rows = {row["id"]: row for row in rows_of(out)}
+    assert {name: row["error_type"] for name, row in rows.items() if row["status"] == "failed"} == {
+        "study": "AmbiguousSeriesError",
+        "corrupt": "UnreadableInputError",
+        "huge": "MemoryLimitError",
+    }
+    assert "1.2.3." not in rows["study"]["message"]
+    assert rows["deadly"]["status"] == "set aside"
+    assert "died 2 times" in rows["deadly"]["message"]
+    assert summary["this_run"]["worker_deaths"] == 2
+    # What failed has ended: it is run again only if that is asked for, and the exit code still tells of it.
+    values = [part for name, value in options.items() if name != "device" for part in ("--set", f"{name}={value}")]
+    code, _, stderr = run("segment-many", manifest, "-o", out, "--address", "local", "--device", "cpu", "--checkpoint",
+                          checkpoint, *values)  # fmt: skip
+    assert (code, stderr) == (1, "10 cases: 6 done, 3 failed, 1 set aside\n")
+
+
+def test_what_cannot_be_carried_out(
+    run: Run, cts: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line and exit code 2, before any worker starts; the last one, in the workers."""
+    begin = ("segment-many", cts, "-o", tmp_path / "out", "--address", "local")
+    for arguments, message in (
+        (("--checkpoint", tmp_path / "no.pt"), "no such checkpoint"),
+        (("--format", "tiff"), "unknown"),
+        (("--set", "nope=1"), "'nope'"),
+        (("--num-cpus-per-worker", "1000"), "no node has room for a worker of 1000 CPUs"),
+        (("--workers", "1", "--num-cpus-per-worker", "1", "--checkpoint", tiny_checkpoint), "does not fit"),
+    ):
+        code, stdout, stderr = run(*begin, *arguments)
+        assert (code, stdout) == (2, ""), stderr
+        assert stderr.startswith("error: ")
+        assert message in stderr
+        assert len(stderr.splitlines()) == 1
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch, cts: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'attunet3d\[ray\]'"):
+        segment_many(cts, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
