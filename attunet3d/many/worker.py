@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attunet3d.errors import AttUNet3dError
+from attunet3d.errors import AmbiguousSeriesError, AttUNet3dError
 from attunet3d.io.printable import printable
 from attunet3d.many.manifest import UID, ManyCase
 from attunet3d.many.results import DONE, FAILED, Row
@@ -85,6 +85,8 @@ class Worker:
             return finished(self._job, case) or self._segment(case)
         except Exception as error:  # one that is not ours must not take the other cases with it either
             message = str(error) if isinstance(error, AttUNet3dError) else f"unexpected: {error}"
+            if isinstance(error, AmbiguousSeriesError):  # it describes series in the words of their headers
+                message = message.partition(": ")[0] + ": several CT series, or patients; see `attunet3d inspect`"
             return failed(case, error, message if self._job.keep_uids else UID.sub("UID", message))
 
     def _segment(self, case: ManyCase) -> Ended:

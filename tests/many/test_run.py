@@ -192,6 +192,8 @@ def test_bad_cases_among_good_ones(run: Run, cts: Path, tmp_path: Path) -> None:
         "huge": "MemoryLimitError",
     }
     assert "1.2.3." not in rows["study"]["message"]
+    assert "portal venous" not in rows["study"]["message"], "what headers say in free words is in no table"
+    assert "attunet3d inspect" in rows["study"]["message"]
     assert rows["deadly"]["status"] == "set aside"
     assert "died 2 times" in rows["deadly"]["message"]
     assert summary["this_run"]["worker_deaths"] == 2
