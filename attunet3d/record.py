@@ -18,6 +18,7 @@ import torch
 from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
 from attunet3d.config import bundle_metadata
+from attunet3d.io.printable import UID
 from attunet3d.transforms.resample import Grid
 
 # Values of the config that can change a voxel of the mask, and so belong in every record.
@@ -36,7 +37,7 @@ _RECORDED_IDS = (
 )
 # Of what its reader says of a CT.
 _SOURCE_FACTS = ("format", "series_uid", "slices", "gantry_tilt_deg")
-_UID = re.compile(r"(?<![\d.])([0-2](\.\d+){3,}|2\.25\.\d+)(?!\.?\d)(#\d+)?")
+_UID_OF_STACK = re.compile(UID.pattern + r"(#\d+)?")
 _LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
 
 
@@ -99,7 +100,7 @@ def case_record(
     source = {key: facts[key] for key in _SOURCE_FACTS if key in facts}
     if not keep_uids:
         source.pop("series_uid", None)
-        name, *warnings = (_UID.sub("UID", text) for text in (name, *warnings))
+        name, *warnings = (_UID_OF_STACK.sub("UID", text) for text in (name, *warnings))
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "input": name,

@@ -11,8 +11,8 @@ import sys
 
 from attunet3d.cli import inspect, label, many, prepare, score, segment, study, tools  # noqa: F401  (they add their verbs, in order)
 from attunet3d.cli.app import app
-from attunet3d.cli.options import one_line
 from attunet3d.errors import AttUNet3dError
+from attunet3d.io.printable import one_line
 
 
 def main() -> None:

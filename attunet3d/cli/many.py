@@ -15,13 +15,13 @@ from attunet3d.cli.options import (
     Precision,
     Presets,
     Verbose,
-    one_line,
     overrides_of,
     products,
     progress_bar,
     refuse_bad_folder,
     set_up_logging,
 )
+from attunet3d.io.printable import one_line
 
 if TYPE_CHECKING:
     from attunet3d.many.run import Status
@@ -121,7 +121,7 @@ def segment_many(
             **overrides,
         )
         for line in left_out:
-            say(f"left out: {one_line(Exception(line))}")
+            say(f"left out: {one_line(line)}")
         for line in _lines(summary):
             say(line)
         product(output / "results.csv")

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from attunet3d.errors import ConfigError, OutputError
-from attunet3d.io.printable import printable
 
 Presets = Annotated[
     list[str] | None, typer.Option("--preset", "-c", metavar="PRESET", help="Preset name or YAML file; repeatable.")
@@ -112,8 +111,3 @@ def refuse_bad_folder(path: Path) -> None:
         raise OutputError(f"{path}: {folder} is not a folder; choose another output folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: no permission to write in {folder}; choose another output folder")
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks and what else a terminal would act on: file names can hold it."""
-    return printable(" ".join(str(error).split()))

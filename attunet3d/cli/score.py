@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from attunet3d.cli.app import app
-from attunet3d.cli.options import Verbose, one_line, products, progress_bar, refuse_bad_folder, set_up_logging
+from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, set_up_logging
 from attunet3d.errors import AttUNet3dError, ConfigError, OutputError
+from attunet3d.io.printable import one_line
 
 Labels = Annotated[
     str | None, typer.Option(metavar="N,...", help="Value or values that count as foreground; by default all but 0.")

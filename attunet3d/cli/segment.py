@@ -19,7 +19,6 @@ from attunet3d.cli.options import (
     Precision,
     Presets,
     Verbose,
-    one_line,
     overrides_of,
     products,
     progress_bar,
@@ -27,6 +26,7 @@ from attunet3d.cli.options import (
     set_up_logging,
 )
 from attunet3d.errors import AttUNet3dError, ConfigError
+from attunet3d.io.printable import one_line
 
 if TYPE_CHECKING:
     from attunet3d.io.reader import PathLike

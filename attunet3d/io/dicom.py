@@ -17,12 +17,18 @@ from attunet3d.errors import (
 from attunet3d.io.dicom_header import SliceHeader, read_headers
 from attunet3d.io.dicom_pixels import EXPORT_AGAIN
 from attunet3d.io.dicom_series import Series, patients_of
-from attunet3d.io.dicom_stacks import same_frame_of_reference, same_orientation, same_spacing, same_study, stacks
+from attunet3d.io.dicom_stacks import (
+    same_frame_of_reference,
+    same_orientation,
+    same_size,
+    same_spacing,
+    same_study,
+    stacks,
+)
 from attunet3d.io.folders import files_below
-from attunet3d.io.slabs import IMAGE_SUFFIXES, MIN_SPACING_MM
+from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES, MIN_SPACING_MM
 
 MOST_LISTED = 20  # series in a message
-DICOM_SUFFIXES = (".dcm", ".ima")
 
 # Beside series that are so, the others count only when chosen: the property of `Series`, and what the others are.
 _PREFERRED = (
@@ -117,9 +123,8 @@ def _strays(series: Series, alone: Sequence[Series]) -> tuple[SliceHeader, ...]:
             may_be
             and image.position is not None
             and image.path.parent in folders
-            and (first.rows, first.columns) == (image.rows, image.columns)
             and patients_of([first, image]) < 2
-            and all(same(first, image) for same in (same_study, same_spacing, same_orientation))
+            and all(same(first, image) for same in (same_study, same_size, same_spacing, same_orientation))
             and any(same_frame_of_reference(s, image) for s in (first, series.images[-1]))
         ):
             height = sum(n * p for n, p in zip(first.normal, image.position, strict=True))

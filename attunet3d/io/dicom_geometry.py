@@ -17,7 +17,7 @@ from attunet3d.io.dicom_guard import check_size
 from attunet3d.io.dicom_header import SliceHeader
 from attunet3d.io.dicom_pixels import EXPORT_AGAIN, hu_slabs
 from attunet3d.io.dicom_series import NO_CT, Series
-from attunet3d.io.dicom_stacks import same_orientation, same_spacing
+from attunet3d.io.dicom_stacks import same_orientation, same_size, same_spacing
 from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, MIN_SPACING_MM, StoredImage, check_affine
 
 # A slice may lie this far from where the affine puts it, mm or a part of the spacing. Headers that round positions to
@@ -221,7 +221,7 @@ def _in_order(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]
 def _check_uniform(slices: Sequence[SliceHeader]) -> None:
     sizes = [(float(s.rows), float(s.columns)) for s in slices]
     for name, values, same in (
-        ("Rows x Columns", sizes, lambda a, b: (a.rows, a.columns) == (b.rows, b.columns)),
+        ("Rows x Columns", sizes, same_size),
         ("PixelSpacing", [s.spacing for s in slices], same_spacing),
         ("ImageOrientationPatient", [s.orientation for s in slices], same_orientation),
     ):

@@ -28,8 +28,8 @@ MAX_BITS_ALLOCATED = 32
 RLE_MAX_RATIO = 64  # PackBits cannot expand by more: two bytes stand for 128
 
 _PIECE = 2**20
-_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
-_RLE = "1.2.840.10008.1.2.5"
+NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
+RLE = "1.2.840.10008.1.2.5"
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70, 80, 81))  # 80 and 81 are JPEG-LS
 _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 92, 93, 201, 202, 203))
 
@@ -98,7 +98,7 @@ def check_size(path: os.PathLike[str], rows: int, columns: int) -> None:
 def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
     """Raise UnreadableInputError unless the pixels are of the size and bits that the header promises."""
     syntax = str(ds.file_meta.TransferSyntaxUID)
-    if syntax in _NATIVE:
+    if syntax in NATIVE:
         values = int(ds.Rows) * int(ds.Columns) * int(ds.SamplesPerPixel) * int(ds.get("NumberOfFrames") or 1)
         size = (values * int(ds.BitsAllocated) + 7) // 8
         given = len(ds.PixelData)
@@ -106,7 +106,7 @@ def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
             cut = "truncated, " if given < size else ""
             raise _contradicts(path, f"{cut}{given} bytes of pixels where the header promises {size}")
         return
-    if syntax not in (_RLE, *_JPEG, *_JPEG_2000):
+    if syntax not in (RLE, *_JPEG, *_JPEG_2000):
         return
     promised = _Size(int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel), int(ds.BitsAllocated))
     if promised.bits > MAX_BITS_ALLOCATED:
@@ -114,7 +114,7 @@ def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
     frames = 0
     for frame in _frames(ds):
         frames += 1
-        if syntax == _RLE:
+        if syntax == RLE:
             size = promised.rows * promised.columns * promised.samples * (promised.bits // 8)
             if size > len(frame) * RLE_MAX_RATIO:
                 raise _contradicts(path, f"{len(frame)} bytes of RLE for an image of {size}")

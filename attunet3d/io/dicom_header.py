@@ -21,47 +21,8 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced, legacy converted enhanced
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 
-# The header scan parses these and skips the rest. Of the patient's data it reads ID and name, and keeps only a hash of
-# them to tell patients apart; the key makes the hash worthless elsewhere.
-HEADER_TAGS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "PatientID",
-    "PatientName",
-    "StudyInstanceUID",
-    "Modality",
-    "ImageType",
-    "SeriesDescription",
-    "SeriesNumber",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "FrameOfReferenceUID",
-    "TemporalPositionIdentifier",
-    "NominalPercentageOfCardiacPhase",
-    "ConvolutionKernel",
-    "SliceThickness",
-    "AcquisitionNumber",
-    "KVP",
-    "TriggerTime",
-    "AcquisitionTime",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "LossyImageCompression",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "RescaleType",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-]
-# In the order in which they are tried, see dicom_stacks.py; "stack" and "instance" are those of multi-frame files.
-MARKS = (
-    "stack",
-    "instance",
+# In the order in which they are tried, see dicom_stacks.py; the first two are those of multi-frame files.
+_MARKS_IN_FILES = (
     "TemporalPositionIdentifier",
     "NominalPercentageOfCardiacPhase",
     "ImageType",
@@ -73,6 +34,36 @@ MARKS = (
     "TriggerTime",
     "AcquisitionTime",
 )
+MARKS = ("stack", "instance", *_MARKS_IN_FILES)
+
+# The header scan parses these and skips the rest. Of the patient's data it reads ID and name, and keeps only a hash of
+# them to tell patients apart; the key makes the hash worthless elsewhere.
+HEADER_TAGS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "PatientName",
+    "StudyInstanceUID",
+    "Modality",
+    "SeriesDescription",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "FrameOfReferenceUID",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "LossyImageCompression",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    *_MARKS_IN_FILES,
+]
 _HASH_KEY = secrets.token_bytes(16)
 
 MOST = 1e9  # of any number that is read here

@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 
 from attunet3d.errors import AttUNet3dError, UnreadableInputError, UnsupportedImageError
-from attunet3d.io.dicom_guard import check_pixel_data, dcmread
+from attunet3d.io.dicom_guard import NATIVE, RLE, check_pixel_data, dcmread
 from attunet3d.io.dicom_header import SliceHeader
 from attunet3d.io.slabs import read_failed
 
@@ -17,8 +17,6 @@ AIR_HU = -1024  # what CT scanners themselves write outside the scanned field
 HIGHEST_HU = 3071  # of the 12-bit CT scale
 EXPORT_AGAIN = "export the complete series again"
 
-_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
-_RLE = "1.2.840.10008.1.2.5"
 # Retired JPEG processes that pydicom refuses, though its decoder for the one on the right reads them too.
 _DECODED_AS = {"1.2.840.10008.1.2.4.53": "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.55": "1.2.840.10008.1.2.4.51"}
 _DECODERS = ("pylibjpeg", "libjpeg", "openjpeg")
@@ -68,7 +66,7 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, np.nda
                     syntax = str(getattr(ds.file_meta, "TransferSyntaxUID", ""))
                     _check_meaning(ds)
                     check_pixel_data(ds, path)
-                    stored = _StoredBits(ds, in_container=syntax in (*_NATIVE, _RLE))
+                    stored = _StoredBits(ds, in_container=syntax in (*NATIVE, RLE))
                     ds.file_meta.TransferSyntaxUID = pydicom.uid.UID(_DECODED_AS.get(syntax, syntax))
                     frames = _frames(ds, images)
                 pixels = next(frames)
@@ -97,7 +95,7 @@ def _decoder_failed(s: SliceHeader, syntax: str, error: Exception) -> Unreadable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the UID may be malformed
         name = pydicom.uid.UID(syntax).name
-    if syntax and syntax not in (*_NATIVE, _RLE):
+    if syntax and syntax not in (*NATIVE, RLE):
         if any(importlib.util.find_spec(module) is None for module in _DECODERS):
             return UnreadableInputError(f"{s.path}: no decoder for {name}; run: pip install 'attunet3d[dicom]'")
         if isinstance(error, NotImplementedError):

@@ -30,7 +30,7 @@ def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
     for objects in _groups(list(slices), _same_object):
         images = [s for s in objects if not s.is_localizer]
         found = [images] if images else []
-        for same in (same_study, _same_size, same_spacing, same_orientation, same_frame_of_reference):
+        for same in (same_study, same_size, same_spacing, same_orientation, same_frame_of_reference):
             found = [group for part in found for group in _apart(part, same)]
         found = [scan for part in found for scan in _scans(part)]
         localizers = [s for s in objects if s.is_localizer]
@@ -69,7 +69,8 @@ def same_study(a: SliceHeader, b: SliceHeader) -> bool:
     return a.study_uid == b.study_uid or not (a.study_uid and b.study_uid)
 
 
-def _same_size(a: SliceHeader, b: SliceHeader) -> bool:
+def same_size(a: SliceHeader, b: SliceHeader) -> bool:
+    """Whether two images have as many rows and columns."""
     return (a.rows, a.columns) == (b.rows, b.columns)
 
 

@@ -1,5 +1,9 @@
 """Text from files, made fit for terminals and records."""
 
+import re
+
+UID = re.compile(r"(?<![\d.])([0-2](\.\d+){3,}|2\.25\.\d+)")  # of DICOM, in the midst of other text
+
 
 def printable(text: str) -> str:
     """`text` with "?" for what is not printable: terminal escapes, line breaks, broken encodings."""
@@ -14,3 +18,8 @@ def printable_start(text: str, most: int) -> str:
     end = next((k for k, c in enumerate(text) if not c.isprintable()), None)
     shown = text if end is None else text[:end] + "?"
     return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def one_line(said: object) -> str:
+    """What an error or a text says, without line breaks and what else a terminal would act on: names can hold it."""
+    return printable(" ".join(str(said).split()))

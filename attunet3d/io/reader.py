@@ -13,7 +13,7 @@ import numpy as np
 from attunet3d.errors import InputNotFoundError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io.cases import SeriesCase
 from attunet3d.io.nifti import open_nifti
-from attunet3d.io.slabs import ITK_SUFFIXES, NIFTI_SUFFIXES, StoredImage, to_hu, to_labels
+from attunet3d.io.slabs import DICOM_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, StoredImage, to_hu, to_labels
 
 PathLike = str | os.PathLike[str]
 
@@ -102,7 +102,7 @@ def open_file(path: Path) -> StoredImage:
             start = f.read(132)
     except OSError as e:
         raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
-    if name.endswith((".dcm", ".ima")) or start[128:] == b"DICM":
+    if name.endswith(DICOM_SUFFIXES) or start[128:] == b"DICM":
         raise UnsupportedImageError(f"{path}: a single DICOM file; give the folder that holds the whole series")
     raise UnreadableInputError(
         f"{path}: unknown format {''.join(path.suffixes[-2:]) or 'without suffix'}; "

@@ -29,6 +29,7 @@ MAX_ORIGIN_MM = 1e5  # 100 m from the scanner's origin; NIfTI's float32 would st
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+DICOM_SUFFIXES = (".dcm", ".ima")
 IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 
 # 1024 x 1024 x 2048, the body from head to foot in 1 mm slices on the finest matrix: no CT has more voxels, and a label

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 from attunet3d.errors import AmbiguousSeriesError, AttUNet3dError, ConfigError, InputNotFoundError
 from attunet3d.io.cases import case_name, segmentable_series
-from attunet3d.io.printable import printable
-from attunet3d.io.slabs import IMAGE_SUFFIXES
+from attunet3d.io.printable import UID, printable
+from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES
 
 COLUMNS = ("path", "id", "series_uid")
 MOST_CHARACTERS = 200  # of an id: file names have 255 bytes, and suffixes are added
-UID = re.compile(r"(?<![\d.])([0-2](\.\d+){3,}|2\.25\.\d+)")
 
 
 class ManyCase(NamedTuple):
@@ -171,7 +170,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in (".dcm", ".ima"):
+    if path.suffix.lower() in DICOM_SUFFIXES:
         return True
     try:
         with path.open("rb") as file:

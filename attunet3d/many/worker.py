@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.errors import AmbiguousSeriesError, AttUNet3dError
-from attunet3d.io.printable import printable
-from attunet3d.many.manifest import UID, ManyCase
+from attunet3d.io.printable import UID, one_line
+from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import DONE, FAILED, Row
 
 
@@ -129,7 +129,7 @@ def ended(case: ManyCase, record: dict[str, Any]) -> Ended:
         DONE,
         volume_ml=f"{record['volume_ml']:.3f}",
         seconds=f"{sum(stages.values()):.3f}",
-        flags=_one_line(" | ".join(record["warnings"])),
+        flags=one_line(" | ".join(record["warnings"])),
         output=record["output"],
     )
     return Ended(row, stages)
@@ -137,8 +137,4 @@ def ended(case: ManyCase, record: dict[str, Any]) -> Ended:
 
 def failed(case: ManyCase, error: BaseException, message: str, status: str = FAILED) -> Ended:
     """A case without a mask, and why."""
-    return Ended(Row(case.id, status, error_type=type(error).__name__, message=_one_line(message)))
-
-
-def _one_line(text: str) -> str:
-    return printable(" ".join(text.split()))
+    return Ended(Row(case.id, status, error_type=type(error).__name__, message=one_line(message)))

@@ -71,8 +71,8 @@ def make_case(inputs: dict[str, Path], seed: int, case: int, folder: Path) -> tu
 
 def run_case(session: Any, path: Path, output: Path, uneven: bool = False) -> tuple[str, str]:
     """The outcome of one input, and what is wrong with that, if anything is; `uneven` as the session allows it."""
-    from attunet3d.cli.options import one_line
     from attunet3d.errors import AttUNet3dError
+    from attunet3d.io.printable import one_line
     from attunet3d.io.reader import open_ct
 
     with warnings.catch_warnings(record=True) as warned:
