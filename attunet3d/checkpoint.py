@@ -45,13 +45,27 @@ def load_weights(network: nn.Module, checkpoint: str | Path) -> None:
 def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
     """Put a state dict into a network; ``source`` is the file it is from.
 
+    The head of auxiliary classes, which only training uses, may be missing on either side.
+
     Raises:
         CheckpointError: the weights belong to another network.
     """
-    problem = _misfit(network.state_dict(), weights)
+    own = network.state_dict()
+    both = without_auxiliary(own).keys() | (own.keys() & weights.keys())
+    given = {key: value for key, value in weights.items() if key in both or not _auxiliary(key)}
+    problem = _misfit({key: value for key, value in own.items() if key in both}, given)
     if problem:
         raise CheckpointError(f"{source}: does not fit this network ({problem}); give the preset it was trained with")
-    network.load_state_dict(weights)
+    network.load_state_dict({**own, **given})
+
+
+def without_auxiliary(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the head of auxiliary classes: what inference and fine-tuning need."""
+    return {key: value for key, value in weights.items() if not _auxiliary(key)}
+
+
+def _auxiliary(key: str) -> bool:
+    return key.startswith("auxiliary.")
 
 
 def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:

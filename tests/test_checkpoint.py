@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attunet3d import AttentionUNet
-from attunet3d.checkpoint import file_sha256, load_weights, read_weights, save_weights
+from attunet3d.checkpoint import file_sha256, load_weights, read_weights, save_weights, without_auxiliary
 from attunet3d.errors import CheckpointError
 
 
@@ -75,3 +75,26 @@ def test_hash_is_that_of_the_file(tmp_path: Path) -> None:
     content = bytes(range(256)) * 9000  # more than one block of what is read at a time
     (tmp_path / "file").write_bytes(content)
     assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_weights_fit_with_and_without_the_head_of_other_organs(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    with_organs = AttentionUNet(channels=(4, 8, 8, 8, 8), auxiliary_channels=5)
+    torch.save(with_organs.state_dict(), tmp_path / "organs.pt")
+    plain = small()
+    load_weights(plain, tmp_path / "organs.pt")
+    image = torch.rand(1, 1, 16, 16, 16)
+    assert torch.equal(plain(image), with_organs.eval()(image))
+
+    kept = without_auxiliary(with_organs.state_dict())
+    assert kept.keys() == plain.state_dict().keys()
+    torch.save(kept, tmp_path / "plain.pt")
+    again = AttentionUNet(channels=(4, 8, 8, 8, 8), auxiliary_channels=5)
+    head = {key: value.clone() for key, value in again.state_dict().items() if key not in kept}
+    load_weights(again, tmp_path / "plain.pt")
+    assert torch.equal(again.eval()(image), plain(image))
+    assert head
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in head.items())
+
+    with pytest.raises(CheckpointError, match=r"auxiliary\.0\.weight is"):
+        load_weights(AttentionUNet(channels=(4, 8, 8, 8, 8), auxiliary_channels=7), tmp_path / "organs.pt")

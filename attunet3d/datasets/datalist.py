@@ -160,6 +160,26 @@ def pancreas_labels(datalist: str | Path) -> list[Any]:
     return list(values)
 
 
+def label_groups(pancreas: Sequence[Any], organs: Mapping[str, Sequence[int]]) -> list[Any]:
+    """The label values of each class from 1 on: those of the pancreas, then those of other organs, in their order.
+
+    Args:
+        pancreas: as `pancreas_labels` gives them.
+        organs: label values by the organs' names.
+
+    Raises:
+        ConfigError: ``organs`` is something else.
+    """
+    if not organs:
+        return list(pancreas)
+    groups = [list(group) for group in (pancreas if isinstance(pancreas[0], Sequence) else [pancreas])]
+    for name, values in organs.items():
+        if not isinstance(values, Sequence) or not values or not all(type(value) is int for value in values):
+            raise ConfigError(f"organs: {name} needs a list of label values, got {values}")
+        groups.append(list(values))
+    return groups
+
+
 def check_classes(labels: Sequence[Any], num_classes: int) -> None:
     """Raise ConfigError unless a network of so many classes has one for each of the label's, and the background."""
     found = 1 + (len(labels) if all(isinstance(value, Sequence) for value in labels) else 1)

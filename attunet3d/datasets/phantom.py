@@ -15,7 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from attunet3d.datasets.phantom_anatomy import FAR, WAVES_MM, Organ, Patient, draw_patient, rotation
+from attunet3d.datasets.phantom_anatomy import FAR, NUMBERS, WAVES_MM, Organ, Patient, draw_patient, rotation
 from attunet3d.errors import ConfigError
 from attunet3d.io import atomic_path, write_text_atomic
 from attunet3d.io.writer import make_folder
@@ -30,12 +30,14 @@ SLAB_VOXELS = 2**19  # working memory is about 100 bytes per slab voxel, whateve
 class Phantom:
     """One synthetic CT.
 
-    image: int16 HU (X, Y, Z); mask: uint8 (X, Y, Z), 1 = pancreas; affine: float64 (4, 4), voxel index to RAS+ mm;
+    image: int16 HU (X, Y, Z); mask: uint8 (X, Y, Z), 1 = pancreas; organs: uint8 (X, Y, Z), the numbers of
+    `phantom_anatomy.NUMBERS`; affine: float64 (4, 4), voxel index to RAS+ mm;
     record: what was drawn (seed, spacing in mm, orientation, noise in HU, pancreas volume in mL, ...), fit for JSON.
     """
 
     image: np.ndarray
     mask: np.ndarray
+    organs: np.ndarray
     affine: np.ndarray
     record: dict[str, Any]
 
@@ -52,8 +54,8 @@ def _voxel_boxes(organ: Organ, voxel_from_body: np.ndarray, shape: tuple[int, ..
 def _render(
     patient: Patient, affine: np.ndarray, shape: tuple[int, ...], noise_hu: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sample the patient on a grid, slab by slab along the last axis: int16 HU and uint8 mask, both (X, Y, Z)."""
-    image, mask = np.empty(shape, np.int16, order="F"), np.zeros(shape, np.uint8, order="F")
+    """Sample the patient on a grid, slab by slab along the last axis: int16 HU and uint8 organs, both (X, Y, Z)."""
+    image, organs = np.empty(shape, np.int16, order="F"), np.zeros(shape, np.uint8, order="F")
     body_from_voxel = np.linalg.inv(patient.body_to_world) @ affine
     # Organ surfaces are ramps as wide as a voxel and a little more: partial volume and the scanner's blur.
     edge_mm = float(np.linalg.norm(body_from_voxel[:3, :3], axis=0).mean()) + 0.4
@@ -87,18 +89,18 @@ def _render(
                 view = level[tuple(map(slice, first - low, end - low))]
                 np.minimum(view, part.level(*(c[here] for c in xyz)), out=view)
             here = tuple(map(slice, low, high))
-            for inset, value, clip in organ.layers:
+            for layer, (inset, value, clip) in enumerate(organ.layers):
                 depth_mm = level + inset
                 if clip is not None:
                     np.maximum(depth_mm, clip(*(c[here] for c in xyz)), out=depth_mm)
+                if layer == 0:
+                    organs[..., start:stop][here][depth_mm < 0] = organ.number
                 hu[here] += np.clip(0.5 - depth_mm / edge_mm, 0, 1) * (value - hu[here])
-            if organ is patient.organs[-1]:
-                mask[..., start:stop][here] = level < 0
         noise = np.concatenate([last_noise, rng.standard_normal(hu.shape, np.float32)], axis=2)
         last_noise = noise[..., -1:].copy()
         hu += 1.5 * texture + np.float32(noise_hu) * _correlate(noise)
         image[..., start:stop] = np.rint(hu).clip(-1024, 3071)
-    return image, mask
+    return image, organs
 
 
 def _correlate(white: np.ndarray) -> np.ndarray:
@@ -158,10 +160,12 @@ def make_phantom(
         shape = tuple(np.ceil(patient.fov_mm / spacing).astype(int).tolist())
 
     affine = _affine(shape, spacing, orientation, tilt_deg)
-    image, mask = _render(patient, affine, shape, noise_hu, np.random.default_rng(for_noise))
+    image, organs = _render(patient, affine, shape, noise_hu, np.random.default_rng(for_noise))
+    mask = (organs == NUMBERS["pancreas"]).astype(np.uint8)
     volume_ml = float(np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000)
     record = {"seed": int(seed), "spacing_mm": [float(mm) for mm in spacing], "orientation": orientation}
-    return Phantom(image, mask, affine, record | {"noise_hu": noise_hu, "pancreas_ml": volume_ml} | patient.record)
+    record |= {"noise_hu": noise_hu, "pancreas_ml": volume_ml} | patient.record
+    return Phantom(image, mask, organs, affine, record)
 
 
 def write_phantoms(
@@ -173,6 +177,7 @@ def write_phantoms(
     shape: tuple[int, int, int] | None = None,
     validation_fraction: float = 0.2,
     test_fraction: float = 0.0,
+    organs: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write `cases` phantoms as NIfTI and a datalist in MONAI's (MSD) format; return the datalist's path.
@@ -181,7 +186,8 @@ def write_phantoms(
     with the keys "training", "validation" and "test", in the order of the cases. A case depends on `seed` and its
     number alone, so more cases leave the earlier files as they are. There is always a training case, and from two
     cases on a validation case. `progress` is called with (cases done, cases). `spacing` (mm) and `shape` are those of
-    `make_phantom`. Raises ConfigError for a bad argument, OutputError where nothing can be written.
+    `make_phantom`. With `organs`, labels are label maps of all organs (`NUMBERS`; the datalist says that 7 is the
+    pancreas). Raises ConfigError for a bad argument, OutputError where nothing can be written.
     """
     _check(isinstance(cases, int | np.integer) and 1 <= cases <= 9999, "cases", cases, "an integer in [1, 9999]")
     _check(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "an integer >= 0")
@@ -195,7 +201,7 @@ def write_phantoms(
         phantom = make_phantom(case_seed, shape=shape, spacing=spacing)
         entry = {key: f"{key}sTr/phantom_{case:04d}.nii.gz" for key in ("image", "label")}
         _save_nifti(phantom.image, phantom.affine, output_dir / entry["image"])
-        _save_nifti(phantom.mask, phantom.affine, output_dir / entry["label"])
+        _save_nifti(phantom.organs if organs else phantom.mask, phantom.affine, output_dir / entry["label"])
         entries.append(entry)
         if progress is not None:
             progress(case + 1, cases)
@@ -203,10 +209,12 @@ def write_phantoms(
     validation = min(max(1, round(validation_fraction * cases)), cases - 1)
     test = min(round(test_fraction * cases), cases - 1 - validation)
     training = cases - validation - test
+    names = {"background": 0} | (NUMBERS if organs else {"pancreas": 1})
     datalist = {
         "name": "attunet3d phantoms",
         "description": "Synthetic abdominal CTs with exact pancreas masks; not data from patients.",
-        "labels": {"0": "background", "1": "pancreas"},
+        "labels": {str(number): name for name, number in names.items()},
+        "pancreas_labels": [names["pancreas"]],
         "modality": {"0": "CT"},
         "numTraining": training,
         "numValidation": validation,

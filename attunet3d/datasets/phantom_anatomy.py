@@ -17,6 +17,11 @@ GAS_HU = -900.0
 MEAN_HU = {"muscle": 60, "fat": -100, "liver": 105, "spleen": 120, "kidney": 160, "pancreas": 95, "gut wall": 85}
 MEAN_HU |= {"aorta": 150, "vein": 165, "cava": 140, "bone": 600, "marrow": 200, "lung": -850}
 
+# Label values of organs: the numbers of TotalSegmentator's "total" task, version 2.
+NUMBERS = {"spleen": 1, "right kidney": 2, "left kidney": 3, "gallbladder": 4, "liver": 5, "stomach": 6, "pancreas": 7}
+NUMBERS |= {"small bowel": 18, "duodenum": 19, "colon": 20, "vertebra": 31, "heart": 51, "aorta": 52, "cava": 63}
+NUMBERS |= {"portal vein": 64, "spinal canal": 79}
+
 # From body mm to roughly the signed distance in mm, negative inside.
 Level = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -31,10 +36,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Organ:
-    """The union of its parts, painted in layers of (inset in mm, HU, clip): gas in fluid in a wall, say."""
+    """The union of its parts, painted in layers of (inset in mm, HU, clip): gas in fluid in a wall, say.
+
+    number: of the organ in a label map, that of TotalSegmentator's classes; 0 for what has none.
+    """
 
     parts: list[Part]
     layers: list[tuple[float, float, Level | None]]
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,19 +139,25 @@ def draw_patient(seed: np.random.SeedSequence) -> Patient:
     def inside(margin: float) -> Level:
         return lambda x, y, z: cavity.level(x, y, z) + margin
 
-    def add(parts: list[Part], *layers: tuple[float, float, Level | None]) -> None:
-        organs.append(Organ(parts, list(layers)))
+    def add(parts: list[Part], *layers: tuple[float, float, Level | None], name: str = "") -> None:
+        organs.append(Organ(parts, list(layers), NUMBERS.get(name, 0)))
 
-    def fill(parts: list[Part], value: float, margin: float | None = None) -> None:
-        add(parts, (0, value, None if margin is None else inside(margin)))
+    def fill(parts: list[Part], value: float, margin: float | None = None, name: str = "") -> None:
+        add(parts, (0, value, None if margin is None else inside(margin)), name=name)
 
-    def add_gut(parts: list[Part], wall: float, gas_from_y: float, content: float) -> None:
+    def add_gut(parts: list[Part], wall: float, gas_from_y: float, content: float, name: str) -> None:
         """Wall, content, and gas above a plane of constant y, for the patient lies on the back."""
 
         def gas(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
             return np.maximum(gas_from_y - y, cavity.level(x, y, z) + 2 + wall)
 
-        add(parts, (0, vary(hu["gut wall"], 0.1), inside(2)), (wall, content, inside(2 + wall)), (wall, GAS_HU, gas))
+        add(
+            parts,
+            (0, vary(hu["gut wall"], 0.1), inside(2)),
+            (wall, content, inside(2 + wall)),
+            (wall, GAS_HU, gas),
+            name=name,
+        )
 
     # Trunk: skin and fat, muscle wall, a cavity filled with fat; lungs above a dome, mediastinum, heart.
     add([_trunk(a, b, 0)], (0, 40.0, None), (2, hu["fat"], None))
@@ -156,7 +171,7 @@ def draw_patient(seed: np.random.SeedSequence) -> Patient:
 
     fill([Part(cavity.box.clip([-FAR, -FAR, 10], FAR), lungs)], hu["lung"])
     fill(_tube([(0, -28, 40, 26), (0, -28, 220, 26)]), hu["fat"])
-    fill([_ellipsoid(near((-20, 38, top + 42), 4), (56, 40, 44), 15)], hu["aorta"], 6)
+    fill([_ellipsoid(near((-20, 38, top + 42), 4), (56, 40, 44), 15)], hu["aorta"], 6, "heart")
 
     # Muscles of the back, spine with discs and canal, ribs running down and forward inside the muscle wall.
     for side in (-1, 1):
@@ -168,11 +183,11 @@ def draw_patient(seed: np.random.SeedSequence) -> Patient:
         return lambda x, y, z: np.abs((z - phase) % period - period / 2) - (0.38 * period - margin)
 
     bone, marrow = hu["bone"], hu["marrow"]
-    add([_ellipsoid((0, -84, 0), (4, 10, FAR))], (0, bone, vertebra(2)))
-    add([_ellipsoid((0, -72, 0), (17, 13, FAR))], (0, bone, vertebra(-1)), (3, marrow, vertebra(3)))
-    fill([_ellipsoid((0, -72, 0), (10, 8, FAR))], 35.0)
+    add([_ellipsoid((0, -84, 0), (4, 10, FAR))], (0, bone, vertebra(2)), name="vertebra")
+    add([_ellipsoid((0, -72, 0), (17, 13, FAR))], (0, bone, vertebra(-1)), (3, marrow, vertebra(3)), name="vertebra")
+    fill([_ellipsoid((0, -72, 0), (10, 8, FAR))], 35.0, name="spinal canal")
     body = _ellipsoid((0, -48, 0), (vary(21, 0.08), vary(16, 0.08), FAR))
-    add([body], (0, 85.0, None), (0, bone, vertebra(0)), (2.5, marrow, vertebra(2.5)))
+    add([body], (0, 85.0, None), (0, bone, vertebra(0)), (2.5, marrow, vertebra(2.5)), name="vertebra")
     for side in (-1, 1):
         for k in range(7):
             angle = np.linspace(0.35, 1.4 if k < 2 else 2.3, 9)
@@ -194,44 +209,56 @@ def draw_patient(seed: np.random.SeedSequence) -> Patient:
     for side, z in ((1, -36), (-1, -18)):
         c = near((60 * side, -42, z), 5)
         kidney = _ellipsoid(c, (vary(28, 0.1), vary(25, 0.1), vary(52, 0.1)), 10 * side)
-        add([kidney], (0, hu["kidney"], inside(3)), (9, 0.85 * hu["kidney"], inside(9)))
+        name = "right kidney" if side > 0 else "left kidney"
+        add([kidney], (0, hu["kidney"], inside(3)), (9, 0.85 * hu["kidney"], inside(9)), name=name)
         fill([_ellipsoid(c - (13 * side, -4, 0), (11, 9, 24), 10 * side)], hu["fat"])
-    fill([_ellipsoid(near((-93, -24, 36), 5), (vary(28, 0.12), vary(46, 0.1), vary(44, 0.12)), -15)], hu["spleen"], 2)
+    fill(
+        [_ellipsoid(near((-93, -24, 36), 5), (vary(28, 0.12), vary(46, 0.1), vary(44, 0.12)), -15)],
+        hu["spleen"],
+        2,
+        "spleen",
+    )
     right_lobe = _ellipsoid(near((90, 4, 20), 4), (vary(53, 0.06), vary(74, 0.06), vary(64, 0.06)), -20)
     left_lobe = _ellipsoid(near((12, 50, 42), 6), (vary(62, 0.1), vary(32, 0.1), vary(28, 0.1)), 12)
-    fill([right_lobe, left_lobe], hu["liver"], 2)
+    fill([right_lobe, left_lobe], hu["liver"], 2, "liver")
     for x, y, z in near([(100, -25, 45), (95, 25, 40), (45, 45, 45)], 8):
-        fill(_tube([(28, -8, 62, 5.5), (x / 2 + 14, y / 2 - 4, z / 2 + 35, 4.5), (x, y, z, 2)]), hu["vein"])
-    fill([_ellipsoid(near((64, 44, -28), 4), (14, 17, vary(26, 0.2)))], 12.0, 3)
+        fill(
+            _tube([(28, -8, 62, 5.5), (x / 2 + 14, y / 2 - 4, z / 2 + 35, 4.5), (x, y, z, 2)]), hu["vein"], name="liver"
+        )
+    fill([_ellipsoid(near((64, 44, -28), 4), (14, 17, vary(26, 0.2)))], 12.0, 3, "gallbladder")
     fill(_tube(course + np.array([0, 0, 0, rng.uniform(1.5, 6)])), hu["fat"])
 
     # Stomach, small bowel, colon: they may touch the pancreas, and collapsed loops have about its HU.
     stomach = near([(-58, 2, 56, 33), (-66, 32, 34, 30), (-46, 54, 6, 24), (-8, 58, -12, 18), (28, 42, -12, 12)], 4)
     stomach[:, 3] *= rng.uniform(0.75, 1.1)
-    add_gut(_tube(stomach), 4, rng.uniform(45, 70), vary(25, 0.5))
+    add_gut(_tube(stomach), 4, rng.uniform(45, 70), vary(25, 0.5), "stomach")
     centers = "-66 22 -22  -36 34 -32  -62 14 -70  -20 36 -85  24 44 -72  52 24 -98  0 14 -122"
     for x, y, z in np.array(centers.split(), float).reshape(-1, 3):
         sweep = np.linspace(-22, 22, 5) * rng.choice((-1, 1))
         loop = near(np.stack([x + sweep, *np.full((3, 5), [[y], [z], [vary(10.5, 0.2)]])], axis=1), 20)
-        add_gut(_tube(loop), 2.5, y + rng.uniform(2, 40), rng.uniform(20, 90))
+        add_gut(_tube(loop), 2.5, y + rng.uniform(2, 40), rng.uniform(20, 90), "small bowel")
     colon = near([
         (96, 0, -150, 20), (92, 8, -90, 21), (88, 30, -56, 19), (48, 66, -50, 18), (0, 74, -56, 17),
         (-50, 68, -38, 17), (-92, 22, 0, 16), (-98, -12, -40, 14), (-96, -10, -90, 14), (-94, 0, -150, 14),
     ], 5)  # fmt: skip
-    add_gut(_tube(colon), 2.5, rng.uniform(15, 70), vary(40, 0.4))
+    add_gut(_tube(colon), 2.5, rng.uniform(15, 70), vary(40, 0.4), "colon")
 
     # Vessels: aorta, inferior vena cava, renal veins, splenic and portal vein, superior mesenteric vein and artery.
-    fill(_tube(near([(-4, -18, -170, 9), (-6, -18, -70, 9.5), (-5, -18, 0, 10), (-2, -22, 170, 11)], 2)), hu["aorta"])
+    fill(
+        _tube(near([(-4, -18, -170, 9), (-6, -18, -70, 9.5), (-5, -18, 0, 10), (-2, -22, 170, 11)], 2)),
+        hu["aorta"],
+        name="aorta",
+    )
     cava = near([(20, -17, -170, 11), (20, -17, -40, 11), (22, -14, 20, 12), (26, -6, 70, 12), (22, 8, 130, 12)], 2)
-    fill(_tube(cava), hu["cava"])
+    fill(_tube(cava), hu["cava"], name="cava")
     for side, z in ((1, -36), (-1, -18)):
         renal = [(8 + 10 * side, -20, z + 6, 4), (28 * side + 8, -28, z + 4, 4), (50 * side, -40, z, 4)]
         fill(_tube(renal), hu["vein"])
     confluence = neck - (8, 0.95 * course[2, 3] + 4, -2)
     splenic = [(x, y - 0.95 * r - 3, z, 4) for x, y, z, r in course[3:]]
-    fill(_tube([(*confluence, 5), *splenic]), hu["vein"])
+    fill(_tube([(*confluence, 5), *splenic]), hu["vein"], name="portal vein")
     hilum = (*(confluence + np.array([16, 2, 20])), 6.5)
-    fill(_tube([(*confluence, 6.5), hilum, (56, 8, 34, 6), (84, 10, 38, 4)]), hu["vein"])
+    fill(_tube([(*confluence, 6.5), hilum, (56, 8, 34, 6), (84, 10, 38, 4)]), hu["vein"], name="portal vein")
     below = (*(confluence + np.array([-4, 0, -22])), 5.5)
     fill(_tube([(*confluence, 6), below, (6, 14, -70, 5), (10, 26, -120, 4)]), hu["vein"])
     mesenteric_artery = [(-5, -14, -2, 4), (-7, -3, -10, 4), (-8, 3, -40, 3.6), (-8, 14, -80, 3), (-4, 24, -120, 2.5)]
@@ -242,14 +269,14 @@ def draw_patient(seed: np.random.SeedSequence) -> Patient:
     upper, lower = course[1::-1, :3] + (course[1::-1, 3:] + r - 1) * np.array([0.9, -0.35, -0.1])
     arc = [stomach[-1, :3], head - (-18, -18, -18), upper, lower - (0, 0, 8), course[0, :3] - (4, 4, 27)]
     duodenum = [*((*point, r) for point in arc), (-8, 3, -68, 0.8 * r), (-34, 12, -52, r)]
-    add_gut(_tube(duodenum), 3, rng.uniform(5, 60), rng.uniform(20, 70))
+    add_gut(_tube(duodenum), 3, rng.uniform(5, 60), rng.uniform(20, 70), "duodenum")
     px, py, pz = 2 * np.pi / rng.uniform(9, 14, 3)
 
     def lobules(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         return 4 * (0.3 - np.sin(px * x) * np.sin(py * y) * np.sin(pz * z))
 
     fatty = hu["pancreas"] - rng.uniform(0, 25)
-    add(_tube(course, 6), (0, hu["pancreas"], None), (0, fatty, lobules))
+    add(_tube(course, 6), (0, hu["pancreas"], None), (0, fatty, lobules), name="pancreas")
 
     waves = []
     for amplitude, length in WAVES_MM:

@@ -134,6 +134,8 @@ class AttentionUNet(nn.Module):
         upsample: "linear" (tri- or bilinear) or "conv" (nearest neighbour and a 3x3x3 block, as in AttU_Net).
         dropout: probability in [0, 1) of dropping a feature, in train mode, after each level and inside the gates.
         input_mean, input_std: the image is shifted and scaled by these first: with those of the data, input is N(0, 1).
+        auxiliary_channels: further classes that are only learned, from the features of every decoder level, so that
+            these know more than the target; in train mode their logits follow. Weights fit with and without them.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -154,6 +156,7 @@ class AttentionUNet(nn.Module):
         dropout: float = 0.0,
         input_mean: float = 0.0,
         input_std: float = 1.0,
+        auxiliary_channels: int = 0,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -172,6 +175,8 @@ class AttentionUNet(nn.Module):
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         if not input_std > 0.0:
             raise ValueError(f"input_std must be above 0, got {input_std}")
+        if auxiliary_channels < 0:
+            raise ValueError(f"auxiliary_channels must not be negative, got {auxiliary_channels}")
 
         self.channels = tuple(channels)
         self.input_mean = float(input_mean)
@@ -205,6 +210,9 @@ class AttentionUNet(nn.Module):
         supervised = list(levels) if deep_supervision else [0]
         self.heads = nn.ModuleList(conv(channels[level], out_channels, 1) for level in supervised)
         self.final = conv(len(supervised) * out_channels, out_channels, 1) if deep_supervision else None
+        self.auxiliary = nn.ModuleList(
+            conv(channels[level], auxiliary_channels, 1) for level in levels if auxiliary_channels
+        )
         self._initialize()
 
     @classmethod
@@ -231,7 +239,7 @@ class AttentionUNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, in_channels, *spatial) -> logits (B, out_channels, *spatial).
+        """Image (B, in_channels, *spatial) -> logits (B, out_channels, *spatial), and in train mode auxiliary ones.
 
         Raises:
             ValueError: an axis has fewer voxels than the network can halve.
@@ -279,8 +287,19 @@ class AttentionUNet(nn.Module):
             maps.append(y)
         if self.final is not None:
             # The published network concatenates finest first.
-            return self.final(torch.cat(maps[::-1], dim=1)), alphas
-        y = maps[0]
-        for other in maps[1:]:  # folded for inference: the fusion is in the heads
-            y = y + other
+            y = self.final(torch.cat(maps[::-1], dim=1))
+        else:
+            y = maps[0]
+            for other in maps[1:]:  # folded for inference: the fusion is in the heads
+                y = y + other
+        if self.training and len(self.auxiliary):
+            y = torch.cat((y, self._auxiliary_logits(features)), dim=1)
         return y, alphas
+
+    def _auxiliary_logits(self, features: list[Tensor]) -> Tensor:
+        """Logits (B, auxiliary_channels, *spatial) from the features of all levels, coarsest first: their sum."""
+        total = torch.empty(0)
+        for level, head in enumerate(self.auxiliary):
+            own = head(features[level])
+            total = own if level == 0 else own + resample(total, own.shape[2:], self.mode)
+        return total

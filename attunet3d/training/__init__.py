@@ -14,9 +14,11 @@ _PUBLIC = {
     "History": "history",
     "Progress": "handlers",
     "RandContrastPhased": "augmentation",
+    "RandOrganHUd": "organ_hu",
     "RandPatchd": "patches",
     "ReuseMemory": "handlers",
     "RunCheckpoint": "run_checkpoint",
+    "TargetClassesd": "targets",
     "distributed_network": "distributed",
     "fill_cache": "cases",
     "loader_workers": "cases",
@@ -34,9 +36,11 @@ __all__ = [
     "History",
     "Progress",
     "RandContrastPhased",
+    "RandOrganHUd",
     "RandPatchd",
     "ReuseMemory",
     "RunCheckpoint",
+    "TargetClassesd",
     "distributed_network",
     "fill_cache",
     "loader_workers",
@@ -52,8 +56,10 @@ if TYPE_CHECKING:
     from attunet3d.training.handlers import CheckStep, GateWatch, Progress, ReuseMemory
     from attunet3d.training.history import History
     from attunet3d.training.loss import DiceCELoss
+    from attunet3d.training.organ_hu import RandOrganHUd
     from attunet3d.training.patches import RandPatchd
     from attunet3d.training.run_checkpoint import RunCheckpoint
     from attunet3d.training.schedule import warmup_polynomial
+    from attunet3d.training.targets import TargetClassesd
 
 __getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

@@ -17,6 +17,9 @@ class DiceCELoss(nn.Module):
         include_background: whether background's Dice counts too, as in the paper; it is near 1 from the start.
         dice_weight, ce_weight: of the two terms.
         smooth: added to both sides of the quotient, voxels: an empty class that is predicted empty has a Dice of 1.
+        num_classes: logits of the target with its background, the first ones; None: all. Those that follow are of all
+            classes of the label, target, other organs and background, and have a loss of their own.
+        auxiliary_weight: of that loss.
 
     Source: Milletari et al., V-Net, arXiv 1606.04797 (Dice, here with plain sums in the denominator).
     """
@@ -27,16 +30,27 @@ class DiceCELoss(nn.Module):
         dice_weight: float = 1.0,
         ce_weight: float = 1.0,
         smooth: float = 1.0,
+        num_classes: int | None = None,
+        auxiliary_weight: float = 0.5,
     ) -> None:
         super().__init__()
         self.first = 0 if include_background else 1
         self.dice_weight = dice_weight
         self.ce_weight = ce_weight
         self.smooth = smooth
+        self.num_classes = num_classes
+        self.auxiliary_weight = auxiliary_weight
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Logits (B, C, X, Y, Z) and label (B, 1, X, Y, Z) of class numbers -> scalar."""
         label = label.long()
+        count = self.num_classes
+        if count is None or logits.shape[1] == count:
+            return self._loss(logits, label)
+        target = self._loss(logits[:, :count], label * (label < count))
+        return target + self.auxiliary_weight * self._loss(logits[:, count:], label)
+
+    def _loss(self, logits: Tensor, label: Tensor) -> Tensor:
         log_p = F.log_softmax(logits, dim=1)
         p = log_p.exp()
         classes = range(self.first, logits.shape[1])

@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attunet3d.errors import ConfigError
+from attunet3d.training.deformation import random_flow
 from attunet3d.transforms.resample import AIR_HU
 
 # Above this, HU, is body: the centre of a patch of background is looked for there.
 _BODY_HU = -300
 _TRIES = 20
+# Voxels of the patch between the points whose moves are drawn.
+_FLOW_STEP = 4
 
 
 class RandPatchd(Randomizable, MapTransform):
@@ -39,6 +42,12 @@ class RandPatchd(Randomizable, MapTransform):
         elastic: standard deviation of the displacement, mm, of points 32 mm apart, between which it is linear.
         elastic_prob: how many patches are bent.
         flip_prob: how many are mirrored left to right, which makes another patient with organs on the other side.
+        num_classes: classes of the target with the background, the first ones of the label map: higher ones are other
+            organs, around which no patch is looked for. None: all are the target.
+        flow: pairs of a distance and a standard deviation, mm, of the moves that `random_flow` makes of the body.
+        organ_shift, organ_scale: of every organ of the label map beside its neighbours, see `random_flow`.
+        flow_prob: how many patches are deformed so.
+        cut_prob: how many end within the patch, above or below, as a scan does: air from there on.
 
     Returns:
         Per item float32 images (1, *patch_size), air outside the volume, and uint8 labels (nearest voxel).
@@ -61,6 +70,12 @@ class RandPatchd(Randomizable, MapTransform):
         elastic: float = 0.0,
         elastic_prob: float = 0.0,
         flip_prob: float = 0.0,
+        num_classes: int | None = None,
+        flow: Sequence[Sequence[float]] = (),
+        organ_shift: float = 0.0,
+        organ_scale: float = 0.0,
+        flow_prob: float = 0.0,
+        cut_prob: float = 0.0,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -86,9 +101,21 @@ class RandPatchd(Randomizable, MapTransform):
         self.elastic = elastic
         self.elastic_prob = elastic_prob
         self.flip_prob = flip_prob
+        self.num_classes = num_classes
+        if not all(len(pair) == 2 and pair[0] > 0 and pair[1] >= 0 for pair in flow):
+            raise ConfigError(f"flow must be pairs of a distance and a standard deviation, mm, got {flow}")
+        if min(organ_shift, organ_scale) < 0:
+            raise ConfigError(f"organ_shift and organ_scale must not be negative, got {organ_shift}, {organ_scale}")
+        self.flow = [(float(distance), float(deviation)) for distance, deviation in flow]
+        self.organ_shift = organ_shift
+        self.organ_scale = organ_scale
+        self.flow_prob = flow_prob
+        self.cut_prob = cut_prob
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
-        organ = torch.nonzero(data[self.label_key].flatten(), as_tuple=True)[0].numpy()
+        label = data[self.label_key].flatten()
+        target = label if self.num_classes is None else (label > 0) & (label < self.num_classes)
+        organ = torch.nonzero(target, as_tuple=True)[0].numpy()
         return [self._patch(data, organ) for _ in range(self.num_samples)]
 
     def _patch(self, data: Mapping[Hashable, Any], organ: np.ndarray) -> dict[Hashable, Any]:
@@ -97,10 +124,18 @@ class RandPatchd(Randomizable, MapTransform):
         centre = self._centre(data, organ, shape)
         motion = self._motion()
         bend = self._bend()
+        flow = self._flow(convert_to_tensor(label, track_meta=False)[0], centre, motion)
+        if flow is not None:
+            bend = flow if bend is None else flow + _resized(bend, flow.shape[1:])
+        cut = self._cut()
         out = dict(data)
         for key in self.key_iterator(out):
             volume = convert_to_tensor(data[key], track_meta=False)[0]
-            out[key] = _sample(volume, self.patch_size, centre, motion, bend, nearest=key == self.label_key)[None]
+            nearest = key == self.label_key
+            patch = _sample(volume, self.patch_size, centre, motion, bend, nearest)
+            if cut is not None:
+                patch[:, :, cut] = 0 if nearest else AIR_HU
+            out[key] = patch[None]
         return out
 
     def _centre(self, data: Mapping[Hashable, Any], organ: np.ndarray, shape: np.ndarray) -> np.ndarray:
@@ -139,6 +174,34 @@ class RandPatchd(Randomizable, MapTransform):
         points = np.maximum(np.rint(np.array(self.patch_size) * self.spacing / 32), 2).astype(int) + 1
         moves = self.R.normal(0.0, self.elastic, (3, *points)) / self.spacing[:, None, None, None]
         return torch.from_numpy(moves.astype(np.float32))
+
+    def _flow(self, label: Tensor, centre: np.ndarray, motion: np.ndarray) -> Tensor | None:
+        """Displacement in voxels of the volume of points four voxels of the patch apart (3, x, y, z)."""
+        if self.flow_prob == 0 or self.R.random_sample() >= self.flow_prob:
+            return None
+        size = np.array(self.patch_size)
+        points = np.maximum(-(-size // _FLOW_STEP), 2)
+        step = (size - 1) / (points - 1)  # voxels of the patch; the outermost points lie on its edges
+        organs = None
+        if self.organ_shift > 0 or self.organ_scale > 0:
+            organs = _sample(label, tuple(points.tolist()), centre, motion * step, None, nearest=True)
+        flow = random_flow(
+            self.R, points.tolist(), step * self.spacing, self.flow, organs, self.organ_shift, self.organ_scale
+        )
+        turn = torch.from_numpy((motion / self.spacing).astype(np.float32))
+        return torch.einsum("ij,jxyz->ixyz", turn, flow)
+
+    def _cut(self) -> slice | None:
+        """The planes of the patch that lie beyond the scan's end; at most its half."""
+        if self.cut_prob == 0 or self.R.random_sample() >= self.cut_prob:
+            return None
+        planes = self.patch_size[2]
+        lost = 1 + self.R.randint(max(planes // 2, 1))
+        return slice(0, lost) if self.R.random_sample() < 0.5 else slice(planes - lost, planes)
+
+
+def _resized(bend: Tensor, shape: Sequence[int]) -> Tensor:
+    return F.interpolate(bend[None], size=tuple(shape), mode="trilinear", align_corners=True)[0]
 
 
 def _sample(

@@ -11,6 +11,7 @@ from monai.data import load_decathlon_datalist
 
 from attunet3d.datasets.datalist import (
     check_classes,
+    label_groups,
     load_cases,
     pancreas_labels,
     read_datalist,
@@ -169,3 +170,14 @@ def test_a_network_has_a_class_for_each_of_the_labels() -> None:
     for labels, classes, right in (([1], 3, 2), ([[1], [2]], 2, 3), ([[1, 2]], 3, 2)):
         with pytest.raises(ConfigError, match=f"num_classes={right}"):
             check_classes(labels, classes)
+
+
+def test_classes_of_the_pancreas_come_before_those_of_other_organs() -> None:
+    organs = {"liver": [5], "bowel": [18, 20]}
+    assert label_groups([7], {}) == [7]
+    assert label_groups([7], organs) == [[7], [5], [18, 20]]
+    assert label_groups([1, 2], organs) == [[1, 2], [5], [18, 20]]
+    assert label_groups([[1], [2]], organs) == [[1], [2], [5], [18, 20]]
+    for wrong in ({"liver": 5}, {"liver": []}, {"liver": ["5"]}):
+        with pytest.raises(ConfigError, match="liver needs a list of label values"):
+            label_groups([7], wrong)  # type: ignore[arg-type]

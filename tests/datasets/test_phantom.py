@@ -11,6 +11,7 @@ import pytest
 from monai.data import load_decathlon_datalist
 
 from attunet3d.datasets.phantom import Phantom, make_phantom, write_phantoms
+from attunet3d.datasets.phantom_anatomy import NUMBERS
 from attunet3d.errors import ConfigError, OutputError
 
 SMALL = (64, 64, 48)
@@ -201,3 +202,32 @@ def test_unwritable_output(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file"):
         write_phantoms(tmp_path / "file", 1, shape=(8, 8, 8))
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_organs_are_where_anatomy_has_them(seed: int) -> None:
+    """By their centres, in mm; and of the HU they were painted with."""
+    phantom = make_phantom(seed, spacing=(3.0, 3.0, 3.0), orientation="RAS", noise_hu=0.0)
+    centre = {name: np.argwhere(phantom.organs == number).mean(axis=0) for name, number in NUMBERS.items()}
+    right, front, up = range(3)
+    assert centre["liver"][right] > centre["aorta"][right] > centre["spleen"][right]
+    assert centre["right kidney"][right] > centre["vertebra"][right] > centre["left kidney"][right]
+    assert centre["cava"][right] > centre["aorta"][right]
+    assert (
+        centre["pancreas"][front] > centre["aorta"][front] > centre["vertebra"][front] > centre["spinal canal"][front]
+    )
+    assert centre["heart"][up] > centre["stomach"][up] > centre["small bowel"][up]
+    assert np.array_equal(phantom.mask == 1, phantom.organs == NUMBERS["pancreas"])
+    for name, low, high in (("liver", 90, 120), ("spleen", 105, 135), ("aorta", 130, 170), ("gallbladder", 5, 45)):
+        assert low < np.median(phantom.image[phantom.organs == NUMBERS[name]]) < high
+
+
+def test_label_maps_of_organs(tmp_path: Path) -> None:
+    datalist = json.loads(write_phantoms(tmp_path, 1, organs=True, spacing=(6.0, 6.0, 6.0)).read_text())
+    labels = np.asarray(nib.load(tmp_path / datalist["training"][0]["label"]).dataobj)
+    assert datalist["pancreas_labels"] == [7]
+    assert {int(number): name for number, name in datalist["labels"].items() if number != "0"} == {
+        number: name for name, number in NUMBERS.items()
+    }
+    assert set(np.unique(labels)) <= {0, *NUMBERS.values()}
+    assert (labels == 7).any()

@@ -368,3 +368,16 @@ def test_input_mean_and_deviation_are_those_of_the_image() -> None:
         assert not torch.allclose(plain(x), wanted)
     with pytest.raises(ValueError, match="input_std"):
         AttentionUNet(input_std=0.0)
+
+
+def test_auxiliary_classes_are_there_in_training_only() -> None:
+    torch.manual_seed(0)
+    net = AttentionUNet(channels=(4, 4, 8), auxiliary_channels=6)
+    image = torch.rand(2, 1, 13, 12, 11)
+    both = net(image)
+    assert both.shape == (2, 8, 13, 12, 11)
+    both[:, 2:].square().mean().backward()
+    assert all(head.weight.grad is not None and head.weight.grad.any() for head in net.auxiliary)
+    assert not net.heads[0].weight.grad.any(), "the target's head has no part in the other organs"
+    assert net.eval()(image).shape == (2, 2, 13, 12, 11)
+    assert net(image)[0, 0, 0, 0, 0] == torch.jit.script(net)(image)[0, 0, 0, 0, 0]

@@ -136,3 +136,16 @@ def test_processes_have_the_loss_and_gradient_of_one(processes: int, tmp_path: P
     for one in found:
         for ours, expected in zip(one["gradients"], network.parameters(), strict=True):
             torch.testing.assert_close(ours, expected.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_other_organs_have_a_loss_of_their_own() -> None:
+    """Five channels: two of the target, three of all classes; class 2 is background to the target."""
+    label = line(0, 1, 2, 0)
+    target, organs = logits_of(line(0, 1, 0, 0)), logits_of(label, 3)
+    loss = DiceCELoss(num_classes=2, auxiliary_weight=0.5)
+    assert float(loss(torch.cat((target, organs), dim=1), label)) == 0
+    wrong = torch.cat((target, logits_of(line(0, 1, 0, 0), 3)), dim=1)
+    alone = DiceCELoss()(logits_of(line(0, 1, 0, 0), 3), label)
+    assert float(loss(wrong, label)) == pytest.approx(0.5 * float(alone))
+    missed = torch.cat((logits_of(line(0, 0, 0, 0)), organs), dim=1)
+    assert float(loss(missed, label)) == pytest.approx(float(DiceCELoss()(missed[:, :2], line(0, 1, 0, 0))))
