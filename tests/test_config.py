@@ -64,7 +64,7 @@ def test_every_id_is_a_value_or_wiring() -> None:
 
 
 def test_values_can_be_changed_by_preset_and_override(tmp_path: Path) -> None:
-    assert inference_values()["spacing"] == [2.0, 2.0, 2.0]
+    assert inference_values()["spacing"] == [3.0, 3.0, 3.0]
     phantom = inference_values(["phantom"])
     assert phantom["spacing"] == [3.0, 3.0, 3.0]
     assert phantom["hu_window"] == inference_values()["hu_window"]
@@ -106,7 +106,7 @@ def test_a_read_leaves_no_trace_in_the_next() -> None:
     first["network_def"]["gate"] = "none of them"
     second = inference_values()
     assert second["network_def"]["gate"] == "grid"
-    assert second["spacing"] == [2.0, 2.0, 2.0]
+    assert second["spacing"] == [3.0, 3.0, 3.0]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -33,6 +33,9 @@ def phantom(
     validation_fraction: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of cases kept for validation.")
     ] = 0.2,
+    organs: Annotated[
+        bool, typer.Option("--organs", help="Label all organs, with TotalSegmentator's numbers (pancreas: 7).")
+    ] = False,
 ) -> None:
     """Write synthetic abdominal CTs with exact pancreas masks, and a datalist for training.
 
@@ -48,7 +51,13 @@ def phantom(
             bar.update(task, completed=done, total=total)
 
         path = write_phantoms(
-            output, cases, seed=seed, spacing=spacing, validation_fraction=validation_fraction, progress=show
+            output,
+            cases,
+            seed=seed,
+            spacing=spacing,
+            validation_fraction=validation_fraction,
+            organs=organs,
+            progress=show,
         )
     print(path)
 
