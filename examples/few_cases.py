@@ -41,9 +41,10 @@ PLAIN |= {"elastic_prob": 0.3}
 VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
     "plain": (PLAIN, False),
     "+ organs": ({key: value for key, value in PLAIN.items() if key != "organs"}, False),
-    "+ organ HU": ({"flow_prob": 0.0, "cut_prob": 0.0, "elastic_prob": 0.3}, False),
-    "+ flow, cuts": ({}, False),
-    "+ phantoms": ({}, True),
+    "+ organ HU": ({"flat_prob": 0.0, "flow_prob": 0.0, "cut_prob": 0.0, "elastic_prob": 0.3}, False),
+    "+ flow, cuts": ({"flat_prob": 0.0}, False),
+    "+ phantoms": ({"flat_prob": 0.0}, True),
+    "+ flat": ({}, True),
 }
 CASES = ("lidc", "ts")
 

@@ -48,6 +48,7 @@ class RandOrganHUd(RandomizableTransform, MapTransform):
         organs: the organ of each class from 1 on, as named in ``ORGAN_HU`` or ``HOLLOW``; others keep their HU.
         prob: how many images are changed.
         any_hu_prob: of these, how many have organs of any HU of soft tissue.
+        flat_prob: of these, how many lose their texture: organs, fat and muscle become even, as in phantoms.
 
     Raises:
         ConfigError: ``organs`` are no names.
@@ -60,6 +61,7 @@ class RandOrganHUd(RandomizableTransform, MapTransform):
         organs: Sequence[str],
         prob: float = 0.8,
         any_hu_prob: float = 0.2,
+        flat_prob: float = 0.0,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -69,6 +71,7 @@ class RandOrganHUd(RandomizableTransform, MapTransform):
         self.label_key = label_key
         self.organs = tuple(organs)
         self.any_hu_prob = any_hu_prob
+        self.flat_prob = flat_prob
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -81,17 +84,17 @@ class RandOrganHUd(RandomizableTransform, MapTransform):
 
     def _changed(self, image: Tensor, label: Tensor) -> Tensor:
         classes = len(self.organs) + 1
-        flat, of = image.flatten(), label.flatten()
-        tissue = (flat > -150) & (flat < BRIGHT_HU)
-        counts = torch.bincount(of[tissue], minlength=classes)[:classes].clamp(min=1)
-        means = torch.bincount(of[tissue], weights=flat[tissue].double(), minlength=classes)[:classes] / counts
+        tissue = (image > -150) & (image < BRIGHT_HU)
+        counts = torch.bincount(label[tissue], minlength=classes)[:classes].clamp(min=1)
+        means = torch.bincount(label[tissue], weights=image[tissue].double(), minlength=classes)[:classes] / counts
         phase = self.R.randint(len(PHASES))
         any_hu = self.R.random_sample() < self.any_hu_prob
         gain = {0: self.R.uniform(0.0, 0.1), 1: self.R.uniform(0.6, 1.8), 2: self.R.uniform(0.6, 1.3)}[phase]
 
         # new HU = shift + keep * HU for what an organ's label names; the rest of the body has its own rule.
         keep, shift = np.ones(classes), np.zeros(classes)
-        whole = self.R.uniform(0.2, 1.2)
+        flat = self.R.random_sample() < self.flat_prob
+        whole = self.R.uniform(0.0, 0.2) if flat else self.R.uniform(0.2, 1.2)
         hollow = []
         for number, name in enumerate(self.organs, start=1):
             if name in ORGAN_HU:
@@ -102,7 +105,7 @@ class RandOrganHUd(RandomizableTransform, MapTransform):
                 hollow.append(number)
                 oral_contrast = self.R.uniform(50, 250) if self.R.random_sample() < 0.15 else 0.0
                 shift[number] = self.R.normal(0.0, 20.0) + oral_contrast
-        out = _other_tissue(image, gain, self.R)
+        out = _other_tissue(_without_texture(image) if flat else image, gain, self.R)
         named = torch.zeros(classes, dtype=torch.bool)
         named[[n for n, name in enumerate(self.organs, start=1) if name in ORGAN_HU or name in HOLLOW]] = True
         linear = torch.from_numpy(shift).to(image)[label] + torch.from_numpy(keep).to(image)[label] * image
@@ -123,6 +126,12 @@ class RandOrganHUd(RandomizableTransform, MapTransform):
         noise = torch.from_numpy(self.R.normal(0.0, strength, (1, 1, *points)).astype(np.float32))
         soft = F.interpolate(noise, size=tuple(image.shape[1:]), mode="trilinear", align_corners=True)[0]
         return soft * ((image > -50) & (image < 250))
+
+
+def _without_texture(image: Tensor) -> Tensor:
+    """Fat of -100 HU and muscle of 50 HU wherever there is soft tissue, with the edges between them."""
+    even = -100 + 150 * torch.clamp((image + 50) / 60, 0, 1)
+    return torch.where((image > -180) & (image < 140), even, image)
 
 
 def _other_tissue(image: Tensor, gain: float, random: np.random.RandomState) -> Tensor:
