@@ -91,6 +91,7 @@ def run_benchmark(
         raise ConfigError(f"{repeat} warm cases, threads: {threads}; at least one of each is needed")
     if checkpoint is not None:
         overrides["checkpoint"] = os.path.abspath(checkpoint)
+    overrides = {"scales": [1.0], "threshold": 0.5} | overrides  # the stock pipeline's work, and no more
     config = inference_values(presets, overrides)
     path, folder = os.path.abspath(ct), make_folder(os.path.abspath(output_dir))
     notify, total = progress or (lambda what, done, total: None), 1 + 2 * len(names)

@@ -37,6 +37,8 @@ INFERENCE_IDS = (
     "overlap",
     "skip_below",
     "body_threshold",
+    "scales",
+    "threshold",
     "num_classes",
     "channels",
     "network_def",

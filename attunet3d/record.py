@@ -31,6 +31,8 @@ _RECORDED_IDS = (
     "overlap",
     "skip_below",
     "body_threshold",
+    "scales",
+    "threshold",
     "num_classes",
     "channels",
     "network_def",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from attunet3d.config import inference_values
 from attunet3d.errors import ConfigError
 from attunet3d.folding import fold
 from attunet3d.openvino_backend import OpenVINONetwork, is_installed
+from attunet3d.scales import check_scales, logits_over_scales
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +125,11 @@ class FastNetwork(MixedPrecision):
         dtype: of the arithmetic.
         backend: "torch", "openvino" (CPUs, ``attunet3d[openvino]``), or "auto": OpenVINO on CPUs where it is installed.
         difference: of two classes give only the difference of the logits, foreground minus background.
+        scales: sizes of the image that it is run at, see `logits_over_scales`.
+        threshold: probability from which on a voxel is foreground, with ``difference``.
 
     Raises:
-        ConfigError: an unknown backend.
+        ConfigError: an unknown backend, or scales or a threshold that cannot be.
 
     Attributes:
         form: what runs, after the first image: "torch bfloat16", ...
@@ -139,12 +142,18 @@ class FastNetwork(MixedPrecision):
         dtype: torch.dtype,
         backend: str = "auto",
         difference: bool = False,
+        scales: Sequence[float] = (1.0,),
+        threshold: float = 0.5,
     ) -> None:
         super().__init__(network, device, dtype)
+        check_scales(scales, threshold)
         if backend not in BACKENDS:
             raise ConfigError(f"backend {backend!r} is not known: use {', '.join(BACKENDS)}")
         self.backend = backend
         self.difference = difference
+        self.scales = tuple(scales)
+        self.threshold = threshold
+        self.smallest = int(getattr(network, "min_size", 1))
         self.form = ""
         self._fast: Form | None = None
         self._weights_seen: list[int] = []
@@ -158,7 +167,7 @@ class FastNetwork(MixedPrecision):
         if self._fast is None or seen != self._weights_seen:
             self.form, self._fast = self._fastest(x)
             self._weights_seen = seen
-        return self._fast(x)
+        return logits_over_scales(self._fast, x, self.scales, self.threshold, self.smallest)
 
     def keep_fast_form_only(self) -> None:
         """Drop the float32 weights once the fast form has been made: it stays as it is from now on."""
@@ -255,10 +264,12 @@ def prepare(
     training: bool = False,
     backend: str = "auto",
     difference: bool = False,
+    scales: Sequence[float] = (1.0,),
+    threshold: float = 0.5,
 ) -> MixedPrecision:
     """Put a 3D network on its device, in its memory format and precision (see `choose_device`, `choose_precision`).
 
-    For inference it is a `FastNetwork`, which ``backend`` and ``difference`` are for.
+    For inference it is a `FastNetwork`, which the other arguments are for.
 
     Raises:
         ConfigError: the device, the precision or the backend does not exist, or cannot be had here.
@@ -268,7 +279,7 @@ def prepare(
     logger.info("network on %s in %s", chosen, _name(dtype))
     if training:
         return MixedPrecision(network, chosen, dtype)
-    return FastNetwork(network, chosen, dtype, backend, difference)
+    return FastNetwork(network, chosen, dtype, backend, difference, scales, threshold)
 
 
 def build_network(definition: dict[str, object]) -> nn.Module:

@@ -35,6 +35,7 @@ from attunet3d.memory import (
 from attunet3d.outputs import CaseWriter, Outputs, Segmentation
 from attunet3d.record import case_record, megabytes, session_record
 from attunet3d.runtime import FastNetwork, build_network, choose_device, choose_precision
+from attunet3d.scales import memory_factor
 from attunet3d.transforms.components import keep_largest_component
 from attunet3d.transforms.intensity import scale_hu_
 from attunet3d.transforms.resample import AIR_HU, Grid, crop, mask_from_logits, resample_image
@@ -104,11 +105,20 @@ class Segmenter:
         # Device and precision are refused here, before the weights are read.
         network = build_network(values["network_def"])
         precision_used = choose_precision(values["precision"], self.device)
-        self._network = FastNetwork(network, self.device, precision_used, values["backend"], difference=True).eval()
+        self._network = FastNetwork(
+            network,
+            self.device,
+            precision_used,
+            values["backend"],
+            difference=True,
+            scales=values["scales"],
+            threshold=values["threshold"],
+        ).eval()
         self._attention: FastNetwork | None = None
         load_weights(network, self.checkpoint)
         self._limit_bytes = None if memory_limit is None else int(memory_limit * 1e9)
-        self._bytes_per_voxel = network_bytes_per_voxel(network, precision_used)
+        more = memory_factor(values["scales"])
+        self._bytes_per_voxel = int(more * network_bytes_per_voxel(network, precision_used))
         self._precision = precision_used
         with torch.inference_mode(), keep_freed_memory():  # the fast form is made and tested now, not in the first case
             self._network(torch.zeros((1, 1, *[2 * int(getattr(network, "min_size", 16))] * 3), device=self.device))

@@ -113,10 +113,10 @@ def test_a_read_leaves_no_trace_in_the_next() -> None:
 def test_presets_of_the_training_serve_inference_too(path: Path) -> None:
     """What only training knows is left out, the rest counts: so one preset goes with the weights made with it."""
     content = yaml.safe_load(path.read_text())
-    values, trained = inference_values([path.stem]), read_config("train")
+    values, known_ids = inference_values([path.stem]), read_config("evaluate")
     for key, value in content.items():
         first, *rest = key.split("::")
-        assert first in trained, key
+        assert first in known_ids, key
         if first in INFERENCE_IDS:
             found = values[first]
             for part in rest:

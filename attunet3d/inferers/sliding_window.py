@@ -24,7 +24,7 @@ class SlidingWindowInferer(SlidingWindow, Inferer):
 
     Args:
         precision: "auto", "fp32", "bf16" or "fp16"; None runs any network as it is.
-        backend: as in `prepare`; for networks that have not been prepared.
+        backend, scales, threshold: as in `prepare`; for networks that have not been prepared.
         settings: those of `SlidingWindow`.
     """
 
@@ -34,11 +34,15 @@ class SlidingWindowInferer(SlidingWindow, Inferer):
         *args: Any,
         precision: str | None = None,
         backend: str = "auto",
+        scales: Sequence[float] = (1.0,),
+        threshold: float = 0.5,
         **settings: Any,
     ) -> None:
         super().__init__(roi_size, *args, **settings)
         self.precision = precision
         self.backend = backend
+        self.scales = scales
+        self.threshold = threshold
         self._prepared: tuple[nn.Module, MixedPrecision] | None = None
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -50,6 +54,14 @@ class SlidingWindowInferer(SlidingWindow, Inferer):
     def _prepare(self, network: nn.Module, inputs: Tensor, precision: str) -> MixedPrecision:
         kept = self._prepared  # looked at once: another thread may replace it
         if kept is None or kept[0] is not network:
-            fast = prepare(network, inputs.device, precision, backend=self.backend, difference=self.difference)
+            fast = prepare(
+                network,
+                inputs.device,
+                precision,
+                backend=self.backend,
+                difference=self.difference,
+                scales=self.scales,
+                threshold=self.threshold,
+            )
             self._prepared = kept = network, fast
         return kept[1].train(network.training)

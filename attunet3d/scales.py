@@ -1,0 +1,71 @@
+"""One network at several sizes of the image: what it finds at most of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attunet3d.errors import ConfigError
+
+# A probability nearer to 0 or 1 says nothing more, and its logit would outweigh all others where windows overlap.
+_SURE = 1e-6
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def check_scales(scales: Sequence[float], threshold: float) -> None:
+    """Raise ConfigError unless ``scales`` are factors from 0.5 to 2, and ``threshold`` is a probability."""
+    numbers = isinstance(scales, Sequence) and all(isinstance(s, int | float) and 0.5 <= s <= 2 for s in scales)
+    if not scales or not numbers:
+        raise ConfigError(f"scales must be a list of factors from 0.5 to 2, got {scales}")
+    if not isinstance(threshold, int | float) or not 0 < threshold < 1:
+        raise ConfigError(f"threshold must be a probability between 0 and 1, got {threshold}")
+
+
+def memory_factor(scales: Sequence[float]) -> float:
+    """How many times as many voxels as it is given a 3D network sees at once."""
+    return float(max(1.0, *scales)) ** 3
+
+
+def logits_over_scales(
+    network: Callable[[Tensor], Tensor], image: Tensor, scales: Sequence[float], threshold: float, smallest: int = 1
+) -> Tensor:
+    """Logits of the mean of the probabilities that a network gives for an image at several sizes.
+
+    What a network has learned from few cases it finds at one size and misses at another; the mean of the logits would
+    follow the size at which it is surest, which may be sure of nothing.
+
+    Args:
+        network: (B, C, *spatial) -> logits (B, classes, *spatial), of one channel the foreground's.
+        image: (B, C, *spatial).
+        scales: factors of the image's size; each axis is rounded to whole voxels.
+        threshold: probability from which on a voxel is foreground: there the logit is 0. For one channel.
+        smallest: voxels per axis that the network needs.
+
+    Returns:
+        Logits of the network's channels on the grid of ``image``.
+
+    Raises:
+        ConfigError: a threshold of other than 0.5 for several classes.
+    """
+    size, mode = image.shape[2:], _LINEAR[image.ndim - 2]
+    if len(scales) == 1 and scales[0] == 1:
+        logits = network(image)
+    else:
+        mean: Tensor | float = 0.0
+        for scale in scales:
+            scaled = [max(round(n * scale), smallest) for n in size]
+            there = network(F.interpolate(image, size=scaled, mode=mode))
+            p = torch.sigmoid(there) if there.shape[1] == 1 else torch.softmax(there, dim=1)
+            mean = mean + F.interpolate(p, size=size, mode=mode) / len(scales)
+        p = torch.as_tensor(mean).clamp(_SURE, 1 - _SURE)
+        logits = torch.logit(p) if p.shape[1] == 1 else p.log()
+    if threshold == 0.5:
+        return logits
+    if logits.shape[1] != 1:
+        raise ConfigError(
+            f"threshold {threshold}: with more than two classes the most probable one is taken; leave 0.5"
+        )
+    return logits - float(torch.logit(torch.tensor(threshold, dtype=torch.float64)))
