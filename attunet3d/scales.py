@@ -65,7 +65,5 @@ def logits_over_scales(
     if threshold == 0.5:
         return logits
     if logits.shape[1] != 1:
-        raise ConfigError(
-            f"threshold {threshold}: with more than two classes the most probable one is taken; leave 0.5"
-        )
+        raise ConfigError(f"threshold {threshold}: of several classes the most probable one is taken; leave 0.5")
     return logits - float(torch.logit(torch.tensor(threshold, dtype=torch.float64)))
