@@ -69,7 +69,7 @@ demo: $(VENV)/core.stamp $(DEMO)/lidc0001.nii.gz
 	@echo "Dice against TotalSegmentator's pancreas (label 7):"
 	$(BIN)/attunet3d score $(DEMO)/masks/lidc0001_seg.nii.gz $(DEMO)/organs.nii.gz --reference-label 7
 	@echo "The picture is $(DEMO)/masks/lidc0001_seg.png, the record lidc0001_seg.json beside it."
-	@echo "About the weights: they were trained on this very CT (with that same pseudo-label) and on synthetic phantoms, so the"
+	@echo "About the weights: they were trained on this very CT (with that same pseudo-label), on one more and on phantoms, so the"
 	@echo "Dice shows that the pipeline works, not that an unseen pancreas is found. Train on your own data. Research use only."
 
 $(DEMO)/one_ct.json: $(DEMO)/lidc0001.nii.gz

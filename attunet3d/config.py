@@ -39,6 +39,7 @@ INFERENCE_IDS = (
     "body_threshold",
     "scales",
     "threshold",
+    "keep_components",
     "num_classes",
     "channels",
     "network_def",

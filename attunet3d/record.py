@@ -33,6 +33,7 @@ _RECORDED_IDS = (
     "body_threshold",
     "scales",
     "threshold",
+    "keep_components",
     "num_classes",
     "channels",
     "network_def",

@@ -84,6 +84,7 @@ class Segmenter:
         self.device = choose_device(values["device"])
         self.checkpoint = Path(values["checkpoint"])
         self._allow_uneven = values["allow_uneven"]
+        self._keep_components = values["keep_components"]
         if not isinstance(self._allow_uneven, bool):
             raise ConfigError(f"allow_uneven must be true or false, got {self._allow_uneven!r}")
         try:
@@ -290,7 +291,7 @@ class Segmenter:
             with stage("postprocess"):
                 found = mask_from_logits(logits[0], crop(read.model, region), read.grid).cpu()
                 del logits
-                keep_largest_component(found)
+                keep_largest_component(found, self._keep_components)
                 mask = found.numpy()
         run = {
             "model_grid_shape": list(read.model.shape),

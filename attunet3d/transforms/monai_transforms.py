@@ -200,13 +200,22 @@ class SelectLabelsd(MapTransform):
 
 
 class LargestComponentd(MapTransform):
-    """Keep the largest connected component (26 neighbours) of each class map (1, X, Y, Z); an empty one stays empty."""
+    """Keep the largest connected component (26 neighbours) of each class map (1, X, Y, Z); an empty one stays empty.
+
+    Args:
+        keys: class maps.
+        share: of the largest component's voxels that others need to be kept too; 1: only the largest.
+    """
+
+    def __init__(self, keys: KeysCollection, share: float = 1.0, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.share = share
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
             mask = d[key]
-            keep_largest_component((mask.as_tensor() if isinstance(mask, MetaTensor) else mask)[0])
+            keep_largest_component((mask.as_tensor() if isinstance(mask, MetaTensor) else mask)[0], self.share)
         return d
 
 

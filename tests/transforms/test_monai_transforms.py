@@ -285,3 +285,20 @@ def test_bounding_box_is_tight() -> None:
     mask = mask_of((1, (2, 5), (3, 4), (7, 8)), (2, (4, 6), (0, 2), (6, 7)))[0].as_tensor()
     assert bounding_box(mask) == (slice(2, 6), slice(0, 4), slice(6, 8))
     assert bounding_box(torch.zeros(3, 3, 3)) is None
+
+
+def test_components_of_a_share_of_the_largest_stay() -> None:
+    """Of 64, 27 and 8 voxels: a share of 0.3 asks for 19.2, of 0.1 for 6.4."""
+    large, middle, small = (1, (0, 4), (0, 4), (0, 4)), (1, (6, 9), (6, 9), (5, 8)), (1, (10, 12), (0, 2), (0, 2))
+
+    def kept(share: float) -> torch.Tensor:
+        out = LargestComponentd("pred", share)({"pred": mask_of(large, middle, small)})["pred"]
+        return torch.as_tensor(out.as_tensor())
+
+    assert torch.equal(kept(1.0), mask_of(large).as_tensor())
+    assert torch.equal(kept(0.3), mask_of(large, middle).as_tensor())
+    assert torch.equal(kept(0.1), mask_of(large, middle, small).as_tensor())
+    assert not LargestComponentd("pred", 0.3)({"pred": mask_of()})["pred"].any()
+    for wrong in (0, 1.1, -1, "1"):
+        with pytest.raises(ConfigError, match="keep_components must be a share"):
+            LargestComponentd("pred", wrong)({"pred": mask_of(large)})  # type: ignore[arg-type]
