@@ -35,12 +35,13 @@ BUDGET = {
     "val_interval": 60,
     "state_interval": 0,
 }
-PLAIN = {"organs": {}, "organ_hu_prob": 0.0, "contrast_prob": 0.3, "flow_prob": 0.0, "cut_prob": 0.0}
+WITHOUT_ORGANS = {"organs": {}, "network_def::auxiliary_channels": 0}
+PLAIN = {"organ_hu_prob": 0.0, "contrast_prob": 0.3, "flow_prob": 0.0, "cut_prob": 0.0}
 PLAIN |= {"elastic_prob": 0.3}
 # Name: (settings, whether half of the items are phantoms).
 VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
-    "plain": (PLAIN, False),
-    "+ organs": ({key: value for key, value in PLAIN.items() if key != "organs"}, False),
+    "plain": (PLAIN | WITHOUT_ORGANS, False),
+    "+ organs": (PLAIN, False),
     "+ organ HU": ({"flat_prob": 0.0, "flow_prob": 0.0, "cut_prob": 0.0, "elastic_prob": 0.3}, False),
     "+ flow, cuts": ({"flat_prob": 0.0}, False),
     "+ phantoms": ({"flat_prob": 0.0}, True),

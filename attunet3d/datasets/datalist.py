@@ -180,11 +180,22 @@ def label_groups(pancreas: Sequence[Any], organs: Mapping[str, Sequence[int]]) -
     return groups
 
 
-def check_classes(labels: Sequence[Any], num_classes: int) -> None:
-    """Raise ConfigError unless a network of so many classes has one for each of the label's, and the background."""
+def check_classes(
+    labels: Sequence[Any], num_classes: int, organs: Mapping[str, Any] | None = None, auxiliary: int = 0
+) -> None:
+    """Raise ConfigError unless a network of so many classes has one for each of the label's, and the background.
+
+    With ``auxiliary`` channels, for those and for each of ``organs``.
+    """
     found = 1 + (len(labels) if all(isinstance(value, Sequence) for value in labels) else 1)
     if found != num_classes:
         raise ConfigError(
             f"pancreas_labels {list(labels)} make {found} classes with the background, the network has {num_classes}: "
             f"set num_classes={found}, also for evaluation and segmentation"
+        )
+    wanted = num_classes + len(organs or {})
+    if auxiliary and auxiliary != wanted:
+        raise ConfigError(
+            f"network_def::auxiliary_channels is {auxiliary}: {wanted} are needed, for {num_classes} classes with the "
+            f"background and {wanted - num_classes} organs; or 0, to leave organs unlearned"
         )

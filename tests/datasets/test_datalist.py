@@ -172,6 +172,13 @@ def test_a_network_has_a_class_for_each_of_the_labels() -> None:
             check_classes(labels, classes)
 
 
+def test_a_head_of_other_organs_has_a_channel_for_each_class() -> None:
+    check_classes([7], 2, {"liver": [5]}, 3)
+    check_classes([7], 2, {"liver": [5]}, 0)
+    with pytest.raises(ConfigError, match=r"auxiliary_channels is 14: 3 are needed"):
+        check_classes([7], 2, {"liver": [5]}, 14)
+
+
 def test_classes_of_the_pancreas_come_before_those_of_other_organs() -> None:
     organs = {"liver": [5], "bowel": [18, 20]}
     assert label_groups([7], {}) == [7]
