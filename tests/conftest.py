@@ -23,6 +23,8 @@ TINY = {
     "spacing": [6.0, 6.0, 6.0],
     "roi_size": [32, 32, 32],
 }
+# Inference as of weights from many cases; the bundle's own defaults are for weights from few.
+PLAIN = {"scales": [1.0], "threshold": 0.5, "keep_components": 1.0}
 
 
 Run = Callable[..., tuple[int, str, str]]

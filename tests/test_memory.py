@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import PLAIN, TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -339,7 +339,7 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Segmenter
 
     def make(checkpoint: Path, beyond: int | None, **overrides: Any) -> Segmenter:
         limit = None if beyond is None else (BASE + beyond) / 1e9
-        values = {**TINY, "max_window_voxels": 10**6, "backend": "torch", **overrides}
+        values = {**TINY, **PLAIN, "max_window_voxels": 10**6, "backend": "torch", **overrides}
         return Segmenter(checkpoint, "cpu", "fp32", memory_limit=limit, **values)
 
     with machine(available=None, resident=BASE):

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED_DATA, TINY, needs_data
+from conftest import PLAIN, ROOT, SHARED_DATA, TINY, needs_data
 from dicom_files import write_series
 
 from attunet3d import AttentionUNet, Segmenter, case_reader, score, segment
@@ -35,7 +35,7 @@ from attunet3d.workflow import make_workflow
 
 @pytest.fixture(scope="module")
 def session(tiny_checkpoint: Path) -> Segmenter:
-    return Segmenter(tiny_checkpoint, device="cpu", precision="fp32", **TINY)
+    return Segmenter(tiny_checkpoint, device="cpu", precision="fp32", **TINY, **PLAIN)
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LAS", "LPS", "oblique"])
@@ -132,7 +132,7 @@ def test_without_an_output_folder_nothing_is_written(
 
 
 def test_segment_in_one_call(tiny_checkpoint: Path, write_phantom: Callable[..., Path], session: Segmenter) -> None:
-    result = segment(write_phantom(), checkpoint=tiny_checkpoint, device="cpu", precision="fp32", **TINY)
+    result = segment(write_phantom(), checkpoint=tiny_checkpoint, device="cpu", precision="fp32", **TINY, **PLAIN)
     np.testing.assert_array_equal(result.mask, session.segment(write_phantom()).mask)
 
 
@@ -413,7 +413,9 @@ def bundle_masks(cts: list[Path], folder: Path, **ids: Any) -> list[np.ndarray]:
         pytest.param({"max_window_voxels": 40_000}, True, id="several windows"),
         pytest.param({"max_window_voxels": None, "overlap": 0.5}, True, id="MONAI's windows"),
         pytest.param({"max_window_voxels": 40_000, "sw_batch_size": 3, "skip_below": None}, True, id="nothing skipped"),
-        pytest.param({"num_classes": 3, "spacing": [5.0, 5.0, 5.0]}, False, id="three classes"),
+        pytest.param({"num_classes": 3, "spacing": [5.0, 5.0, 5.0], **PLAIN}, False, id="three classes"),
+        pytest.param({**PLAIN, "max_window_voxels": 40_000}, True, id="one size"),
+        pytest.param({"scales": [0.7, 1.3], "threshold": 0.4, "keep_components": 0.05}, False, id="two sizes"),
         pytest.param({"hu_window": [0.0, 80.0], "max_window_voxels": 40_000}, True, id="little above the window"),
     ],
 )

@@ -19,4 +19,5 @@ from label_loop import MODEL, Client, attunet3d, differing_voxels, server  # noq
 __all__ = ["MODEL", "TINY_ARGUMENTS", "TRAINING", "Client", "attunet3d", "differing_voxels", "server"]
 
 TINY_ARGUMENTS = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
+TINY_ARGUMENTS += ["--set", "threshold=0.5"]
 TRAINING = ["--set", "patch_size=[32, 32, 32]", "--set", "val_interval=1"]
