@@ -67,7 +67,7 @@ def write_data(folder: Path, lidc: list[Path], ts: list[Path]) -> None:
         for name, training in ((trained, [ct[trained]] * REPEATS), (f"{trained}_phantoms", half)):
             _write(folder / f"{name}.json", training, [ct[tested], *held_out])
     # The bundle's weights: the second CT is an unusual one, without contrast medium and with little pancreas left.
-    _write(folder / "all.json", [ct["lidc"]] * 36 + [ct["ts"]] * 24 + phantoms[:40], held_out)
+    _write(folder / "all.json", [ct["ts"]] * 24 + [ct["lidc"]] * 36 + phantoms[:40], held_out)
 
 
 def _write(path: Path, training: list[dict[str, str]], validation: list[dict[str, str]]) -> None:

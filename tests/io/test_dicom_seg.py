@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from conftest import SHARED_DATA, TINY, Run, needs_data
+from conftest import PLAIN, SHARED_DATA, TINY, Run, needs_data
 from dicom_files import edit, phantom, write_enhanced, write_series
 
 from attunet3d import Segmenter, __version__, case_reader, outputs
@@ -179,7 +179,7 @@ def test_neither_log_nor_warnings_name_the_patient(tmp_path: Path, caplog: pytes
 
 @pytest.fixture(scope="module")
 def session(tiny_checkpoint: Path) -> Segmenter:
-    return Segmenter(tiny_checkpoint, device="cpu", precision="fp32", **TINY)
+    return Segmenter(tiny_checkpoint, device="cpu", precision="fp32", **TINY, **PLAIN)
 
 
 @pytest.fixture
