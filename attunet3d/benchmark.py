@@ -65,7 +65,8 @@ def run_benchmark(
 
     Of each contender one process segments the CT once and then ``repeat`` times warm. Another segments it once and
     ends: its whole time and its peak memory are taken from outside. For this package that one is the command line.
-    What ``benchmark.json`` holds is also returned: seconds, and MB of 2**20 bytes.
+    What ``benchmark.json`` holds is also returned: seconds, and MB of 2**20 bytes. All see the CT in one size:
+    ``scales`` is [1.0] and ``threshold`` 0.5, unless they are given.
 
     Args:
         ct: what `attunet3d.segment` reads.

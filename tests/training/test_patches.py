@@ -342,3 +342,55 @@ def test_arguments_out_of_range(options: dict[str, Any], found: str) -> None:
 def test_a_label_key_that_is_not_among_the_keys() -> None:
     with pytest.raises(ConfigError, match="label_key"):
         RandPatchd(["image"], "label", (8, 8, 8), ISOTROPIC)
+
+
+def blob(shape: tuple[int, ...] = (30, 28, 26)) -> dict[str, Tensor]:
+    """A ball of 100 HU in fat, and its label."""
+    distance = sum((g - n / 2) ** 2 for g, n in zip(np.indices(shape), shape, strict=True))
+    label = torch.from_numpy((distance < 64).astype(np.uint8))[None]
+    return {"image": 200 * label.float() - 100, "label": label}
+
+
+def test_an_organ_flows_with_its_image() -> None:
+    options = {"flow": [[40, 6], [16, 2]], "organ_shift": 4.0, "organ_scale": 0.2, "flow_prob": 1.0, "rotate": 0.3}
+    moved = 0
+    for seed in range(8):
+        (patch,) = transform((26, 26, 26), (2.0, 2.0, 2.0), seed, negative=0, **options)(blob())
+        (still,) = transform((26, 26, 26), (2.0, 2.0, 2.0), seed, negative=0, rotate=0.3)(blob())
+        found, label = patch["image"] > 0, patch["label"] == 1
+        assert 2 * float((found & label).sum()) / float(found.sum() + label.sum()) > 0.95
+        moved += not torch.equal(still["label"], patch["label"])
+    assert moved == 8
+
+
+def test_a_flow_of_no_strength_changes_nothing() -> None:
+    (flowed,) = transform((20, 20, 20), flow=[[40, 0]], flow_prob=1.0, negative=0)(blob())
+    (plain,) = transform((20, 20, 20), negative=0)(blob())
+    torch.testing.assert_close(flowed["image"], plain["image"], atol=1e-3, rtol=0)
+
+
+def test_a_scan_ends_within_the_patch() -> None:
+    ends = set()
+    for seed in range(30):
+        (patch,) = transform((20, 20, 20), seed=seed, cut_prob=1.0, negative=0)(blob())
+        lost = (patch["image"][0] == AIR_HU).all(dim=0).all(dim=0)
+        count = int(lost.sum())
+        assert 1 <= count <= 10
+        assert bool(lost[:count].all()) or bool(lost[-count:].all())
+        assert not patch["label"][0][:, :, lost].any()
+        ends.add(bool(lost[0]))
+    assert ends == {True, False}
+
+
+def test_patches_lie_around_the_target_and_not_around_other_organs() -> None:
+    data = blob()
+    data["label"] = torch.zeros_like(data["label"])
+    data["label"][0, 2, 2, 2], data["label"][0, -3:, -3:, -3:] = 1, 2
+    cut = transform((8, 8, 8), negative=0, num_classes=2, num_samples=20)
+    assert all(bool((patch["label"] == 1).any()) for patch in cut(data))
+
+
+@pytest.mark.parametrize("options", [{"flow": [[40]]}, {"flow": [[0, 3]]}, {"organ_shift": -1.0}])
+def test_flows_that_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"flow must be pairs|must not be negative"):
+        transform((8, 8, 8), **options)
