@@ -17,27 +17,15 @@ import torch
 
 from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
-from attunet3d.config import bundle_metadata
+from attunet3d.config import INFERENCE_IDS, bundle_metadata
 from attunet3d.io.printable import UID
 from attunet3d.transforms.resample import Grid
 
-# Values of the config that can change a voxel of the mask, and so belong in every record.
-_RECORDED_IDS = (
-    "allow_uneven",
-    "spacing",
-    "hu_window",
-    "roi_size",
-    "max_window_voxels",
-    "overlap",
-    "skip_below",
-    "body_threshold",
-    "scales",
-    "threshold",
-    "keep_components",
-    "num_classes",
-    "channels",
-    "network_def",
-)
+# Values of the config that can change a voxel of the mask, and so belong in every record; the others are told elsewhere
+# in it, or change nothing.
+_RECORDED_IDS = [
+    name for name in INFERENCE_IDS if name not in ("checkpoint", "device", "precision", "backend", "sw_batch_size")
+]
 # Of what its reader says of a CT.
 _SOURCE_FACTS = ("format", "series_uid", "slices", "gantry_tilt_deg")
 _UID_OF_STACK = re.compile(UID.pattern + r"(#\d+)?")
