@@ -46,6 +46,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
     "+ flow, cuts": ({"flat_prob": 0.0}, False),
     "+ phantoms": ({"flat_prob": 0.0}, True),
     "+ flat": ({}, True),
+    "+ longer": ({"max_epochs": 180, "val_interval": 180}, True),
 }
 CASES = ("lidc", "ts")
 
