@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attunet3d import AttentionUNet
-from attunet3d.checkpoint import file_sha256, load_weights, read_weights, save_weights, without_auxiliary
+from attunet3d.checkpoint import file_sha256, load_weights, mean_weights, read_weights, save_weights, without_auxiliary
 from attunet3d.errors import CheckpointError
 
 
@@ -98,3 +98,16 @@ def test_weights_fit_with_and_without_the_head_of_other_organs(tmp_path: Path) -
 
     with pytest.raises(CheckpointError, match=r"auxiliary\.0\.weight is"):
         load_weights(AttentionUNet(channels=(4, 8, 8, 8, 8), auxiliary_channels=7), tmp_path / "organs.pt")
+
+
+def test_mean_of_runs(tmp_path: Path) -> None:
+    runs = [
+        save_weights({"w": torch.full((2,), float(v)), "n": torch.tensor(v)}, tmp_path / f"{v}.pt") for v in (1, 2, 6)
+    ]
+    mean = mean_weights(runs)
+    assert mean["w"].tolist() == [3.0, 3.0]
+    assert mean["n"].item() == 3
+    assert mean["n"].dtype == torch.int64
+    other = save_weights({"w": torch.zeros(3), "n": torch.tensor(1)}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=r"other\.pt: does not fit .*1\.pt \(w is \(3,\), not \(2,\)\)"):
+        mean_weights([*runs, other])
