@@ -8,9 +8,10 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
+import torch
 
 from attunet3d import Segmenter, workflow
-from attunet3d.checkpoint import read_weights, without_auxiliary
+from attunet3d.checkpoint import read_weights, save_weights, without_auxiliary
 from attunet3d.datasets.phantom import write_phantoms
 
 
@@ -37,7 +38,12 @@ def test_organs_are_learned_and_left_out(tmp_path: Path) -> None:
     session = Segmenter(tmp_path / "run" / "model.pt", presets=presets, device="cpu")
     assert session.segment(data / image).mask.shape == nib.load(data / image).shape
     assert 20 < reference < 200, "mL of pancreas, not of all organs"
-    assert not [key for key in without_auxiliary(weights) if "auxiliary" in key]
+
+    without = save_weights(without_auxiliary(weights), tmp_path / "without.pt", torch.float32)
+    assert not [key for key in read_weights(without) if "auxiliary" in key]
+    assert workflow.evaluate(data, datalist, without, tmp_path / "eval_without", presets) == found
+    tables = [(tmp_path / folder / "metrics.csv").read_text() for folder in ("eval", "eval_without")]
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.slow
