@@ -113,15 +113,12 @@ def evaluate(
         ConfigError: a preset or an id does not exist.
         CheckpointError: the checkpoint cannot be read.
     """
-    from attunet3d.checkpoint import load_weights
-
     ids = {"dataset_dir": str(dataset_dir), "datalist": str(datalist), "checkpoint": str(checkpoint)}
     workflow = make_workflow("evaluate", presets, ids | {"output_dir": str(output_dir)} | overrides)
     cases = load_cases(datalist, dataset_dir, parsed(workflow, "section"), parsed(workflow, "fold"))
     for name, count in Counter(parsed(workflow, "layout").case(case["image"]) for case in cases).items():
         if count > 1:
             raise ConfigError(f'{datalist}: {count} masks would be "{name}_seg"; give a --dataset-dir above all CTs')
-    load_weights(parsed(workflow, "network_def"), checkpoint)  # refuses what does not fit before any CT is read
     _run(workflow, "validate::evaluator")
     metrics = parsed(workflow, "validate::evaluator").state.metrics
     return {name: float(value) for name, value in metrics.items()}
