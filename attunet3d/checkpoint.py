@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +25,40 @@ def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     path = Path(checkpoint)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give a model.pt that training wrote")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a file that is not its own
-        raise CheckpointError(f"{path}: not a checkpoint of tensors alone, so it is not loaded") from error
+    content = read_tensors(path, "copy it again, or take other weights of the run")
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise CheckpointError(f"{path}: holds no state dict of tensors")
     return content
+
+
+def read_tensors(path: Path, cure: str) -> Any:
+    """What `torch.save` wrote: tensors and plain values. No pickle is run, and checksums are compared.
+
+    Raises:
+        CheckpointError: the file is cut short or damaged (``cure`` says what to do), or holds anything else.
+    """
+    damage = _damage(path)
+    if damage:
+        raise CheckpointError(f"{path}: damaged ({damage}); {cure}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a file that is not its own
+        raise CheckpointError(f"{path}: not a checkpoint of tensors alone, so it is not loaded; {cure}") from error
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint by its own checksums, which torch writes and does not look at when it reads."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\x03\x04":
+                return None  # torch says what it thinks of it
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        return f"cut short, or {' '.join(str(error).split()) or type(error).__name__}"
+    return f"the checksum of {broken} differs" if broken else None
 
 
 def load_weights(network: nn.Module, checkpoint: str | Path) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from attunet3d.errors import ConfigError, GeometryError
+from attunet3d.io.placing import little_apart, place_on
 
 METRICS = (
     "dice",
@@ -28,9 +30,6 @@ METRICS = (
     "difference_ml",
 )
 
-# Corresponding voxel centres may lie this far apart (mm): float32 affines and DICOM's decimal strings differ by less.
-_SAME_PLACE_MM = 0.01
-
 # A distance of exactly the tolerance is within it, also where a float32 affine makes it this much (mm) longer.
 _ROUNDING_MM = 1e-4
 
@@ -42,32 +41,55 @@ def score(
     prediction_label: int | Sequence[int] | None = None,
     reference_label: int | Sequence[int] | None = None,
     tolerance_mm: float = 2.0,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, float]:
     """Compare two label maps of one CT in patient space.
 
     Args:
         prediction: label map (NIfTI, NRRD, MetaImage).
         reference: label map on the same voxels; its axes may run another way.
-        prediction_label: the value or values that count as foreground in the prediction; by default every value but 0.
+        prediction_label: the value or values that count as foreground in the prediction. By default 1 does, and nothing
+            else may be in the file: what the values of several structures mean has to be said.
         reference_label: the same for the reference.
         tolerance_mm: how far apart two surfaces may lie and still agree, for the normalized surface Dice.
+        say: called with what is odd about the two and no error: one file twice, headers that differ a little, a
+            prediction that holds other organs alone.
 
     Returns:
         The metrics of `compare_masks`.
 
     Raises:
         GeometryError: the two are not on the same voxels of the patient.
-        ConfigError: an empty list of labels, or a tolerance that is none.
-        InputNotFoundError, UnreadableInputError, UnsupportedImageError: a file that is no label map.
+        ConfigError: label values that are none, or a tolerance that is none.
+        InputNotFoundError, UnreadableInputError: a file that cannot be read.
+        UnsupportedImageError: a file that is no label map, or has values that nothing explains.
     """
+    from attunet3d.datasets.labels import LabelValues, check_values
     from attunet3d.io import read_label
 
-    mask, affine = read_label(prediction)
-    other, other_affine = read_label(reference)
-    other = place_on(other, other_affine, mask.shape, affine, f"{prediction} and {reference}")
-    return compare_masks(
-        foreground(mask, prediction_label), foreground(other, reference_label), affine, tolerance_mm=tolerance_mm
-    )
+    masks: list[np.ndarray] = []
+    affines: list[np.ndarray] = []
+    for path, labels, name in ((prediction, prediction_label, "prediction"), (reference, reference_label, "reference")):
+        option = f"; say which count with --{name}-label"
+        chosen = [labels] if isinstance(labels, int) else [1] if labels is None else labels
+        wanted = LabelValues.of(chosen, cure=option + " {found}", lack=option)
+        if labels is not None:  # whoever says what counts says that the rest does not
+            wanted = replace(wanted, allowed=None)
+        label, affine = read_label(path)
+        # An empty map says that there is nothing; one of other organs may be a mistake, and of a reference it is one.
+        empty = not label.any()
+        for note in check_values(path, label, wanted, may_lack=empty or name == "prediction"):
+            if not empty:
+                say(note)
+        masks.append(foreground(label, wanted.pancreas))
+        affines.append(affine)
+    if os.path.samefile(prediction, reference):
+        say(f"{prediction}: is prediction and reference at once")
+    names = f"{prediction} and {reference}"
+    masks[1] = place_on(masks[1], affines[1], masks[0].shape, affines[0], names)
+    if apart := little_apart(label.shape, affines[1], affines[0], names):
+        say(apart)
+    return compare_masks(masks[0], masks[1], affines[0], tolerance_mm=tolerance_mm)
 
 
 def compare_masks(
@@ -99,10 +121,13 @@ def compare_masks(
         ====================  ====  =========  ======  =======  =======  ===
         empty                 dice  precision  recall  assd_mm  hd95_mm  nsd
         ====================  ====  =========  ======  =======  =======  ===
-        both                  1     1          1       0        0        1
+        both                  nan   nan        nan     nan      nan      nan
         prediction only       0     0          0       inf      inf      0
         reference only        0     0          0       inf      inf      0
         ====================  ====  =========  ======  =======  =======  ===
+
+        Two empty masks have nothing to overlap: these metrics are not defined for them, and a mean is that of the other
+        cases (Maier-Hein et al., Metrics reloaded, Nature Methods 21, 2024).
 
     What lies outside the volume is background: a mask cut off by the volume's border has a surface there.
 
@@ -133,46 +158,15 @@ def compare_masks(
     elif predicted or referenced:
         overlap, surfaces = (0.0, 0.0, 0.0), (math.inf, math.inf, 0.0)
     else:
-        overlap, surfaces = (1.0, 1.0, 1.0), (0.0, 0.0, 1.0)
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-    volumes = (predicted * voxel_ml, referenced * voxel_ml, (predicted - referenced) * voxel_ml)
+        overlap, surfaces = (math.nan,) * 3, (math.nan,) * 3
+    each = voxel_ml(affine)
+    volumes = (predicted * each, referenced * each, (predicted - referenced) * each)
     return dict(zip(METRICS, (*overlap, *surfaces, *volumes), strict=True))
 
 
-def place_on(
-    label: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target_affine: np.ndarray, what: str
-) -> np.ndarray:
-    """A label map with its axes permuted and flipped to those of another grid; exact, nothing is resampled.
-
-    Args:
-        label: (X, Y, Z) on a grid of its own.
-        affine: that grid's, voxel to RAS+ mm.
-        shape: of the grid to place it on.
-        target_affine: that grid's, voxel to RAS+ mm.
-        what: the two in words, target first, for messages: ``"a.nii.gz and b.nii.gz"``.
-
-    Returns:
-        A view of ``label``, of the shape ``shape``.
-
-    Raises:
-        GeometryError: the two grids do not have the same voxels in the patient, to within 0.01 mm.
-    """
-    turn = io_orientation(np.linalg.inv(target_affine) @ affine)
-    turned = apply_orientation(label, turn)
-    turned_affine = affine @ inv_ornt_aff(turn, label.shape)
-    if turned.shape != tuple(shape):
-        raise GeometryError(
-            f"{what} have different voxels: {_describe(shape, target_affine)} and {_describe(label.shape, affine)}; "
-            "resample one to the other's grid first"
-        )
-    corners = np.array([[*index, 1] for index in np.ndindex(2, 2, 2)]) * [*(np.array(shape) - 1), 1]
-    distance = np.linalg.norm((corners @ (turned_affine - target_affine).T)[:, :3], axis=1).max()
-    if distance > _SAME_PLACE_MM:
-        raise GeometryError(
-            f"{what} lie {distance:.2f} mm apart in the patient: {_describe(shape, target_affine)} and "
-            f"{_describe(label.shape, affine)}; are they of one CT?"
-        )
-    return turned
+def voxel_ml(affine: np.ndarray) -> float:
+    """The volume of a voxel, mL, of an affine in mm."""
+    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -183,13 +177,14 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         For each metric a dict of ``n`` (cases), ``mean`` and ``sd`` (of the sample: n - 1) of the finite values,
-        ``median``, ``min`` and ``max`` of all, and ``infinite``, how many are. What is not defined (the sd of one case)
-        or not finite is None, so that the summary is valid JSON. ``worst``: the names of the 5 cases with the lowest
-        Dice, the lowest first, ties by name.
+        ``median``, ``min`` and ``max`` of all that are defined, ``infinite``, how many are, and ``undefined``, how many
+        have no value (of two empty masks). What is not defined (the sd of one case) or not finite is None, so that the
+        summary is valid JSON. ``worst``: the names of the 5 cases with the lowest Dice, the lowest first, ties by name.
     """
     names = [name for name in rows[0] if name != "case"] if rows else list(METRICS)
     summary: dict[str, Any] = {name: _distribution([row[name] for row in rows]) for name in names}
-    summary["worst"] = [row["case"] for row in sorted(rows, key=lambda row: (row["dice"], row["case"]))[:5]]
+    defined = [row for row in rows if not math.isnan(row["dice"])]
+    summary["worst"] = [row["case"] for row in sorted(defined, key=lambda row: (row["dice"], row["case"]))[:5]]
     return summary
 
 
@@ -202,7 +197,8 @@ def write_metrics_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Pa
             the header of `compare_masks`.
 
     Numbers have 6 decimals, so that one voxel (0.0001 mL and more) and the summary can be worked out from the table; an
-    infinite distance is ``inf``. A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    infinite distance is ``inf``, and what is not defined ``nan``. A text that a spreadsheet would take for a formula
+    gets an apostrophe before it.
 
     Raises:
         OutputError: the file cannot be written.
@@ -219,8 +215,9 @@ def write_metrics_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Pa
 
 
 def _distribution(values: Sequence[float]) -> dict[str, float | None]:
-    finite = [value for value in values if math.isfinite(value)]
-    ends = (statistics.median(values), min(values), max(values)) if values else (math.inf,) * 3
+    defined = [value for value in values if not math.isnan(value)]
+    finite = [value for value in defined if math.isfinite(value)]
+    ends = (statistics.median(defined), min(defined), max(defined)) if defined else (math.inf,) * 3
     median, lowest, highest = (end if math.isfinite(end) else None for end in ends)
     return {
         "n": len(values),
@@ -229,7 +226,8 @@ def _distribution(values: Sequence[float]) -> dict[str, float | None]:
         "median": median,
         "min": lowest,
         "max": highest,
-        "infinite": len(values) - len(finite),
+        "infinite": len(defined) - len(finite),
+        "undefined": len(values) - len(defined),
     }
 
 
@@ -241,15 +239,10 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def foreground(label: np.ndarray, values: int | Sequence[int] | None) -> np.ndarray:
-    """Whether each voxel has one of the values, or any but 0 for None: bool. Raises ConfigError for an empty list."""
-    if values is None:
-        return label != 0
-    wanted = [values] if isinstance(values, int) else list(values)
-    if not wanted:
-        raise ConfigError("no label value is given to count as foreground; give one or more, or None for all but 0")
-    mask = label == wanted[0]
-    for value in wanted[1:]:
+def foreground(label: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Whether each voxel has one of the values: bool."""
+    mask = label == values[0]
+    for value in values[1:]:
         mask |= label == value
     return mask
 
@@ -312,8 +305,3 @@ def _distances(surfaces: Sequence[np.ndarray], affine: np.ndarray) -> list[np.nd
         else:
             distances.append(KDTree(np.argwhere(other) @ axes.T).query(voxels @ axes.T)[0])
     return distances
-
-
-def _describe(shape: tuple[int, ...], affine: np.ndarray) -> str:
-    spacing = " x ".join(f"{s:.3g}" for s in nib.affines.voxel_sizes(affine))
-    return f"{' x '.join(map(str, shape))} voxels of {spacing} mm"

@@ -32,11 +32,13 @@ class FolderScores:
     rows: a dict for each case that was scored, ordered by name: "case" and the metrics of `compare_masks`.
     failures: for each prediction that could not be scored, by case, the reason.
     unpredicted: the cases of references that no prediction was found for.
+    notes: what is odd about cases that were scored, see `score`.
     """
 
     rows: list[dict[str, Any]]
     failures: dict[str, Exception]
     unpredicted: list[str]
+    notes: list[str]
 
 
 def score_folders(
@@ -69,7 +71,7 @@ def score_folders(
 
     Raises:
         InputNotFoundError: a folder does not exist or holds no label maps.
-        ConfigError: an empty list of labels, or a tolerance that is none.
+        ConfigError: label values that are none, or a tolerance that is none.
     """
     predicted = _label_maps(Path(predictions), _PREDICTION_ENDINGS)
     referenced = _label_maps(Path(references), _REFERENCE_ENDINGS)
@@ -82,6 +84,7 @@ def score_folders(
         except AttUNet3dError as error:
             failures[str(case)] = error
     rows: list[dict[str, Any]] = []
+    notes: list[str] = []
     for done, (name, (prediction, reference)) in enumerate(pairs.items(), start=1):
         try:
             values = score(
@@ -90,6 +93,7 @@ def score_folders(
                 prediction_label=prediction_label,
                 reference_label=reference_label,
                 tolerance_mm=tolerance_mm,
+                say=notes.append,
             )
             rows.append({"case": name, **values})
         except ConfigError:  # the caller's options, not this case
@@ -99,7 +103,8 @@ def score_folders(
         if progress is not None:
             progress(done, len(pairs))
     found = {partner for several in partners.values() for partner in several}
-    return FolderScores(rows, dict(sorted(failures.items())), [str(case) for case in referenced if case not in found])
+    unpredicted = [str(case) for case in referenced if case not in found]
+    return FolderScores(rows, dict(sorted(failures.items())), unpredicted, notes)
 
 
 def _label_maps(folder: Path, endings: Sequence[str]) -> LabelMaps:

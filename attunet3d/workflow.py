@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attunet3d.config import CONFIG_FILES, Mode, config_changes, installed_bundle
-from attunet3d.datasets.datalist import load_cases
+from attunet3d.datasets.sections import load_cases
 from attunet3d.errors import ConfigError, only_own_error, own_error
+from attunet3d.io.locking import release_folder
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
+
+logger = logging.getLogger(__name__)
 
 
 def make_workflow(
@@ -81,17 +84,27 @@ def train(
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.
-        ConfigError: a preset or an id does not exist, or ``output_dir`` holds a run that is not to be resumed.
+        ConfigError: a preset or an id does not exist, ``output_dir`` holds a run that is not to be resumed, something
+            in the datalist is not understood, or a case is both trained on and held out.
+        UnsupportedImageError, GeometryError: a label cannot be that of its CT.
+        CheckpointError: the run in ``output_dir`` was begun with other cases, values or a network that differs.
+        OutputError: another run writes to ``output_dir``.
         TrainingError: the loss is not finite.
     """
-    state = Path(output_dir) / "last.pt"
-    if state.is_file() and not resume:
-        raise ConfigError(f"{state}: a run is there already; --resume goes on with it, or choose another folder")
+    if not resume and any((Path(output_dir) / name).is_file() for name in ("last.pt", "previous.pt")):
+        raise ConfigError(f"{output_dir}: a run is there already; --resume goes on with it, or choose another folder")
     ids = {"dataset_dir": str(dataset_dir), "datalist": str(datalist), "ckpt_dir": str(output_dir), "resume": resume}
     workflow = make_workflow("train", presets, ids | overrides)
-    for section in ("training", "validation"):  # before anything is imported or built
-        load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"))
-    _run(workflow, "train::trainer")
+    # Before anything is imported or built.
+    training, validation = (
+        load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"), say=say)
+        for section, say in (("training", logger.warning), ("validation", logger.debug))
+    )
+    logger.info("%d cases to train on, %d to validate with", len(training), len(validation))
+    try:
+        _run(workflow, "train::trainer")
+    finally:
+        release_folder(output_dir)
     return Path(output_dir) / "model.pt"
 
 
@@ -110,12 +123,15 @@ def evaluate(
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.
-        ConfigError: a preset or an id does not exist.
+        ConfigError: a preset or an id does not exist, something in the datalist is not understood, or a case is trained
+            on as well.
+        UnsupportedImageError, GeometryError: a label cannot be that of its CT.
         CheckpointError: the checkpoint cannot be read.
     """
     ids = {"dataset_dir": str(dataset_dir), "datalist": str(datalist), "checkpoint": str(checkpoint)}
     workflow = make_workflow("evaluate", presets, ids | {"output_dir": str(output_dir)} | overrides)
-    cases = load_cases(datalist, dataset_dir, parsed(workflow, "section"), parsed(workflow, "fold"))
+    section, fold = parsed(workflow, "section"), parsed(workflow, "fold")
+    cases = load_cases(datalist, dataset_dir, section, fold, say=logger.warning)
     for name, count in Counter(parsed(workflow, "layout").case(case["image"]) for case in cases).items():
         if count > 1:
             raise ConfigError(f'{datalist}: {count} masks would be "{name}_seg"; give a --dataset-dir above all CTs')

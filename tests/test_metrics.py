@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from attunet3d import score
-from attunet3d.errors import ConfigError, GeometryError, OutputError
+from attunet3d.errors import ConfigError, GeometryError, OutputError, UnsupportedImageError
 from attunet3d.metrics import METRICS, compare_masks, place_on, summarize, write_metrics_csv
 
 AFFINE = np.diag([1.0, 2.0, 5.0, 1.0])  # a voxel is 10 mm3, 0.01 mL
@@ -70,8 +70,49 @@ def test_labels_choose_the_foreground(tmp_path: Path) -> None:
     prediction = save(tmp_path / "p.nii.gz", [(0, 0, 0)])
     organs = save(tmp_path / "r.nii.gz", [(0, 0, 0)], value=7)
     assert score(prediction, organs, reference_label=7)["dice"] == 1.0
-    assert score(prediction, organs, reference_label=3)["dice"] == 0.0
     assert score(organs, prediction, prediction_label=7)["dice"] == 1.0
+    said: list[str] = []
+    assert score(organs, prediction, prediction_label=3, say=said.append)["dice"] == 0.0
+    assert said == [f"{organs}: an empty mask: no voxel has the value 3; it holds 0, 7"]
+    for options in ({"reference_label": 3}, {}, {"reference_label": [1, 2]}):
+        with pytest.raises(UnsupportedImageError, match=r"r\.nii\.gz: .*; say which count with --reference-label"):
+            score(prediction, organs, **options)
+    for values in ([], [0], [-1], [256], 0, [True]):
+        with pytest.raises(ConfigError, match="integers from 1 to 255"):
+            score(prediction, organs, reference_label=values)
+
+
+@pytest.mark.parametrize(
+    ("values", "option"), [((0, 255), "--prediction-label 255"), ((0, 1, 2), "--prediction-label 1,2")]
+)
+def test_values_that_nothing_explains_are_refused(tmp_path: Path, values: tuple[int, ...], option: str) -> None:
+    reference = save(tmp_path / "r.nii.gz", [(0, 0, 0)])
+    label = np.resize(np.array(values, np.uint8), np.asarray(nib.load(reference).dataobj).shape)
+    nib.save(nib.Nifti1Image(label, AFFINE), tmp_path / "p.nii.gz")
+    found = ", ".join(map(str, values))
+    with pytest.raises(UnsupportedImageError, match=f"holds the values {found}, not 0, 1; .*{option}$"):
+        score(tmp_path / "p.nii.gz", reference)
+
+
+def test_one_file_twice_and_headers_that_differ_a_little_are_said(tmp_path: Path) -> None:
+    """A tenth of a voxel, of 1 x 2 x 5 mm, and no more."""
+    prediction, said = save(tmp_path / "p.nii.gz", [(0, 1, 2)]), []
+    (tmp_path / "link.nii.gz").symlink_to(prediction)
+    assert score(prediction, tmp_path / "link.nii.gz", say=said.append)["dice"] == 1.0
+    assert said == [f"{prediction}: is prediction and reference at once"]
+    for shift, taken in ((0.45, True), (0.55, False)):
+        affine = AFFINE.copy()
+        affine[2, 3] += shift
+        path = tmp_path / f"{shift}.nii.gz"
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(prediction).dataobj), affine), path)
+        if taken:
+            said.clear()
+            assert score(prediction, path, say=said.append)["dice"] == 1.0
+            assert said == [f"{prediction} and {path} lie 0.45 mm (0.09 voxels) apart by their headers: "
+                            "taken as at one place"]  # fmt: skip
+        else:
+            with pytest.raises(GeometryError, match=r"lie 0\.55 mm apart"):
+                score(prediction, path)
 
 
 def test_several_labels_count_together(tmp_path: Path) -> None:
@@ -83,21 +124,22 @@ def test_several_labels_count_together(tmp_path: Path) -> None:
     files = tmp_path / "p.nii.gz", tmp_path / "r.nii.gz"
     assert score(*files, reference_label=[1, 2])["dice"] == 1.0
     assert score(*files, reference_label=(1,))["precision"] == 0.5
-    assert score(*files)["recall"] == pytest.approx(2 / 3)
-    with pytest.raises(ConfigError, match="no label value"):
-        score(*files, reference_label=[])
+    assert score(*files, reference_label=[1, 2, 3])["recall"] == pytest.approx(2 / 3)
+    with pytest.raises(UnsupportedImageError, match=r"holds the values 0, 1, 2, 3, not 0, 1; .*-label 1,2,3$"):
+        score(*files)
 
 
 @pytest.mark.parametrize(
-    ("empty", "overlap", "distance"), [("both", 1.0, 0.0), ("prediction", 0.0, math.inf), ("reference", 0.0, math.inf)]
+    ("empty", "overlap", "distance"),
+    [("both", math.nan, math.nan), ("prediction", 0.0, math.inf), ("reference", 0.0, math.inf)],
 )
 def test_empty_masks_are_defined(empty: str, overlap: float, distance: float) -> None:
     masks = boxes((slice(2, 4), slice(3, 5), slice(1, 2)), (slice(2, 4), slice(3, 5), slice(1, 2)))
     for mask, name in zip(masks, ("prediction", "reference"), strict=True):
         mask &= empty not in (name, "both")
     values = compare_masks(*masks, AFFINE)
-    assert [values[key] for key in ("dice", "precision", "recall", "nsd")] == [overlap] * 4
-    assert [values[key] for key in DISTANCES] == [distance] * 2
+    assert [values[key] for key in ("dice", "precision", "recall", "nsd")] == pytest.approx([overlap] * 4, nan_ok=True)
+    assert [values[key] for key in DISTANCES] == pytest.approx([distance] * 2, nan_ok=True)
     expected = {"both": 0.0, "prediction": -0.04, "reference": 0.04}
     assert values["difference_ml"] == pytest.approx(expected[empty])
 
@@ -347,8 +389,8 @@ def row(case: str, dice: float, assd_mm: float = 1.0) -> dict[str, Any]:
 
 def test_summary() -> None:
     summary = summarize([row("b", 0.4, 1.0), row("a", 0.8, 2.0), row("c", 0.9, 6.0)])
-    expected = {"n": 3, "mean": 0.7, "sd": math.sqrt(0.07), "median": 0.8, "min": 0.4, "max": 0.9, "infinite": 0}
-    assert summary["dice"] == pytest.approx(expected)
+    expected = {"n": 3, "mean": 0.7, "sd": math.sqrt(0.07), "median": 0.8, "min": 0.4, "max": 0.9}
+    assert summary["dice"] == pytest.approx(expected | {"infinite": 0, "undefined": 0})
     assert summary["assd_mm"]["mean"] == 3.0
     assert summary["assd_mm"]["sd"] == pytest.approx(math.sqrt(7))
     assert list(summary) == [*METRICS, "worst"]
@@ -359,7 +401,7 @@ def test_summary_of_infinite_distances_is_valid_json() -> None:
     rows = [row("a", 0.0, math.inf), row("b", 0.5, 2.0), row("c", 0.5, 4.0)]
     found = summarize(rows)["assd_mm"]
     values = {"n": 3, "mean": 3.0, "sd": pytest.approx(math.sqrt(2)), "median": 4.0, "min": 2.0, "max": None}
-    assert found == values | {"infinite": 1}
+    assert found == values | {"infinite": 1, "undefined": 0}
     found = summarize([rows[0], rows[0], rows[1]])["assd_mm"]
     assert (found["median"], found["mean"], found["sd"], found["infinite"]) == (None, 2.0, None, 2)
     found = summarize(rows[:1])["assd_mm"]
@@ -367,6 +409,18 @@ def test_summary_of_infinite_distances_is_valid_json() -> None:
     for several in ([], rows[:1], rows):
         json.dumps(summarize(several), allow_nan=False)
     assert summarize([])["dice"]["n"] == 0
+
+
+def test_what_is_not_defined_is_in_no_mean() -> None:
+    rows = [row("a", math.nan, math.nan), row("b", 0.5, 2.0), row("c", 0.7, math.inf)]
+    summary = summarize(rows)
+    values = {"n": 3, "mean": 0.6, "sd": math.sqrt(0.02), "median": 0.6, "min": 0.5, "max": 0.7}
+    assert summary["dice"] == pytest.approx(values | {"infinite": 0, "undefined": 1})
+    assert (summary["assd_mm"]["infinite"], summary["assd_mm"]["max"]) == (1, None)
+    assert summary["worst"] == ["b", "c"]
+    alone = summarize(rows[:1])["dice"]
+    assert (alone["n"], alone["mean"], alone["median"], alone["undefined"]) == (1, None, None, 1)
+    json.dumps(summary, allow_nan=False)
 
 
 def test_summary_names_the_worst_five_ties_by_name() -> None:

@@ -133,7 +133,25 @@ def test_labels_and_tolerance(run: Run, study: tuple[Path, Path], tmp_path: Path
     assert strict(run(prediction, reference, "--tolerance-mm", 1)[1])["nsd"] < 1.0
     other = write(tmp_path / "other.nii.gz", 2, value=7)
     assert strict(run(other, reference, "--prediction-label", "7", "--reference-label", "2, 1")[1])["dice"] == 1.0
-    assert strict(run(other, reference, "--prediction-label", "1,2")[1])["prediction_ml"] == 0.0
+    code, stdout, stderr = run(other, reference, "--prediction-label", "1,2")
+    assert (code, strict(stdout)["prediction_ml"]) == (0, 0.0)
+    assert stderr == f"warning: {other}: an empty mask: no voxel has the value 1 or 2; it holds 0, 7\n"
+    code, stdout, stderr = run(other, reference)
+    assert (code, stdout) == (2, "")
+    assert "other.nii.gz: holds the values 0, 7, not 0, 1; say which count with --prediction-label 7" in stderr
+
+
+def test_two_empty_masks_have_no_dice(run: Run, study: tuple[Path, Path], tmp_path: Path) -> None:
+    write(study[1] / "c.nii.gz", 0)
+    code, stdout, stderr = run(study[0] / "c_seg.nii.gz", study[1] / "c.nii.gz")
+    assert (code, strict(stdout)["dice"], strict(stdout)["reference_ml"]) == (0, None, 0.0)
+    assert stderr == "warning: c_seg: both masks are empty, so that nothing is said of their overlap (no Dice)\n"
+    code, stdout, stderr = run(*study, "-o", tmp_path / "m.csv")
+    assert (code, (tmp_path / "m.csv").read_text().splitlines()[3]) == (0, "c" + ",nan" * 6 + ",0.000000" * 3)
+    shown = stderr.splitlines()
+    assert shown[0].startswith("warning: c: both masks are empty")
+    assert shown[2].split()[1] == "0.611", "the mean of the other two"
+    assert shown[2].endswith("  (1 undefined)")
 
 
 def test_usage_errors_exit_with_2(run: Run, study: tuple[Path, Path], tmp_path: Path) -> None:

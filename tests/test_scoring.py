@@ -153,13 +153,25 @@ def test_options_reach_every_case(folders: tuple[Path, Path]) -> None:
     label = np.zeros((6, 6, 6), np.uint8)
     label[1:3, 1:3, 1:2], label[1:3, 1:3, 2:3], label[4:, 4:, 4:] = 1, 2, 3
     nib.save(nib.Nifti1Image(label, np.eye(4)), folders[1] / "a.nii.gz")
-    assert score_folders(*folders, prediction_label=5, reference_label=[1, 2]).rows[0]["dice"] == 1.0
-    assert score_folders(*folders, prediction_label=4).rows[0]["prediction_ml"] == 0.0
-    strict, lax = (score_folders(*folders, tolerance_mm=t).rows[0]["nsd"] for t in (0.0, 100.0))
+    assert score_folders(*folders, prediction_label=5, reference_label=3).rows[0]["reference_ml"] == 0.008
+    scores = score_folders(*folders, prediction_label=4, reference_label=3)
+    assert scores.rows[0]["prediction_ml"] == 0.0
+    assert scores.notes == [f"{folders[0]}/a_seg.nii.gz: an empty mask: no voxel has the value 4; it holds 0, 5"]
+    named = {"prediction_label": 5, "reference_label": [1, 2, 3]}
+    strict, lax = (score_folders(*folders, **named, tolerance_mm=t).rows[0]["nsd"] for t in (0.0, 100.0))
     assert strict < lax == 1.0
     for wrong in ({"reference_label": []}, {"tolerance_mm": -1.0}):
         with pytest.raises(ConfigError):
-            score_folders(*folders, **wrong)  # type: ignore[arg-type]
+            score_folders(*folders, **{**named, **wrong})  # type: ignore[arg-type]
+
+
+def test_values_that_nothing_explains_fail_by_case(folders: tuple[Path, Path]) -> None:
+    for name, value in {"a": 1, "b": 255}.items():
+        write(folders[0] / f"{name}_seg.nii.gz")
+        write(folders[1] / f"{name}.nii.gz", value=value)
+    scores = score_folders(*folders)
+    assert [row["case"] for row in scores.rows] == ["a"]
+    assert str(scores.failures["b"]).startswith(f"{folders[1]}/b.nii.gz: holds the values 0, 255, not 0, 1")
 
 
 def test_folders_without_label_maps_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def test_two_classes_from_raw_data_to_report(products: Run, tmp_path: Path) -> N
         name = Path(case["image"]).name.replace(".nii.gz", "_seg.nii.gz")
         ours, evaluated = (nib.load(p / name) for p in (tmp_path / "masks", tmp_path / "eval" / "imagesTr"))
         np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(evaluated.dataobj))
-    products("score", tmp_path / "masks", raw / "labelsTr", "-o", tmp_path / "score.csv")
+    both = ["--prediction-label", "1,2", "--reference-label", "1,2"]
+    products("score", tmp_path / "masks", raw / "labelsTr", "-o", tmp_path / "score.csv", *both)
     scored = list(csv.DictReader((tmp_path / "score.csv").read_text().splitlines()))
     for one, other in zip(scored, rows, strict=True):
         assert float(one["dice"]) == pytest.approx(float(other["dice"]), abs=1e-6)

@@ -17,7 +17,10 @@ from attunet3d.errors import AttUNet3dError, ConfigError, OutputError
 from attunet3d.io.printable import one_line
 
 Labels = Annotated[
-    str | None, typer.Option(metavar="N,...", help="Value or values that count as foreground; by default all but 0.")
+    str | None,
+    typer.Option(
+        metavar="N,...", help="Value or values that count as foreground; by default 1, and no other may be there."
+    ),
 ]
 
 
@@ -40,7 +43,8 @@ def score(
     """Dice, precision, recall, surface distances in mm and volumes in mL of masks against references.
 
     Prints JSON: of two files the metrics; of two folders, whose files are matched by name, their summary. With -o it
-    writes a table instead and prints its path. A distance to an empty mask is infinite: null in JSON, inf in the table.
+    writes a table instead and prints its path. A distance to an empty mask is infinite, and of two empty masks no
+    metric but the volumes is defined: both are null in JSON, inf and nan in the table.
 
     Example: attunet3d score masks references -o metrics.csv --reference-label 1,2
     """
@@ -75,8 +79,9 @@ def score(
             scores = score_folders(prediction, reference, **options, progress=show)
             result = summarize(scores.rows)
         else:
-            result = score_files(prediction, reference, **options)
-            scores = FolderScores([{"case": case_name(prediction), **result}], {}, [])
+            notes: list[str] = []
+            result = score_files(prediction, reference, **options, say=notes.append)
+            scores = FolderScores([{"case": case_name(prediction), **result}], {}, [], notes)
         for case, error in scores.failures.items():
             if isinstance(error, AttUNet3dError):
                 say(f"error: {one_line(error)}")
@@ -84,6 +89,11 @@ def score(
                 found = f"unexpected {type(error).__name__}: {one_line(error)}"
                 say(f"error: {case}: {found} (--verbose shows the traceback)")
                 logging.getLogger(__name__).info("traceback", exc_info=error)
+        for note in scores.notes:
+            say(f"warning: {one_line(note)}")
+        for row in scores.rows:
+            if math.isnan(row["dice"]):
+                say(f"warning: {row['case']}: both masks are empty, so that nothing is said of their overlap (no Dice)")
         if scores.unpredicted:
             names = ", ".join(scores.unpredicted)
             say(f"warning: references without a prediction ({len(scores.unpredicted)}): {names}")
@@ -106,7 +116,7 @@ def _values(option: str, text: str | None) -> list[int] | None:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers with as many decimals as in the table; what is infinite is None, as JSON has no word for it."""
+    """Numbers with as many decimals as in the table; what is not finite is None, as JSON has no word for it."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, float):
@@ -123,6 +133,7 @@ def _table(summary: Mapping[str, Any]) -> str:
     for metric in METRICS:
         found = summary[metric]
         cells = (f"{'-' if found[column] is None else format(found[column], '.3f'):>10}" for column in columns)
-        note = f"  ({found['infinite']} infinite)" if found["infinite"] else ""
+        odd = [f"{found[kind]} {kind}" for kind in ("infinite", "undefined") if found[kind]]
+        note = f"  ({', '.join(odd)})" if odd else ""
         lines.append("".join([f"{metric:13}", *cells, note]))
     return "\n".join([*lines, f"cases: {summary['dice']['n']}, worst by Dice: {', '.join(summary['worst'])}"])

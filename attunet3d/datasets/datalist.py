@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,82 +81,72 @@ def write_datalist(
 
 
 def read_datalist(path: str | Path) -> dict[str, Any]:
-    """The content of a datalist.
+    """The content of a datalist: JSON in UTF-8, or UTF-16 as Windows writes it, with or without a byte order mark.
 
     Raises:
         InputNotFoundError: there is no such file.
-        ConfigError: it is not JSON, or not a mapping.
+        ConfigError: it is not JSON, or not a mapping, or has a key twice.
     """
     if not Path(path).is_file():
         raise InputNotFoundError(f"{path}: no such datalist; `attunet3d prepare` writes one, `attunet3d phantom` too")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+            raise ConfigError(f'{path}: has the key "{twice}" twice in one place; only one of them would count')
+        return found
+
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(Path(path).read_bytes(), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise ConfigError(f'{path}: not a datalist, which is a mapping with "training"')
     return content
 
 
-def load_cases(datalist: str | Path, dataset_dir: str | Path, section: str, fold: int = 0) -> list[dict[str, str]]:
-    """The cases to train on, to validate with or to test on, as MONAI data dicts {"image": path, "label": path}.
-
-    Where the cases under "training" have folds and there is no "validation", the cases of ``fold`` are for validation
-    and all others for training. Otherwise a section is what the datalist lists under its name.
-
-    Args:
-        datalist: a datalist of MONAI's format.
-        dataset_dir: folder that the datalist's paths are relative to.
-        section: "training", "validation" or "test".
-        fold: which fold is for validation.
-
-    Raises:
-        InputNotFoundError: the datalist, or a file it names, is not there.
-        ConfigError: it is no datalist, has no such cases or no such fold, or a case lacks a path.
-    """
-    cases = _section(read_datalist(datalist), section, fold, datalist)
-    if not cases:
-        raise ConfigError(f'{datalist}: no cases under "{section}"')
-    return [{key: _path(case, key, datalist, dataset_dir, section) for key in ("image", "label")} for case in cases]
-
-
-def _section(content: Mapping[str, Any], section: str, fold: int, datalist: str | Path) -> list[Any]:
-    cases = content.get(section)
-    if section in ("training", "validation") and not content.get("validation"):
-        training = content.get("training")
-        training = training if isinstance(training, list) else []
-        folds = {case["fold"] for case in training if isinstance(case, dict) and isinstance(case.get("fold"), int)}
-        if folds:
-            if fold not in folds:
-                raise ConfigError(f"{datalist}: no fold {fold}; there are {', '.join(map(str, sorted(folds)))}")
-            # As in MONAI, a case without a fold is for training, whatever the fold.
-            wanted = section == "validation"
-            return [case for case in training if (isinstance(case, dict) and case.get("fold") == fold) == wanted]
-    return cases if isinstance(cases, list) else []
-
-
-def _path(case: object, key: str, datalist: str | Path, dataset_dir: str | Path, section: str) -> str:
-    if not isinstance(case, dict) or not isinstance(case.get(key), str):
-        raise ConfigError(f'{datalist}: a case under "{section}" lacks the path of its {key}')
-    path = os.path.join(dataset_dir, case[key])
-    if not os.path.exists(path):
-        raise InputNotFoundError(f"{path}: named in {datalist}, not there")
-    return path
-
-
 def pancreas_labels(datalist: str | Path) -> list[Any]:
-    """The label values that a datalist counts as pancreas: ``[1, 2]``, or ``[[1], [2]]`` for two classes; else [1].
+    """The label values that a datalist counts as pancreas: ``[1, 2]``, or ``[[1], [2]]`` for two classes.
+
+    Without "pancreas_labels" it is the one that "labels" calls pancreas, and else 1.
 
     Raises:
         ConfigError: the file is no datalist, or its "pancreas_labels" is something else.
     """
     if not Path(datalist).is_file():  # MONAI Label trains without one
         return [1]
-    values = read_datalist(datalist).get("pancreas_labels", [1])
+    content = read_datalist(datalist)
+    names = _names_of_labels(content)
+    values = content.get("pancreas_labels", [v for v, name in names.items() if name.lower() == "pancreas"] or [1])
     groups = [value if isinstance(value, list) else [value] for value in values] if isinstance(values, list) else []
-    if not groups or not all(group and all(type(value) is int for value in group) for group in groups):
-        raise ConfigError(f'{datalist}: "pancreas_labels" must be a list of label values, or lists of them: {values}')
+    valid = all(group and all(type(value) is int and 1 <= value <= 255 for value in group) for group in groups)
+    if not groups or not valid:
+        raise ConfigError(
+            f'{datalist}: "pancreas_labels" must be a list of label values from 1 to 255, or lists of them: {values}'
+        )
     return list(values)
+
+
+def named_labels(datalist: str | Path) -> list[int]:
+    """The label values that "labels" of a datalist names, in order; none where there is no datalist.
+
+    Raises:
+        ConfigError: the file is no datalist.
+    """
+    return sorted(_names_of_labels(read_datalist(datalist))) if Path(datalist).is_file() else []
+
+
+def _names_of_labels(content: Mapping[str, Any]) -> dict[int, str]:
+    """{"1": "pancreas"} as MONAI and the decathlon have it, or {"pancreas": 1} as nnU-Net has it."""
+    labels = content.get("labels")
+    names: dict[int, str] = {}
+    for key, value in labels.items() if isinstance(labels, dict) else ():
+        if key.isdecimal():
+            names[int(key)] = str(value)
+        else:
+            numbers = value if isinstance(value, list) else [value]
+            names.update({number: key for number in numbers if type(number) is int})
+    return names
 
 
 def label_groups(pancreas: Sequence[Any], organs: Mapping[str, Sequence[int]]) -> list[Any]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attunet3d.datasets.prepare import RawData, box_of, labels_folder, pair_up, place_by_header
+from attunet3d.datasets.labels import box_of
+from attunet3d.datasets.prepare import RawData, labels_folder, pair_up, place_by_header
 from attunet3d.errors import GeometryError, InputNotFoundError
 
 if TYPE_CHECKING:

@@ -5,31 +5,28 @@ A module beside this one for each data set knows its layout and says so in a `Ra
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attunet3d.datasets.datalist import check_split, write_datalist
+from attunet3d.datasets.labels import LabelValues, check_place, check_values, values_in
+from attunet3d.datasets.separation import voxel_digest
 from attunet3d.errors import AttUNet3dError, InputNotFoundError, OutputError, UnsupportedImageError
 from attunet3d.io import read_label, read_volume, write_mask
+from attunet3d.io.placing import little_apart, place_on
 from attunet3d.io.writer import make_folder
-from attunet3d.metrics import foreground, place_on
+from attunet3d.metrics import voxel_ml
 
 if TYPE_CHECKING:
     from attunet3d.io import Volume
-
-# Pancreas, with its fat, vessels, cysts and tumours, in any phase; a few voxels of a mask may be gas or a metal stent.
-BODY_HU = (-150, 300)
-MIN_IN_BODY = 0.9
-PLAUSIBLE_ML = (10.0, 300.0)
 
 
 @dataclass(frozen=True)
@@ -55,10 +52,10 @@ def place_by_header(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name
 class RawData:
     """What a data set's layout says, before any voxel is read.
 
-    `facts` opens the datalist: "name", "description", "labels" (the meaning of the values in the label files) and
-    "pancreas_labels" (the values that count as pancreas: `[1, 2]` as one class, `[[1], [2]]` as two). `allowed` is what
-    a label file may hold, None for anything; `cure` ends the message about another value. `refused` and `left_out` are
-    names with reasons.
+    `facts` opens the datalist: "name", "description", "labels" (the meaning of the values in the label files; others
+    that are found are added as "other") and "pancreas_labels" (the values that count as pancreas: `[1, 2]` as one
+    class, `[[1], [2]]` as two). `allowed` is what a label file may hold, None for anything; `cure` ends the message
+    about another value. `refused` and `left_out` are names with reasons.
     """
 
     root: Path
@@ -71,10 +68,9 @@ class RawData:
     place: Place = place_by_header
 
     @property
-    def pancreas_values(self) -> list[int]:
-        """Every label value that is pancreas, of whatever class."""
-        entries = self.facts["pancreas_labels"]
-        return [value for entry in entries for value in (entry if isinstance(entry, list) else [entry])]
+    def values(self) -> LabelValues:
+        """What the values of its label files mean."""
+        return replace(LabelValues.of(self.facts["pancreas_labels"]), allowed=self.allowed, cure=self.cure)
 
 
 def pair_up(
@@ -153,6 +149,7 @@ def prepare(
     if data.cases:
         check_split(len(data.cases), folds, test)
     refused, seen, entries = len(data.refused), _Seen(), []
+    others: set[int] = set()
     with _new_labels(output) as save_label:
         for done, case in enumerate(sorted(data.cases, key=lambda case: case.name)):
             progress(done, len(data.cases), case.name)
@@ -164,13 +161,16 @@ def prepare(
                 continue
             for warning in warnings:
                 say("warning", f"{case.name}: {warning}")
+            others.update(values_in(label))
             path = case.label if placed else save_label(case.label.name, label, ct)
             entries.append({"image": _in_datalist(case.image, data.root), "label": _in_datalist(path, data.root)})
         if not entries:
             raise InputNotFoundError(f"{data.root}: none of the {refused} cases can be used; nothing was written")
         check_split(len(entries), folds, test)
     make_folder(output.parent)
-    write_datalist(output, data.facts, entries, folds=folds, seed=seed, test=test)
+    names = {str(value): "other" for value in sorted(others)} | dict(data.facts["labels"])
+    facts = {**data.facts, "labels": dict(sorted(names.items(), key=lambda item: int(item[0])))}
+    write_datalist(output, facts, entries, folds=folds, seed=seed, test=test)
     return Prepared(output, len(entries), test, refused, len(data.left_out))
 
 
@@ -186,56 +186,17 @@ def _check(case: RawCase, data: RawData, seen: _Seen) -> tuple[Volume, np.ndarra
         raise UnsupportedImageError(f"{case.image}: the CT of {same} once more")
     ct = read_volume(case.image)
     label, affine = read_label(case.label)
-    _check_values(case.label, label, data)
+    check_values(case.label, label, data.values)
+    apart = little_apart(label.shape, affine, ct.affine, f"the CT and {case.label.name}")
     label, placed = data.place(ct, label, affine, case.label.name)
-    mask = foreground(label, data.pancreas_values)
-    share = share_in_body(ct.array, mask)
-    if share < MIN_IN_BODY:
-        low, high = BODY_HU
-        raise UnsupportedImageError(
-            f"{case.label}: {share:.0%} of the mask lies in tissue of {low} to {high} HU, expected at least "
-            f"{MIN_IN_BODY:.0%}; is it the label of this CT?"
-        )
-    # Of the voxels, not of the file: a copy may be compressed, named or placed otherwise.
-    voxels = hashlib.sha256(repr(ct.array.shape).encode())
-    voxels.update(np.ascontiguousarray(ct.array.T))
-    same = seen.by_voxels.get(voxels.digest())
+    warnings = [*ct.source["warnings"], *([apart] if placed and apart else [])]
+    warnings += check_place(case.label, label, ct.array, data.values, voxel_ml(ct.affine))
+    voxels = voxel_digest(ct.array.shape, (ct.array[:, :, k] for k in range(ct.array.shape[2])))
+    same = seen.by_voxels.get(voxels)
     if same is not None:
         raise UnsupportedImageError(f"{case.image}: the same voxels as the CT of {same}")
-    seen.by_voxels[voxels.digest()] = seen.by_path[os.path.abspath(case.image)] = case.name
-    warnings = list(ct.source["warnings"])
-    volume_ml = float(np.count_nonzero(mask) * abs(np.linalg.det(ct.affine[:3, :3])) / 1000)
-    if not PLAUSIBLE_ML[0] <= volume_ml <= PLAUSIBLE_ML[1]:
-        warnings.append(f"pancreas of {volume_ml:.1f} mL; {PLAUSIBLE_ML[0]:g} to {PLAUSIBLE_ML[1]:g} mL are plausible")
+    seen.by_voxels[voxels] = seen.by_path[os.path.abspath(case.image)] = case.name
     return ct, label, placed, warnings
-
-
-def _check_values(path: Path, label: np.ndarray, data: RawData) -> None:
-    # Slice by slice: bincount widens what it counts to int64.
-    counts = sum(np.bincount(label[:, :, k].ravel(), minlength=256) for k in range(label.shape[2]))
-    found = np.flatnonzero(counts).tolist()
-    if data.allowed is not None and not data.allowed.issuperset(found):
-        expected = ", ".join(map(str, sorted(data.allowed)))
-        raise UnsupportedImageError(f"{path}: holds the values {', '.join(map(str, found))}, not {expected}{data.cure}")
-    if not set(found).intersection(data.pancreas_values):
-        wanted = " or ".join(map(str, data.pancreas_values))
-        raise UnsupportedImageError(f"{path}: an empty mask: no voxel has the value {wanted}")
-
-
-def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
-    """The box round a mask that is not empty, wider by ``margin`` voxels where the array goes on."""
-    box = []
-    for axis in range(3):
-        inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        box.append(slice(max(int(inside[0]) - margin, 0), int(inside[-1]) + 1 + margin))
-    return tuple(box)
-
-
-def share_in_body(hu: np.ndarray, mask: np.ndarray) -> float:
-    """Share of a mask's voxels, from 0 to 1, with the HU of a pancreas and its surroundings: not air, lung or bone."""
-    box = box_of(mask)
-    inside = hu[box][mask[box]]
-    return float(np.mean((inside >= BODY_HU[0]) & (inside <= BODY_HU[1])))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ _PUBLIC = {
     "atomic_path": "writer",
     "case_name": "cases",
     "find_cases": "cases",
+    "hold_folder": "locking",
     "read_ct": "reader",
     "read_label": "reader",
     "read_volume": "reader",
@@ -32,6 +33,7 @@ __all__ = [
     "atomic_path",
     "case_name",
     "find_cases",
+    "hold_folder",
     "read_ct",
     "read_label",
     "read_volume",
@@ -42,6 +44,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from attunet3d.io.cases import SeriesCase, case_name, find_cases, segmentable_series
+    from attunet3d.io.locking import hold_folder
     from attunet3d.io.monai_io import AtomicNibabelWriter, CTReader, LabelReader, MaskLayout
     from attunet3d.io.reader import Volume, read_ct, read_label, read_volume
     from attunet3d.io.writer import atomic_path, write_mask, write_text_atomic

@@ -20,6 +20,9 @@ from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedIma
 FAT_OR_AIR_HU = -50
 SOFT_TISSUE_HU = 0
 
+# Of an integer that a file holds as a float, or scaled: relative, and of 0 and 1 absolute.
+LABEL_ROUNDING = 1e-6
+
 MOST_CLIPPED = 0.01  # of the voxels: beside metal the reconstruction overflows in a few, see `to_hu`
 
 # Outside these limits the numbers are not millimetres: inner-ear CT has 0.1 mm voxels, the thickest slices are 10 mm.
@@ -112,23 +115,27 @@ def to_hu(image: StoredImage) -> np.ndarray:
 def to_labels(image: StoredImage) -> np.ndarray:
     """Label map, uint8 (X, Y, Z), in Fortran order.
 
-    Raises GeometryError for an unusable affine, and UnsupportedImageError for values that are not integers in 0..255.
+    Values are integers, but for the rounding of a file's scale. Raises GeometryError for an unusable affine, and
+    UnsupportedImageError for values that are not integers in 0..255.
     """
     check_affine(image.path, image.affine)
     labels = np.empty(image.shape, np.uint8, order="F")
     for k, slab in enumerate(image.slabs):
         low, high = _finite_range(image.path, k, slab)
-        if low < 0 or high > 255:
+        if low < -LABEL_ROUNDING or high > 255 * (1 + LABEL_ROUNDING):
             raise UnsupportedImageError(
                 f"{image.path}: values {low:g} to {high:g} in slice {k}; a label map holds integers from 0 to 255: "
                 "give a segmentation, not an image"
             )
-        if slab.dtype.kind == "f" and np.any(slab != np.rint(slab)):
-            found = slab[slab != np.rint(slab)].flat[0]
-            raise UnsupportedImageError(
-                f"{image.path}: value {found:g} in slice {k}; a label map holds integers from 0 to 255: "
-                "threshold probabilities, and resample labels with nearest neighbour"
-            )
+        if slab.dtype.kind == "f":
+            whole = np.rint(slab)
+            fraction = np.abs(slab - whole) > LABEL_ROUNDING * np.maximum(whole, 1)
+            if fraction.any():
+                raise UnsupportedImageError(
+                    f"{image.path}: value {slab[fraction].flat[0]:g} in slice {k}; a label map holds integers from 0 "
+                    "to 255: threshold probabilities, and resample labels with nearest neighbour"
+                )
+            slab = whole
         labels[:, :, k] = slab
     return labels
 

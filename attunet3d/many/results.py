@@ -7,18 +7,17 @@ import io
 import json
 import os
 import re
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from attunet3d.errors import ConfigError, OutputError
-from attunet3d.io.writer import make_folder, write_text_atomic
+from attunet3d.io.locking import locked as locked
+from attunet3d.io.writer import write_text_atomic
 
 DONE, FAILED, SET_ASIDE = "done", "failed", "set aside"
-TABLE, SETTINGS, LOCK = "results.csv", "run.json", ".run.lock"
+TABLE, SETTINGS = "results.csv", "run.json"
 # Of files that a killed worker did not finish (see `atomic_path`).
 _LEFT_BEHIND = re.compile(r"\.tmp-[0-9a-f]{8}-.*")
 
@@ -38,36 +37,6 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder, which is made if it is missing. The system frees it when this process ends.
-
-    Raises OutputError where another run is there.
-    """
-    import fcntl
-
-    path = make_folder(folder) / LOCK
-    try:
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise OutputError(
-                f"{folder}: another run writes here ({file.read().strip() or 'just started'}); wait for it, or choose "
-                "another output folder"
-            ) from error
-        except OSError as error:  # some network storage knows no locks
-            raise OutputError(f"{path}: cannot be locked ({error.strerror}); choose storage with file locks") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
 
 
 def remove_left_behind(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from attunet3d.errors import GeometryError
 from attunet3d.io import read_ct, read_label
-from attunet3d.metrics import place_on
+from attunet3d.io.placing import place_on
 from attunet3d.report.figures import data_uri
 from attunet3d.report.planes import (
     PREDICTION,

@@ -47,6 +47,8 @@ class Column:
 
     def show(self, value: float) -> str:
         """A value as text."""
+        if math.isnan(value):
+            return "\N{EN DASH}"
         if math.isinf(value):
             return "∞"
         return signed(value, self.decimals) if self.key == "difference_ml" else f"{value:.{self.decimals}f}"
@@ -140,7 +142,8 @@ def _summary(report: Report) -> str:
         mean = "\N{EN DASH}" if found["mean"] is None else column.show(found["mean"])
         if found["sd"] is not None:
             mean += f" ± {found['sd']:.{column.decimals}f}"
-        median, low, high = (column.show(math.inf if found[k] is None else found[k]) for k in ("median", "min", "max"))
+        missing = math.inf if found["infinite"] else math.nan
+        median, low, high = (column.show(missing if found[k] is None else found[k]) for k in ("median", "min", "max"))
         cells = "".join(f"<td>{text}</td>" for text in (mean, median, f"{low} to {high}"))
         rows.append(f'<tr><th scope="row">{escape(column.heading)}</th>{cells}</tr>')
         if found["infinite"]:

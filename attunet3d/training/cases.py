@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.transforms import Compose
@@ -19,8 +20,9 @@ from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from attunet3d import __version__
+from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import ConfigError, InputNotFoundError, only_own_error
-from attunet3d.io.writer import atomic_path, make_folder
+from attunet3d.io.writer import atomic_path, make_folder, write_text_atomic
 from attunet3d.progress import make_bar
 from attunet3d.transforms.monai_transforms import ToModelGridd
 
@@ -36,13 +38,14 @@ class CachedCases(Dataset[Any]):
 
     The files are mapped into memory, of an image only what a patch needs: they take no memory that the system could not
     have back, however many cases there are. A case is prepared again when, at the start of a run, its files, the
-    transforms up to `ToModelGridd` or this package's version have changed.
+    transforms up to `ToModelGridd` or this package's version have changed; or, see `fill_cache`, when what is kept does
+    not have the checksums that lie beside it, in a file as `sha256sum` writes it.
 
     An item depends on the seed and its key alone, not on which process makes it or when: with a `CaseSampler` a run
     that is resumed sees what it would have seen.
 
     Args:
-        data: cases as {"image": path, "label": path}.
+        data: cases as {"image": path, "label": path}; what else they say goes to the transforms.
         transform: a ``Compose`` with one `ToModelGridd`, whose keys are kept: images as int16 HU, labels as uint8.
         cache_dir: folder for the files; made if it does not exist.
         seed: of the random transforms.
@@ -52,7 +55,7 @@ class CachedCases(Dataset[Any]):
     """
 
     def __init__(
-        self, data: Sequence[Mapping[str, str]], transform: Compose, cache_dir: str | Path, seed: int = 0
+        self, data: Sequence[Mapping[str, Any]], transform: Compose, cache_dir: str | Path, seed: int = 0
     ) -> None:
         steps = list(transform.transforms)
         grids = [index for index, step in enumerate(steps) if isinstance(step, ToModelGridd)]
@@ -91,16 +94,37 @@ class CachedCases(Dataset[Any]):
 
     def is_ready(self, index: int) -> bool:
         """Whether a case has been prepared."""
-        return all(path.is_file() for path in self._paths(index).values())
+        sums, paths = self._kept(index)
+        return sums.is_file() and all(path.is_file() for path in paths.values())
 
-    def _prepared(self, index: int) -> dict[str, Path]:
-        """A case's files, which are there now."""
-        paths = self._paths(index)
-        if not all(path.is_file() for path in paths.values()):
-            self._prepare(index, paths)
-        return paths
+    def is_sound(self, index: int) -> bool:
+        """Whether a case has been prepared and is as it was written; where it is not, that is logged."""
+        if not self.is_ready(index):
+            return False
+        sums, paths = self._kept(index)
+        if sums.read_text(encoding="utf-8", errors="replace") == _sums(paths.values()):
+            return True
+        logger.warning("%s: its files in %s are damaged, and made anew", self.data[index]["image"], self.cache_dir)
+        return False
 
-    def _prepare(self, index: int, paths: Mapping[str, Path]) -> None:
+    def kept_as(self, index: int) -> str:
+        """The name of what is kept of a case: the same for the same files and transforms."""
+        return self._kept(index)[0].stem
+
+    def state(self, index: int) -> list[str]:
+        """Two hashes of a case: of its CT's name, and of what it is on the model grid, whatever its files' names."""
+        self._ready.setdefault(index, self._prepared(index))
+        name = os.path.basename(self.data[index]["image"])
+        content = [line.split()[0] for line in self._kept(index)[0].read_text(encoding="utf-8").splitlines()]
+        return [hashlib.sha256(text.encode()).hexdigest() for text in (name, " ".join(content))]
+
+    def prepare(self, index: int) -> None:
+        """Bring a case to the model grid and keep it, whether or not it is there.
+
+        Raises:
+            AttUNet3dError: the case cannot be read.
+        """
+        sums, paths = self._kept(index)
         with only_own_error():
             item = self._to_grid(dict(self.data[index]))
         make_folder(self.cache_dir)
@@ -111,12 +135,21 @@ class CachedCases(Dataset[Any]):
                 values = np.rint(values).clip(-32768, 32767)
             with atomic_path(path) as temporary:
                 np.save(temporary, values.astype(stored), allow_pickle=False)
+        write_text_atomic(sums, _sums(paths.values()))
 
-    def _paths(self, index: int) -> dict[str, Path]:
+    def _prepared(self, index: int) -> dict[str, Path]:
+        """A case's files, which are there now."""
+        if not self.is_ready(index):
+            self.prepare(index)
+        return self._kept(index)[1]
+
+    def _kept(self, index: int) -> tuple[Path, dict[str, Path]]:
+        """The file of a case's checksums, and its files."""
         case = self.data[index]
         files = [_file_state(case[key]) for key in self._stored]
-        name = hashlib.sha256(json.dumps([self._recipe, files]).encode()).hexdigest()[:32]
-        return {key: self.cache_dir / f"{name}_{key}.npy" for key in self._stored}
+        more = sorted((key, value) for key, value in case.items() if key not in self._stored)
+        name = hashlib.sha256(json.dumps([self._recipe, files, more]).encode()).hexdigest()[:32]
+        return self.cache_dir / f"{name}.sha256", {key: self.cache_dir / f"{name}_{key}.npy" for key in self._stored}
 
 
 class CaseSampler(DistributedSampler[Any]):
@@ -168,22 +201,25 @@ def validation_share(cases: int, rank: int = 0, processes: int = 1) -> list[int]
 def fill_cache(datasets: Iterable[CachedCases], rank: int = 0, num_replicas: int = 1) -> None:
     """Prepare all cases before training starts, so that one that cannot be read is found now and not hours later.
 
-    Each of ``num_replicas`` processes prepares its share, with a progress bar on a terminal.
+    What is there already is compared with its checksums. Each of ``num_replicas`` processes does its share, with a
+    progress bar on a terminal, and waits for the others.
 
     Raises:
         AttUNet3dError: a case cannot be read.
     """
-    cases = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
-    missing = [(dataset, index) for dataset, index in cases[rank::num_replicas] if not dataset.is_ready(index)]
-    if not missing:
-        return
-    logger.info("%d cases are brought to the model grid", len(missing))
-    bar, _ = make_bar()
-    with bar:
-        task = bar.add_task("to the model grid", total=len(missing))
-        for dataset, index in missing:
-            dataset.load(index)
-            bar.advance(task)
+    cases = {dataset.kept_as(index): (dataset, index) for dataset in datasets for index in range(len(dataset))}
+    share = list(cases.values())[rank::num_replicas]
+    missing = [(dataset, index) for dataset, index in share if not dataset.is_sound(index)]
+    if missing:
+        logger.info("%d cases are brought to the model grid", len(missing))
+        bar, _ = make_bar()
+        with bar:
+            task = bar.add_task("to the model grid", total=len(missing))
+            for dataset, index in missing:
+                dataset.prepare(index)
+                bar.advance(task)
+    if num_replicas > 1:
+        idist.barrier()
 
 
 def loader_workers(device: torch.device | str, processes: int = 1) -> int:
@@ -200,6 +236,10 @@ def loader_workers(device: torch.device | str, processes: int = 1) -> int:
 def _mapped(paths: Mapping[str, Path]) -> Case:
     # Copy on write: torch wants arrays that can be written to, and nothing may change the files.
     return {key: torch.from_numpy(np.load(path, mmap_mode="c")) for key, path in paths.items()}
+
+
+def _sums(paths: Iterable[Path]) -> str:
+    return "".join(f"{file_sha256(path)}  {path.name}\n" for path in paths)
 
 
 def _file_state(path: str) -> list[Any]:
@@ -223,6 +263,8 @@ def _described(thing: Any, depth: int = 0) -> Any:
         return [[str(key), _described(value, depth)] for key, value in thing.items()]
     if isinstance(thing, list | tuple):
         return [_described(value, depth) for value in thing]
+    if isinstance(thing, set | frozenset):
+        return sorted(map(str, thing))
     kind = thing if hasattr(thing, "__qualname__") else type(thing)
     if kind is thing or depth > 3 or not hasattr(thing, "__dict__"):
         return kind.__qualname__

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from attunet3d.checkpoint import fit_weights
+from attunet3d.checkpoint import fit_weights, read_tensors
 from attunet3d.errors import CheckpointError, ConfigError
 from attunet3d.io.writer import atomic_path, make_folder
 from attunet3d.training.averaging import AverageWeights
@@ -28,7 +27,7 @@ from attunet3d.training.history import TABLE, History
 
 logger = logging.getLogger(__name__)
 
-BEST, FINAL, STATE = "model.pt", "model_final.pt", "last.pt"
+BEST, FINAL, STATE, PREVIOUS = "model.pt", "model_final.pt", "last.pt", "previous.pt"
 
 
 class RunCheckpoint:
@@ -36,19 +35,21 @@ class RunCheckpoint:
 
     ``model.pt``: averaged weights with the best key metric in validation, or the final ones where nothing was
     validated. ``model_final.pt``: averaged weights at the end. ``last.pt``: the state of the run, every ``interval``
-    epochs. Each is written whole and then renamed into its place: a run may be killed at any time.
+    epochs; the one before it stays as ``previous.pt``, to go on from where ``last.pt`` is damaged. Each is written
+    whole and then renamed into its place: a run may be killed at any time.
 
     Nothing random need be saved: every epoch starts from a seed of its own.
 
     Args:
-        save_dir: folder for the three files.
+        save_dir: folder for the files.
         network, optimizer, lr_scheduler, average, history: the parts of the state.
         evaluator: the one whose key metric chooses the best weights.
         interval: epochs between two states; 0 saves none.
         resume: go on from ``last.pt``, if there is one.
         seed: of the run.
         rank: this process; only the first one writes.
-        cases: those of the training, by whose names a state is known.
+        cases: of the training and, if any, of the validation; by their names and what they are on the model grid it is
+            known whether a state is of this run.
 
     Raises, in training:
         CheckpointError: ``last.pt`` is no state of this network, optimizer, seed and these cases.
@@ -69,7 +70,7 @@ class RunCheckpoint:
         resume: bool = False,
         seed: int = 0,
         rank: int = 0,
-        cases: CachedCases | None = None,
+        cases: Sequence[CachedCases] = (),
     ) -> None:
         if not isinstance(resume, bool):
             raise ConfigError(f"resume must be True or False, got {resume!r}")
@@ -84,10 +85,10 @@ class RunCheckpoint:
         self.resume = resume
         self.seed = seed
         self.rank = rank
-        names = [os.path.basename(case["image"]) for case in cases.data] if cases is not None else []
-        self.cases = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        self.cases = cases
         self.best: float | None = None
         self._validated: float | None = None
+        self._damaged = False  # last.pt is, and must not take the place of the good one before it
 
     def attach(self, engine: Engine) -> None:
         """Follow a trainer, with the average and the history before it."""
@@ -107,7 +108,8 @@ class RunCheckpoint:
                 for left in self.save_dir.glob(f".tmp-*-{name}"):
                     with suppress(OSError):
                         left.unlink()
-        if self.resume and (self.save_dir / STATE).is_file():
+        self._states = [cases.state(index) for cases in self.cases for index in range(len(cases))]
+        if self.resume and any((self.save_dir / name).is_file() for name in (STATE, PREVIOUS)):
             self._load(engine)
         elif self.resume:
             logger.info("%s: no state to resume, so the run starts from the beginning", self.save_dir / STATE)
@@ -146,7 +148,7 @@ class RunCheckpoint:
             "epoch": engine.state.epoch,
             "best": self.best,
             "seed": self.seed,
-            "cases": self.cases,
+            "cases": self._states,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -160,8 +162,12 @@ class RunCheckpoint:
             # Through memory, as torch reports a full disk in its own words and not as an OSError.
             buffer = io.BytesIO()
             torch.save(content, buffer)
-            with atomic_path(self.save_dir / name) as temporary:
+            path = self.save_dir / name
+            with atomic_path(path) as temporary:
                 temporary.write_bytes(buffer.getbuffer())
+                if name == STATE and path.is_file() and not self._damaged:
+                    os.replace(path, self.save_dir / PREVIOUS)
+            self._damaged = self._damaged and name != STATE
 
     def _load_optimizer(self, optimizer: dict[str, Any], lr_scheduler: dict[str, Any]) -> None:
         """Moments and epoch from the state; learning rate, weight decay, ... as they are set for this run."""
@@ -176,18 +182,10 @@ class RunCheckpoint:
             group.update(values, lr=rate * factor(self.lr_scheduler.last_epoch))
 
     def _load(self, engine: Engine) -> None:
-        path = self.save_dir / STATE
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many types for a file that is not its own
-            raise CheckpointError(f"{path}: not the state of a run; start again without --resume") from error
-        wanted = {"epoch", "best", "seed", "cases", "network", "optimizer", "lr_scheduler", "average", "history"}
-        if not isinstance(state, dict) or set(state) != wanted:
-            raise CheckpointError(f"{path}: not the state of a run; start again without --resume")
+        path, state = self._read_state()
         if state["seed"] != self.seed:
             raise CheckpointError(f"{path}: the run has seed {state['seed']}, not {self.seed}; resume it with that")
-        if state["cases"] != self.cases:
-            raise CheckpointError(f"{path}: the run has other training cases; resume it with its datalist and fold")
+        self._check_cases(path, state["cases"])
         fit_weights(self.network, state["network"], path)
         try:
             self._load_optimizer(state["optimizer"], state["lr_scheduler"])
@@ -199,3 +197,41 @@ class RunCheckpoint:
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * engine.state.epoch_length
         logger.info("resumed after epoch %d of %d", state["epoch"], engine.state.max_epochs)
+
+    def _read_state(self) -> tuple[Path, dict[str, Any]]:
+        """The last state that is whole, and its file."""
+        path, previous = self.save_dir / STATE, self.save_dir / PREVIOUS
+        try:
+            return path, _read(path)
+        except CheckpointError as error:
+            if not previous.is_file():
+                raise
+            logger.warning("%s; the run goes on from %s", error, PREVIOUS)
+            self._damaged = True
+        return previous, _read(previous)
+
+    def _check_cases(self, path: Path, before: Any) -> None:
+        """That the run goes on with what it began with: it would be judged, or taught, by something else."""
+        if [name for name, _ in before] != [name for name, _ in self._states]:
+            raise CheckpointError(f"{path}: the run has other cases; resume it with its datalist and fold")
+        names = [os.path.basename(case["image"]) for cases in self.cases for case in cases.data]
+        changed = [name for name, old, new in zip(names, before, self._states, strict=True) if old != new]
+        if changed:
+            raise CheckpointError(
+                f"{path}: {len(changed)} of {len(names)} cases, {changed[0]} for one, are not what the run began with: "
+                "a CT or label has changed, or spacing, pancreas_labels or organs; put it back, or take another folder"
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    cure = "start again, in another folder or without the file"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing; {cure}")
+    try:
+        state = read_tensors(path, cure)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: not the state of a run: {str(error).removeprefix(f'{path}: ')}") from error
+    wanted = {"epoch", "best", "seed", "cases", "network", "optimizer", "lr_scheduler", "average", "history"}
+    if not isinstance(state, dict) or set(state) != wanted or not isinstance(state["cases"], list):
+        raise CheckpointError(f"{path}: not the state of a run, or of another version of attunet3d; {cure}")
+    return state

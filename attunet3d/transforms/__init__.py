@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from attunet3d._lazy import lazy_names
 
 _PUBLIC = {
+    "CheckLabeld": "checks",
     "ClassMapd": "monai_transforms",
     "FromModelGridd": "monai_transforms",
     "Grid": "resample",
@@ -19,6 +20,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "CheckLabeld",
     "ClassMapd",
     "FromModelGridd",
     "Grid",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from attunet3d.transforms.checks import CheckLabeld
     from attunet3d.transforms.monai_transforms import (
         ClassMapd,
         FromModelGridd,

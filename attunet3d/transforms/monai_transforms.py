@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
 from attunet3d.errors import ConfigError, GeometryError
-from attunet3d.metrics import place_on
+from attunet3d.io.placing import little_apart, place_on
 from attunet3d.transforms.components import keep_largest_component
 from attunet3d.transforms.resample import (
     AIR_HU,
@@ -24,6 +25,8 @@ from attunet3d.transforms.resample import (
     resample_image,
     resample_label,
 )
+
+logger = logging.getLogger(__name__)
 
 _SOURCE_SHAPE, _SOURCE_AFFINE = "source_shape", "source_affine"
 
@@ -139,7 +142,8 @@ class FromModelGridd(MapTransform):
 
 
 class PlaceOnImaged(MapTransform):
-    """Turn label maps (1, X, Y, Z) to the axes of their image, exactly: nothing is resampled.
+    """Turn label maps (1, X, Y, Z) to the axes of their image, exactly: nothing is resampled. A header that differs by
+    less than a tenth of a voxel is taken for the image's, and that is logged.
 
     Args:
         keys: label maps with an affine.
@@ -160,9 +164,11 @@ class PlaceOnImaged(MapTransform):
         for key in self.key_iterator(d):
             label = d[key]
             names = " and ".join(str(item.meta.get("filename_or_obj", "")) for item in (d[self.image], label))
-            values = label.as_tensor()[0].cpu().numpy()
-            placed = place_on(values, grid_of(label).affine, target.shape, target.affine, names)
-            values = torch.from_numpy(np.ascontiguousarray(placed))[None]
+            values, affine = label.as_tensor()[0].cpu().numpy(), grid_of(label).affine
+            placed = place_on(values, affine, target.shape, target.affine, names)
+            if apart := little_apart(values.shape, affine, target.affine, names):
+                logger.warning("%s", apart)
+            values = torch.from_numpy(placed.copy(order="K"))[None]
             d[key] = MetaTensor(values, affine=torch.as_tensor(target.affine), meta=_meta_without_affine(label))
         return d
 
@@ -183,8 +189,10 @@ class SelectLabelsd(MapTransform):
         lists = [isinstance(value, Sequence) for value in values]
         classes = [list(value) for value in values] if all(lists) else [list(values)]  # type: ignore[arg-type]
         chosen = [value for members in classes for value in members] if all(lists) or not any(lists) else []
-        if not chosen or len(set(chosen)) < len(chosen):
-            raise ConfigError(f"label values must be a list, or lists, of different numbers, got {list(values)}")
+        if not chosen or len(set(chosen)) < len(chosen) or 0 in chosen:
+            raise ConfigError(
+                f"label values must be a list, or lists, of different numbers, and 0 is background: got {list(values)}"
+            )
         self.classes = classes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -12,12 +12,12 @@ from monai.data import load_decathlon_datalist
 from attunet3d.datasets.datalist import (
     check_classes,
     label_groups,
-    load_cases,
     pancreas_labels,
     read_datalist,
     split_cases,
     write_datalist,
 )
+from attunet3d.datasets.sections import load_cases
 from attunet3d.errors import ConfigError, InputNotFoundError
 
 CASES = [{"image": f"i{k:02d}.nii.gz", "label": f"l{k:02d}.nii.gz"} for k in range(13)]
@@ -134,7 +134,9 @@ def test_what_is_no_datalist(tmp_path: Path) -> None:
         ({"training": CASES}, "validation", 'no cases under "validation"'),
         ({"training": CASES, "test": []}, "test", 'no cases under "test"'),
         ({"training": {"image": "i00.nii.gz"}}, "training", 'no cases under "training"'),
-        ({"training": ["i00.nii.gz"]}, "training", "lacks the path of its image"),
+        ({"training": ["i00.nii.gz"]}, "training", "lacks the path of its label: it has image"),
+        ({"training": [3]}, "training", 'case 1 under "training" is 3, and should be'),
+        ({"training": [{"label": "l00.nii.gz"}]}, "training", "lacks the path of its image: it has label"),
         ({"training": [{"image": "i00.nii.gz"}]}, "training", "lacks the path of its label"),
         ({"training": [{"image": 3, "label": "l00.nii.gz"}]}, "training", "lacks the path of its image"),
     ],

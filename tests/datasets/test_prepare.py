@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from dicom_files import write_series
 
-from attunet3d.datasets.datalist import load_cases
 from attunet3d.datasets.image_label_pairs import find_cases
+from attunet3d.datasets.labels import box_of, share_in_body
 from attunet3d.datasets.phantom import Phantom, make_phantom, write_phantoms
-from attunet3d.datasets.prepare import box_of, prepare, share_in_body
+from attunet3d.datasets.prepare import prepare
+from attunet3d.datasets.sections import load_cases
 from attunet3d.errors import ConfigError, InputNotFoundError, OutputError
 
 Run = Callable[..., tuple[int, str, list[str]]]
@@ -133,7 +134,7 @@ def test_labels_with_other_organs_need_to_be_told(run: Run, phantoms: list[Phant
         "2 cases accepted, 1 refused, 2 folds of 1",
     ]
     content = json.loads(output.read_text())
-    assert content["labels"] == {"0": "background", "7": "pancreas"}
+    assert content["labels"] == {"0": "background", "3": "other", "7": "pancreas"}
     assert content["pancreas_labels"] == [7]
 
 

@@ -154,7 +154,7 @@ def test_other_settings_make_another_case(data: list[dict[str, str]], tmp_path: 
     assert len(READ) == 4
     assert first.is_ready(0)
     assert other.is_ready(0)
-    assert len(list((tmp_path / "cache").iterdir())) == 4
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 4
 
 
 def test_another_version_of_the_package_makes_another_case(
@@ -168,7 +168,7 @@ def test_another_version_of_the_package_makes_another_case(
 def test_the_files_are_mapped_and_stay_as_they_are(data: list[dict[str, str]], tmp_path: Path) -> None:
     cases = CachedCases(data, steps(then=[AddInPlaced(["image", "label"])]), tmp_path / "cache")
     before = cases.load(0)
-    files = sorted((tmp_path / "cache").iterdir())
+    files = sorted((tmp_path / "cache").glob("*.npy"))
     assert len(files) == 2
     mapped = Path("/proc/self/maps").read_text()
     assert all(str(path) in mapped for path in files), "not read into memory"
@@ -312,6 +312,43 @@ def test_all_cases_are_prepared(data: list[dict[str, str]], tmp_path: Path) -> N
     assert not READ
 
 
+def zeroed(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:128] + bytes(len(content) - 128))
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [broken, zeroed, flipped, Path.unlink], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("kept", ["image.npy", "label.npy", "sha256"])
+def test_what_is_damaged_on_disk_is_made_anew(
+    data: list[dict[str, str]], tmp_path: Path, damage: Any, kept: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cases = CachedCases(data[:2], steps(), tmp_path / "cache")
+    fill_cache([cases])
+    before = [cases.load(index)["image"].clone() for index in range(2)]
+    states = [cases.state(index) for index in range(2)]
+    (victim, *_) = sorted((tmp_path / "cache").glob(f"*{kept}"))
+    damage(victim)
+    READ.clear()
+    caplog.clear()
+    fill_cache([CachedCases(data[:2], steps(), tmp_path / "cache")])
+    assert len(READ) == 2, "one case, and the other as it is"
+    assert ("damaged, and made anew" in caplog.text) is (damage is not Path.unlink)
+    fresh = CachedCases(data[:2], steps(), tmp_path / "cache")
+    assert all(torch.equal(fresh.load(index)["image"], before[index]) for index in range(2))
+    assert [fresh.state(index) for index in range(2)] == states
+
+
+def test_a_case_many_times_is_prepared_once(data: list[dict[str, str]], tmp_path: Path) -> None:
+    fill_cache([CachedCases([data[0]] * 3, steps(), tmp_path / "cache")])
+    assert len(READ) == 2
+
+
 def test_each_process_prepares_its_share(data: list[dict[str, str]], tmp_path: Path) -> None:
     cases = CachedCases(data, steps(), tmp_path / "cache")
     fill_cache([cases], rank=1, num_replicas=2)
@@ -333,7 +370,7 @@ def test_two_processes_may_prepare_the_same_case(data: list[dict[str, str]], tmp
     for process in running:
         process.join(timeout=60)
     assert [process.exitcode for process in running] == [0, 0]
-    assert len(list((tmp_path / "cache").iterdir())) == 6
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 6
     cases, alone = (CachedCases(data, steps(), tmp_path / name) for name in ("cache", "alone"))
     READ.clear()
     found = [cases[index] for index in range(3)]

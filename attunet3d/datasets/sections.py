@@ -1,0 +1,213 @@
+"""The cases of a datalist's sections and folds: what can be misread is understood and said, or refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attunet3d.datasets.datalist import read_datalist
+from attunet3d.errors import ConfigError, InputNotFoundError
+
+SECTIONS = ("training", "validation", "test")
+# What others call them. MONAI's Auto3DSeg has "testing" for "test".
+_TESTING = "testing"
+_MEANT = {"train": "training", "trainset": "training", "val": "validation", "valid": "validation", "dev": "validation"}
+_CASE_KEYS = ("image", "label", "fold", "negative")
+
+Say = Callable[[str], None]
+
+
+def load_cases(
+    datalist: str | Path,
+    dataset_dir: str | Path,
+    section: str,
+    fold: Any = 0,
+    *,
+    optional: bool = False,
+    say: Say = lambda text: None,
+) -> list[dict[str, Any]]:
+    """The cases to train on, to validate with or to test on, as MONAI data dicts {"image": path, "label": path}.
+
+    Where the cases under "training" have folds and there is no "validation", the cases of ``fold`` are for validation
+    and all others for training. Otherwise a section is what the datalist lists under its name. A training case whose
+    entry has "negative": true may be without pancreas; its dict has that key too.
+
+    Args:
+        datalist: a datalist of MONAI's format.
+        dataset_dir: folder that the datalist's paths are relative to.
+        section: "training", "validation" or "test".
+        fold: which fold is for validation.
+        optional: give what there is: none, where there is no datalist or no such section; no case without a label, or
+            whose files are elsewhere.
+        say: called with what was not written as it should be, and is understood all the same.
+
+    Raises:
+        InputNotFoundError: the datalist, or a file it names, is not there.
+        ConfigError: it is no datalist, has no such cases or no such fold, or something in it is not understood.
+    """
+    if section not in SECTIONS:
+        raise ConfigError(f"section must be {', '.join(SECTIONS[:-1])} or {SECTIONS[-1]}, got {section!r}")
+    if optional and not Path(datalist).is_file():
+        return []
+    sections = _sections(read_datalist(datalist), datalist, say)
+    entries = _chosen(sections, section, as_fold(fold, "the config's fold", say), datalist, say)
+    if not entries and not optional:
+        raise ConfigError(f'{datalist}: no cases under "{section}"')
+    if optional:
+        entries = [entry for entry in entries if all(_there(dataset_dir, entry.get(k)) for k in ("image", "label"))]
+    return [_case(entry, datalist, dataset_dir, section, say) for entry in entries]
+
+
+def as_fold(value: Any, where: str, say: Say = lambda text: None) -> int:
+    """The number of a fold, which may be written as 1.0 or "1".
+
+    Raises:
+        ConfigError: it is no number from 0 on.
+    """
+    number = value
+    is_text = isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,6}\s*", value)
+    if is_text or (isinstance(value, float) and value.is_integer()):
+        number = int(value)
+    if type(number) is not int or number < 0:
+        raise ConfigError(
+            f"{where}: fold {value!r}; folds are whole numbers from 0 on, a case that is always for training has none"
+        )
+    if type(value) is not int:
+        say(f"{where}: fold {value!r} is taken as {number}")
+    return number
+
+
+def _sections(content: Mapping[str, Any], datalist: str | Path, say: Say) -> dict[str, list[dict[str, Any]]]:
+    """The entries of each section that is there, with folds as numbers; every key in it is one that is known."""
+    for name, value in content.items():
+        meant = _section_meant(name, value)
+        if meant is not None:
+            raise ConfigError(f'{datalist}: has cases under "{name}", where nothing looks for them; {meant}')
+    if _TESTING in content:
+        if content.get("test"):
+            raise ConfigError(f'{datalist}: has "test" and "{_TESTING}"; put all cases for test under "test"')
+        content = {**content, "test": content[_TESTING]}
+    sections = {}
+    for section in SECTIONS:
+        entries = content.get(section, [])
+        if not isinstance(entries, list):
+            raise ConfigError(f'{datalist}: no cases under "{section}", which must be a list of them')
+        sections[section] = [_entry(e, n, datalist, section, say) for n, e in enumerate(entries, start=1)]
+    return sections
+
+
+def _section_meant(name: str, value: Any) -> str | None:
+    """What to do about a key that is no section but holds cases; None for any other key."""
+    if name in SECTIONS or name == _TESTING or not isinstance(value, list | dict):
+        return None
+    meant = _MEANT.get(_letters(name)) or next((s for s in SECTIONS if _one_off(_letters(name), s)), None)
+    if meant is not None:
+        return f'call it "{meant}"'
+    if isinstance(value, list) and any(isinstance(v, dict) and {"image", "label"} <= v.keys() for v in value):
+        return f"call it {', '.join(SECTIONS[:-1])} or {SECTIONS[-1]}"
+    return None
+
+
+def _entry(entry: Any, number: int, datalist: str | Path, section: str, say: Say) -> dict[str, Any]:
+    """A case as the datalist has it, its fold as a number; a text is an image alone."""
+    if isinstance(entry, str):
+        return {"image": entry}
+    shown = f" ({entry['image']})" if isinstance(entry, dict) and isinstance(entry.get("image"), str) else ""
+    where = f'{datalist}: case {number} under "{section}"{shown}'
+    if not isinstance(entry, dict):
+        raise ConfigError(f'{where} is {entry!r}, and should be {{"image": path, "label": path}}')
+    for key, value in entry.items():
+        meant = _key_meant(key, value, entry)
+        if meant is not None:
+            raise ConfigError(f'{where}: unknown key "{key}"; is "{meant}" meant?')
+    if type(entry.get("negative", False)) is not bool:
+        raise ConfigError(f'{where}: "negative" is {entry["negative"]!r}, and can be true or false')
+    return {**entry, "fold": as_fold(entry["fold"], where, say)} if "fold" in entry else entry
+
+
+def _key_meant(key: str, value: Any, entry: Mapping[str, Any]) -> str | None:
+    """The key of a case that another one is nearly, or holds inside; None for keys that are of no concern here."""
+    if key in _CASE_KEYS:
+        return None
+    if isinstance(value, dict):
+        return next((known for known in _CASE_KEYS if known in value), None)
+    if "fold" not in entry and "fold" in re.split("[^a-z]+", key.lower()):
+        return "fold"
+    return next((known for known in _CASE_KEYS if _one_off(_letters(key), known)), None)
+
+
+def _letters(text: str) -> str:
+    return re.sub("[^a-z]", "", text.lower())
+
+
+def _one_off(word: str, known: str) -> bool:
+    """Whether a word is another one with a letter added, left out, or another, or with its letters in another order."""
+    short, long = sorted((word, known), key=len)
+    if len(short) == len(long):
+        return sum(a != b for a, b in zip(short, long, strict=True)) <= 1 or sorted(short) == sorted(long)
+    return len(long) - len(short) == 1 and any(long[:i] + long[i + 1 :] == short for i in range(len(long)))
+
+
+def _chosen(
+    sections: Mapping[str, list[dict[str, Any]]], section: str, fold: int, datalist: str | Path, say: Say
+) -> list[dict[str, Any]]:
+    training = sections["training"]
+    folds = {entry["fold"] for entry in training if "fold" in entry}
+    if section == "test" or not folds:
+        return sections[section]
+    if sections["validation"]:
+        say(f'{datalist}: has "validation", so that its folds count for nothing')
+        return sections[section]
+    if fold not in folds:
+        raise ConfigError(f"{datalist}: no fold {fold}; there are {', '.join(map(str, sorted(folds)))}")
+    # As in MONAI, a case without a fold is for training, whatever the fold.
+    always = sum("fold" not in entry for entry in training)
+    if always:
+        say(f"{datalist}: {always} of {len(training)} cases have no fold, and are always for training")
+    wanted = section == "validation"
+    chosen = [entry for entry in training if (entry.get("fold") == fold) == wanted]
+    if not chosen:
+        raise ConfigError(f"{datalist}: all cases have fold {fold}, so that none is left for training; give 2 folds")
+    return chosen
+
+
+def _case(
+    entry: Mapping[str, Any], datalist: str | Path, dataset_dir: str | Path, section: str, say: Say
+) -> dict[str, Any]:
+    case: dict[str, Any] = {key: _path(entry, key, datalist, dataset_dir, section, say) for key in ("image", "label")}
+    if os.path.samefile(case["image"], case["label"]):
+        raise ConfigError(f"{datalist}: {entry['image']} is the image and the label of one case; name its label")
+    if entry.get("negative"):
+        if section != "training":
+            raise ConfigError(
+                f'{datalist}: {entry["image"]} has no pancreas ("negative") and cannot judge one; take it out of '
+                f'{section} (without a "fold" a case is always for training)'
+            )
+        case["negative"] = True
+    return case
+
+
+def _path(
+    entry: Mapping[str, Any], key: str, datalist: str | Path, dataset_dir: str | Path, section: str, say: Say
+) -> str:
+    value = entry.get(key)
+    if not isinstance(value, str) or not value.strip():
+        found = f'"{key}" is {value!r}' if key in entry else f"it has {', '.join(entry) or 'nothing'}"
+        raise ConfigError(f'{datalist}: a case under "{section}" lacks the path of its {key}: {found}; give one path')
+    there = _there(dataset_dir, value)
+    if there is None:
+        raise InputNotFoundError(f"{os.path.join(dataset_dir, value)}: named in {datalist}, not there")
+    if there != os.path.join(dataset_dir, value):
+        say(f"{datalist}: {value} has backslashes, which are taken as slashes")
+    return there
+
+
+def _there(dataset_dir: str | Path, value: Any) -> str | None:
+    """The path of a file that is there, if not as it is written then with Windows' backslashes as slashes."""
+    if not isinstance(value, str):
+        return None
+    paths = [os.path.join(dataset_dir, text) for text in dict.fromkeys((value, value.replace("\\", "/")))]
+    return next((path for path in paths if os.path.exists(path)), None)

@@ -1,0 +1,116 @@
+"""Cases that judge a network must not be among those that it learns from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from attunet3d.errors import AttUNet3dError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+_FIRST_SLICES = 8
+
+
+def check_cases(training: Sequence[Mapping[str, Any]], held_out: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse cases that are both trained on and held out: one file, by whatever path or link, or the same CT in two.
+
+    A case may be trained on many times. One label file for two CTs is warned of. CTs of the same shape are read; where
+    their first slices differ, no further than these.
+
+    Args:
+        training: cases {"image": path, "label": path}.
+        held_out: cases that are to judge, by the name of their section.
+
+    Raises:
+        ConfigError: a held-out CT is trained on.
+    """
+    cases = [*training, *(case for cases in held_out.values() for case in cases)]
+    image_of: dict[Hashable, str] = {}
+    for image, label in dict.fromkeys((str(case["image"]), str(case["label"])) for case in cases):
+        other = image_of.setdefault(_identity(label), image)
+        if _identity(other) != _identity(image):
+            logger.warning("%s: is the label of two CTs, %s and %s", label, other, image)
+    trained = {_identity(case["image"]): str(case["image"]) for case in training}
+    for section, judged in held_out.items():
+        images = [str(case["image"]) for case in judged]
+        for image in images:
+            if _identity(image) in trained:
+                raise _leak(image, section, trained[_identity(image)])
+        for image, other in _same_voxels(images, list(trained.values())):
+            raise _leak(image, section, other)
+
+
+def voxel_digest(shape: Sequence[int], slabs: Iterable[np.ndarray]) -> bytes:
+    """What is the same for the same voxels: a copy may be compressed, named, placed or stored otherwise."""
+    digest = hashlib.sha256(repr(tuple(shape)).encode())
+    for slab in slabs:
+        digest.update(np.rint(slab.astype(np.float32)).tobytes())
+    return digest.digest()
+
+
+def _leak(image: str, section: str, other: str) -> ConfigError:
+    twin = "" if image == other else f", as {other}"
+    return ConfigError(
+        f"{image}: is under {section} and trained on as well{twin}: it would say nothing of other patients; take it "
+        "out of one of them (to see whether a network learns what it is shown: --set validate_on_training=true)"
+    )
+
+
+def _identity(path: str) -> Hashable:
+    """The same for all paths, symbolic links and hard links to one file or folder."""
+    try:
+        state = os.stat(path)
+    except OSError:  # said, with its cure, by what reads it
+        return os.path.abspath(path)
+    return state.st_dev, state.st_ino
+
+
+def _same_voxels(images: Sequence[str], others: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """Pairs of one of ``images`` and one of ``others`` that are the same CT."""
+    found: dict[Hashable, str] = {}
+    # From what costs least to what costs most: each is asked only of those that the one before could not tell apart.
+    for key in (_shape, _start, _whole):
+        one, other = _by(key, images), _by(key, others)
+        common = {value for value in one.keys() & other.keys() if value is not None}
+        images = [path for value in common for path in one[value]]
+        others = [path for value in common for path in other[value]]
+        found = {value: other[value][0] for value in common}
+    return ((path, other) for value, other in found.items() for path in one[value])
+
+
+def _by(key: Callable[[str], Hashable], paths: Sequence[str]) -> dict[Hashable, list[str]]:
+    grouped: dict[Hashable, list[str]] = {}
+    for path in paths:
+        try:
+            grouped.setdefault(key(path), []).append(path)
+        except AttUNet3dError:  # said by what reads it in full
+            continue
+    return grouped
+
+
+def _shape(path: str) -> Hashable:
+    from attunet3d.io.reader import open_ct
+
+    return open_ct(path).shape
+
+
+def _start(path: str) -> Hashable:
+    return _digest(path, _FIRST_SLICES)
+
+
+def _whole(path: str) -> Hashable:
+    return _digest(path, None)
+
+
+def _digest(path: str, slices: int | None) -> bytes:
+    from attunet3d.io.reader import open_ct
+
+    image = open_ct(path)
+    return voxel_digest(image.shape, islice(image.slabs, slices))

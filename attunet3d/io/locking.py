@@ -1,0 +1,83 @@
+"""One run at a time in a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+from attunet3d.errors import OutputError
+from attunet3d.io.writer import make_folder
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".run.lock"
+_held: dict[str, ExitStack] = {}
+
+
+@contextmanager
+def locked(folder: Path, required: bool = True) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made if it is missing. The system frees it when this process ends.
+
+    Runs on several machines keep out each other as far as the folder's storage has locks for all of them. Where it has
+    none, that is an error if it is ``required``, and else logged.
+
+    Raises:
+        OutputError: another run is there, or the folder cannot be written or locked.
+    """
+    path = make_folder(folder) / LOCK
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from error
+    with file:
+        try:
+            _lock(file)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise OutputError(
+                f"{folder}: another run writes here ({file.read().strip() or 'just started'}); wait for it, or choose "
+                "another output folder"
+            ) from error
+        except OSError as error:  # some network storage knows no locks
+            if required:
+                raise OutputError(
+                    f"{path}: cannot be locked ({error.strerror}); choose storage with file locks"
+                ) from error
+            logger.warning("%s: cannot be locked (%s): see that no other run writes there", path, error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def hold_folder(folder: str | Path) -> None:
+    """As `locked`, until `release_folder` or the end of the process, where the storage has locks.
+
+    What is held already stays held.
+
+    Raises:
+        OutputError: another process holds it, or it cannot be written.
+    """
+    key = os.path.realpath(folder)
+    if key not in _held:
+        with ExitStack() as stack:
+            stack.enter_context(locked(Path(folder), required=False))
+            _held[key] = stack.pop_all()
+
+
+def release_folder(folder: str | Path) -> None:
+    """Let others into a folder, if this process held it."""
+    _held.pop(os.path.realpath(folder), ExitStack()).close()
+
+
+def _lock(file: IO[str]) -> None:
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OSError(0, "this system has no such locks") from error
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
