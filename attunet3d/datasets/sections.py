@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,25 @@ _TESTING = "testing"
 _MEANT = {"train": "training", "trainset": "training", "val": "validation", "valid": "validation", "dev": "validation"}
 _CASE_KEYS = ("image", "label", "fold", "negative")
 
-Say = Callable[[str], None]
+
+@dataclass(frozen=True)
+class _Entry:
+    """A case as a datalist has it: where, for messages; its keys; its fold as a number."""
+
+    where: str
+    keys: Mapping[str, Any]
+    fold: int | None
+
+
+class _Notes(defaultdict[str, list[str]]):
+    """What is understood although it is not written as it should be, by kind: of each kind the first is said."""
+
+    def __init__(self) -> None:
+        super().__init__(list)
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        for first, *more in self.values():
+            say(f"{first} ({len(more)} more like it)" if more else first)
 
 
 def load_cases(
@@ -26,8 +46,9 @@ def load_cases(
     section: str,
     fold: Any = 0,
     *,
+    every_fold: bool = False,
     optional: bool = False,
-    say: Say = lambda text: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """The cases to train on, to validate with or to test on, as MONAI data dicts {"image": path, "label": path}.
 
@@ -40,6 +61,7 @@ def load_cases(
         dataset_dir: folder that the datalist's paths are relative to.
         section: "training", "validation" or "test".
         fold: which fold is for validation.
+        every_fold: take all cases under "training" as for training, to tell others from them.
         optional: give what there is: none, where there is no datalist or no such section; no case without a label, or
             whose files are elsewhere.
         say: called with what was not written as it should be, and is understood all the same.
@@ -52,16 +74,21 @@ def load_cases(
         raise ConfigError(f"section must be {', '.join(SECTIONS[:-1])} or {SECTIONS[-1]}, got {section!r}")
     if optional and not Path(datalist).is_file():
         return []
-    sections = _sections(read_datalist(datalist), datalist, say)
-    entries = _chosen(sections, section, as_fold(fold, "the config's fold", say), datalist, say)
+    notes = _Notes()
+    sections = _sections(read_datalist(datalist), datalist, notes)
+    number = _as_fold(fold, "the config's fold", notes)
+    entries = sections[section] if every_fold else _chosen(sections, section, number, datalist, notes)
     if not entries and not optional:
-        raise ConfigError(f'{datalist}: no cases under "{section}"')
+        outside = f" outside fold {number}" if sections[section] else ""
+        raise ConfigError(f'{datalist}: no cases under "{section}"{outside}')
     if optional:
-        entries = [entry for entry in entries if all(_there(dataset_dir, entry.get(k)) for k in ("image", "label"))]
-    return [_case(entry, datalist, dataset_dir, section, say) for entry in entries]
+        entries = [e for e in entries if all(_there(dataset_dir, e.keys.get(key)) for key in ("image", "label"))]
+    cases = [_case(entry, datalist, dataset_dir, section, notes) for entry in entries]
+    notes.tell(say)
+    return cases
 
 
-def as_fold(value: Any, where: str, say: Say = lambda text: None) -> int:
+def _as_fold(value: Any, where: str, notes: _Notes) -> int:
     """The number of a fold, which may be written as 1.0 or "1".
 
     Raises:
@@ -73,15 +100,16 @@ def as_fold(value: Any, where: str, say: Say = lambda text: None) -> int:
         number = int(value)
     if type(number) is not int or number < 0:
         raise ConfigError(
-            f"{where}: fold {value!r}; folds are whole numbers from 0 on, a case that is always for training has none"
+            f"{where}: fold {value!r}; folds are whole numbers from 0 on: give one, or, for a case that is always for "
+            'training, no "fold"'
         )
     if type(value) is not int:
-        say(f"{where}: fold {value!r} is taken as {number}")
+        notes["fold"].append(f"{where}: fold {value!r} is taken as {number}")
     return number
 
 
-def _sections(content: Mapping[str, Any], datalist: str | Path, say: Say) -> dict[str, list[dict[str, Any]]]:
-    """The entries of each section that is there, with folds as numbers; every key in it is one that is known."""
+def _sections(content: Mapping[str, Any], datalist: str | Path, notes: _Notes) -> dict[str, list[_Entry]]:
+    """The entries of each section; every key that is nearly one of those that are looked for is refused."""
     for name, value in content.items():
         meant = _section_meant(name, value)
         if meant is not None:
@@ -95,7 +123,10 @@ def _sections(content: Mapping[str, Any], datalist: str | Path, say: Say) -> dic
         entries = content.get(section, [])
         if not isinstance(entries, list):
             raise ConfigError(f'{datalist}: no cases under "{section}", which must be a list of them')
-        sections[section] = [_entry(e, n, datalist, section, say) for n, e in enumerate(entries, start=1)]
+        sections[section] = [
+            _entry(entry, f'{datalist}: case {number} under "{section}"', notes)
+            for number, entry in enumerate(entries, start=1)
+        ]
     return sections
 
 
@@ -111,21 +142,20 @@ def _section_meant(name: str, value: Any) -> str | None:
     return None
 
 
-def _entry(entry: Any, number: int, datalist: str | Path, section: str, say: Say) -> dict[str, Any]:
-    """A case as the datalist has it, its fold as a number; a text is an image alone."""
-    if isinstance(entry, str):
-        return {"image": entry}
-    shown = f" ({entry['image']})" if isinstance(entry, dict) and isinstance(entry.get("image"), str) else ""
-    where = f'{datalist}: case {number} under "{section}"{shown}'
+def _entry(entry: Any, where: str, notes: _Notes) -> _Entry:
+    if isinstance(entry, str):  # as the decathlon lists images without labels
+        return _Entry(where, {"image": entry}, None)
     if not isinstance(entry, dict):
         raise ConfigError(f'{where} is {entry!r}, and should be {{"image": path, "label": path}}')
+    if isinstance(entry.get("image"), str):
+        where += f" ({entry['image']})"
     for key, value in entry.items():
         meant = _key_meant(key, value, entry)
         if meant is not None:
             raise ConfigError(f'{where}: unknown key "{key}"; is "{meant}" meant?')
     if type(entry.get("negative", False)) is not bool:
         raise ConfigError(f'{where}: "negative" is {entry["negative"]!r}, and can be true or false')
-    return {**entry, "fold": as_fold(entry["fold"], where, say)} if "fold" in entry else entry
+    return _Entry(where, entry, _as_fold(entry["fold"], where, notes) if "fold" in entry else None)
 
 
 def _key_meant(key: str, value: Any, entry: Mapping[str, Any]) -> str | None:
@@ -152,56 +182,49 @@ def _one_off(word: str, known: str) -> bool:
 
 
 def _chosen(
-    sections: Mapping[str, list[dict[str, Any]]], section: str, fold: int, datalist: str | Path, say: Say
-) -> list[dict[str, Any]]:
+    sections: Mapping[str, list[_Entry]], section: str, fold: int, datalist: str | Path, notes: _Notes
+) -> list[_Entry]:
     training = sections["training"]
-    folds = {entry["fold"] for entry in training if "fold" in entry}
+    folds = {entry.fold for entry in training if entry.fold is not None}
     if section == "test" or not folds:
         return sections[section]
     if sections["validation"]:
-        say(f'{datalist}: has "validation", so that its folds count for nothing')
+        notes["folds"].append(f'{datalist}: has "validation", so that its folds count for nothing')
         return sections[section]
     if fold not in folds:
         raise ConfigError(f"{datalist}: no fold {fold}; there are {', '.join(map(str, sorted(folds)))}")
     # As in MONAI, a case without a fold is for training, whatever the fold.
-    always = sum("fold" not in entry for entry in training)
+    always = sum(entry.fold is None for entry in training)
     if always:
-        say(f"{datalist}: {always} of {len(training)} cases have no fold, and are always for training")
+        notes["always"].append(f"{datalist}: {always} of {len(training)} cases have no fold: always for training")
     wanted = section == "validation"
-    chosen = [entry for entry in training if (entry.get("fold") == fold) == wanted]
-    if not chosen:
-        raise ConfigError(f"{datalist}: all cases have fold {fold}, so that none is left for training; give 2 folds")
-    return chosen
+    return [entry for entry in training if (entry.fold == fold) == wanted]
 
 
-def _case(
-    entry: Mapping[str, Any], datalist: str | Path, dataset_dir: str | Path, section: str, say: Say
-) -> dict[str, Any]:
-    case: dict[str, Any] = {key: _path(entry, key, datalist, dataset_dir, section, say) for key in ("image", "label")}
+def _case(entry: _Entry, datalist: str | Path, dataset_dir: str | Path, section: str, notes: _Notes) -> dict[str, Any]:
+    case: dict[str, Any] = {key: _path(entry, key, datalist, dataset_dir, notes) for key in ("image", "label")}
     if os.path.samefile(case["image"], case["label"]):
-        raise ConfigError(f"{datalist}: {entry['image']} is the image and the label of one case; name its label")
-    if entry.get("negative"):
+        raise ConfigError(f"{entry.where}: its image is its label; name the file of its label")
+    if entry.keys.get("negative"):
         if section != "training":
             raise ConfigError(
-                f'{datalist}: {entry["image"]} has no pancreas ("negative") and cannot judge one; take it out of '
-                f'{section} (without a "fold" a case is always for training)'
+                f'{entry.where}: has no pancreas ("negative") and cannot judge one; take it out of {section} '
+                '(without a "fold" a case is always for training)'
             )
         case["negative"] = True
     return case
 
 
-def _path(
-    entry: Mapping[str, Any], key: str, datalist: str | Path, dataset_dir: str | Path, section: str, say: Say
-) -> str:
-    value = entry.get(key)
+def _path(entry: _Entry, key: str, datalist: str | Path, dataset_dir: str | Path, notes: _Notes) -> str:
+    value = entry.keys.get(key)
     if not isinstance(value, str) or not value.strip():
-        found = f'"{key}" is {value!r}' if key in entry else f"it has {', '.join(entry) or 'nothing'}"
-        raise ConfigError(f'{datalist}: a case under "{section}" lacks the path of its {key}: {found}; give one path')
+        found = f'"{key}" is {value!r}' if key in entry.keys else f"it has {', '.join(entry.keys) or 'nothing'}"
+        raise ConfigError(f"{entry.where}: lacks the path of its {key}: {found}; give one path, as a text")
     there = _there(dataset_dir, value)
     if there is None:
         raise InputNotFoundError(f"{os.path.join(dataset_dir, value)}: named in {datalist}, not there")
     if there != os.path.join(dataset_dir, value):
-        say(f"{datalist}: {value} has backslashes, which are taken as slashes")
+        notes["backslashes"].append(f"{entry.where}: {value} has backslashes, which are taken as slashes")
     return there
 
 
