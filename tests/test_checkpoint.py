@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,42 @@ def test_unfit_weights_say_why(tmp_path: Path) -> None:
         assert all(torch.equal(net.state_dict()[key], value) for key, value in weights.items())
     with pytest.raises(CheckpointError, match=r"none\.pt: no such checkpoint"):
         load_weights(small(), tmp_path / "none.pt")
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+
+
+def zeroed(content: bytes) -> bytes:
+    return content[:2000] + bytes(len(content) - 4000) + content[-2000:]
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, zeroed], ids=lambda damage: damage.__name__)
+def test_damaged_weights_are_named(tmp_path: Path, damage: Any) -> None:
+    """Also where torch would load them: it does not look at its checksums."""
+    save_weights(small().state_dict(), tmp_path / "model.pt")
+    assert read_weights(tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_bytes(damage((tmp_path / "model.pt").read_bytes()))
+    with pytest.raises(CheckpointError, match=r"model\.pt: damaged \(.*\); copy it again"):
+        read_weights(tmp_path / "model.pt")
+
+
+def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
+    weights = {"a": torch.arange(7.0), "b": torch.ones(3, dtype=torch.float16)}
+    torch.save(weights, tmp_path / "w.pt")
+    content = (tmp_path / "w.pt").read_bytes()
+    for place in range(0, len(content), 17):
+        (tmp_path / "w.pt").write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        try:
+            found = read_weights(tmp_path / "w.pt")
+        except CheckpointError:
+            continue
+        assert all(torch.equal(found[key], value) for key, value in weights.items()), place
 
 
 def test_hash_is_that_of_the_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from monai.data import load_decathlon_datalist
 from attunet3d.datasets.datalist import (
     check_classes,
     label_groups,
+    named_labels,
     pancreas_labels,
     read_datalist,
     split_cases,
@@ -160,10 +161,20 @@ def test_label_values_of_the_pancreas_come_with_the_datalist(dataset: Path) -> N
     assert pancreas_labels(write(dataset, training=CASES, pancreas_labels=[1, 2])) == [1, 2]
     assert pancreas_labels(write(dataset, training=CASES, pancreas_labels=[[1], [2, 3]])) == [[1], [2, 3]]
     assert pancreas_labels(dataset / "none.json") == [1]
-    for wrong in ([], "1", ["1"], [[]], [True], [1.5]):
+    assert pancreas_labels(write(dataset, labels={"0": "background", "1": "spleen", "11": "Pancreas"})) == [11]
+    assert pancreas_labels(write(dataset, labels={"1": "pancreas"}, pancreas_labels=[2])) == [2]
+    assert pancreas_labels(write(dataset, labels={"1": "organ", "2": "tumour"})) == [1]
+    for wrong in ([], "1", ["1"], [[]], [True], [1.5], [0], [256], [[1], [0]], None):
         path = write(dataset, training=CASES, pancreas_labels=wrong)
         with pytest.raises(ConfigError, match="pancreas_labels"):
             pancreas_labels(path)
+
+
+def test_label_values_that_a_datalist_names(dataset: Path) -> None:
+    assert named_labels(write(dataset, labels={"0": "background", "1": "pancreas", "2": "cancer"})) == [0, 1, 2]
+    assert named_labels(write(dataset, labels={"background": 0, "pancreas": 1, "bowel": [5, 6]})) == [0, 1, 5, 6]
+    assert named_labels(write(dataset, labels=["background", "pancreas"])) == []
+    assert named_labels(write(dataset)) == named_labels(dataset / "none.json") == []
 
 
 def test_a_network_has_a_class_for_each_of_the_labels() -> None:

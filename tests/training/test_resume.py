@@ -6,12 +6,14 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,8 @@ from conftest import TINY
 
 from attunet3d import workflow
 from attunet3d.datasets.phantom import write_phantoms
-from attunet3d.errors import CheckpointError, ConfigError
+from attunet3d.errors import CheckpointError, ConfigError, OutputError
+from attunet3d.io.locking import locked
 
 KILLS = int(os.environ.get("ATTUNET3D_KILLS", "20"))
 RUN = {
@@ -169,5 +172,77 @@ def test_another_run_is_not_resumed(
 
 def test_a_broken_state_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"not a state")
-    with pytest.raises(CheckpointError, match=r"last\.pt: not the state of a run"):
+    with pytest.raises(CheckpointError, match=r"last\.pt: not the state of a run: .*start again, in another folder"):
         train(data, tmp_path, resume=True)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip, Path.unlink], ids=["cut", "flipped", "gone"])
+def test_a_damaged_state_has_one_before_it(
+    data: Path, whole_run: Path, tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which gives the same end, and which the damaged one does not replace."""
+    for name in ("last.pt", "previous.pt"):
+        shutil.copy(whole_run / name, tmp_path)
+    before = torch.load(tmp_path / "previous.pt", weights_only=True)["epoch"]
+    damage(tmp_path / "last.pt")
+    with pytest.raises(ConfigError, match="--resume"):
+        train(data, tmp_path)
+    train(data, tmp_path, resume=True)
+    assert curve(tmp_path) == curve(whole_run)
+    assert before == RUN["max_epochs"] - 1
+    assert "the run goes on from previous.pt" in caplog.text
+    assert torch.load(tmp_path / "previous.pt", weights_only=True)["epoch"] == before
+    for name in ("last.pt", "previous.pt"):
+        _cut(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"previous\.pt: not the state of a run: damaged"):
+        train(data, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(("section", "key"), [("training", "label"), ("training", "image"), ("validation", "label")])
+def test_cases_that_have_changed_are_noticed(
+    data: Path, whole_run: Path, tmp_path: Path, section: str, key: str
+) -> None:
+    """A file that was replaced under its name; files that only lie elsewhere are the same."""
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved, ignore=shutil.ignore_patterns("whole", "cache"))
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        shutil.copy(whole_run / "last.pt", tmp_path / name)
+    train(moved, tmp_path / "one", resume=True)
+    case = json.loads((moved / "datalist.json").read_text())[section][0]
+    image = nib.load(moved / case[key])
+    values = np.asarray(image.dataobj).copy()
+    inside = np.argwhere(values > 0)[0]
+    values[tuple(inside)] = 0
+    values[tuple(slice(i, i + 2) for i in inside)] = 0
+    nib.save(nib.Nifti1Image(values, image.affine), moved / case[key])
+    name = Path(case["image"]).name
+    with pytest.raises(
+        CheckpointError, match=rf"last\.pt: 1 of 5 cases, {name} for one, are not what the run began with"
+    ):
+        train(moved, tmp_path / "other", resume=True)
+
+
+def test_other_grids_and_labels_are_noticed(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    shutil.copy(whole_run / "last.pt", tmp_path)
+    with pytest.raises(CheckpointError, match=r"5 of 5 cases, .* or spacing, pancreas_labels or organs"):
+        train(data, tmp_path, resume=True, spacing=[9.0, 8.0, 8.0])
+
+
+def test_two_runs_do_not_share_a_folder(data: Path, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(OutputError, match=f"another run writes here \\(process {os.getpid()} on "):
+        train(data, tmp_path, max_epochs=1)
+    assert not list(tmp_path.glob("*.pt"))
+    train(data, tmp_path, max_epochs=1)
+    with locked(tmp_path):
+        pass
