@@ -3,8 +3,11 @@
 The command line prints them on one line, without a traceback.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_SENT = re.compile(r"^Original Traceback(?s:.*?)^attunet3d\.errors\.(\w+): (.*)$", re.MULTILINE)
 
 
 class AttUNet3dError(Exception):
@@ -58,9 +61,15 @@ class CancelledError(AttUNet3dError):
 def own_error(error: BaseException) -> AttUNet3dError | None:
     """The error of this package at the root of another one: MONAI wraps what transforms and components raise."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, AttUNet3dError):
+    while cause is not None:
+        # A data loader's process sends its errors as a text, in which ours are named as Python does.
+        if sent := _SENT.search(str(cause)):
+            kinds = {kind.__name__: kind for kind in AttUNet3dError.__subclasses__()}
+            return kinds.get(sent[1], AttUNet3dError)(sent[2])
+        if isinstance(cause, AttUNet3dError):
+            return cause
         cause = cause.__cause__ or cause.__context__
-    return cause
+    return None
 
 
 @contextmanager

@@ -146,6 +146,15 @@ def test_bad_labels_are_refused_by_every_verb(study: Study, damage: Any) -> None
     assert all(found.partition(";")[0] in text for text in said)
 
 
+def test_what_a_loaders_process_refuses_is_said_in_the_same_words(study: Study) -> None:
+    """As on a GPU, beside which other processes read."""
+    path = study.change(2, as_255)
+    with pytest.raises(UnsupportedImageError) as raised:
+        study.run("evaluate", num_workers=1)
+    assert str(raised.value).startswith(f"{path}: holds the values 0, 255, not 0, 1; ")
+    assert "\n" not in str(raised.value)
+
+
 def test_the_label_of_a_case_that_validates_is_checked_before_training(study: Study) -> None:
     path = study.change(2, empty)
     with pytest.raises(UnsupportedImageError, match=rf"{path}: an empty mask"):
