@@ -149,6 +149,15 @@ def test_three_files_that_agree(tmp_path: Path, ct: dict[str, str]) -> None:
     assert "3 cases" in page.text
 
 
+def test_what_is_not_defined_is_a_dash(tmp_path: Path, ct: dict[str, str]) -> None:
+    """As the Dice of a tumour that neither mask has."""
+    without = {"class2_dice": math.nan, "class2_hd95_mm": math.nan, "class2_reference_ml": 0.0}
+    page = Page(write_report(tmp_path / "out", [result(ct, "a", **without)], settings={}))
+    rows = {name: cells for name, *cells in page.rows("summary")}
+    assert rows["Class 2: Dice"] == ["\N{EN DASH}", "\N{EN DASH}", "\N{EN DASH} to \N{EN DASH}"]
+    assert page.rows("cases")[0][-3:] == ["\N{EN DASH}", "\N{EN DASH}", "0.0"]
+
+
 def test_the_page_fetches_and_runs_nothing(tmp_path: Path, ct: dict[str, str]) -> None:
     results = [
         result(ct, name, 0.5) for name in (NASTY, "https://example.org/a.png", "膵臓 Bauchspeicheldrüse", "$_$ x")
