@@ -90,7 +90,7 @@ class CaseWriter:
         checkpoint_sha256: of the weights.
 
     Raises:
-        UnsupportedImageError, UnreadableInputError: a DICOM SEG cannot refer to the CT's images.
+        UnsupportedImageError, UnreadableInputError, OutputError: a DICOM SEG cannot be made of the CT's images.
     """
 
     def __init__(
@@ -104,12 +104,13 @@ class CaseWriter:
         if outputs.output_format in SEG_TYPES:
             from attunet3d.io.dicom_seg import save_seg, source_headers
 
+            kind = SEG_TYPES[outputs.output_format]
             self._save = partial(
                 save_seg,
-                sources=source_headers(ct, read.files, self._affine, read.facts["warnings"], read.frames),
+                sources=source_headers(ct, read.files, self._affine, read.facts["warnings"], read.frames, kind),
                 frames=read.frames,
                 checkpoint_sha256=checkpoint_sha256,
-                segmentation_type=SEG_TYPES[outputs.output_format],
+                segmentation_type=kind,
             )
 
     def write(

@@ -57,8 +57,11 @@ def set_up_logging(verbose: bool, progress: bool = False) -> None:
         level=logging.INFO if verbose else logging.ERROR,
         format="%(asctime)s %(levelname)s %(message)s",
     )
-    # pydicom's messages quote values of headers, which can be a patient's.
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    import pydicom.config  # which sets the level of its log: not after it has been set here
+
+    # Their messages quote values of headers, which can be a patient's.
+    for logger in (pydicom.config.logger, logging.getLogger("highdicom")):
+        logger.setLevel(logging.CRITICAL)
     if verbose:
         warnings.filterwarnings("ignore", module="pydicom")
         # Of a decoder that is not used here.
