@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import item, phantom, raw_elements, write_series
+from dicom_files import edit, item, phantom, raw_elements, write_series
 
 from attunet3d.cli.options import set_up_logging
 from attunet3d.errors import OutputError, UnsupportedImageError
@@ -169,6 +169,20 @@ def test_sequences_and_numbers_of_any_transfer_syntax(tmp_path: Path, syntax: st
     assert (seg.PregnancyStatus, seg.PatientSize, seg.PatientName) == (4, 1.8, "DOE^JANE")
     assert seg.OtherPatientIDsSequence == ct.OtherPatientIDsSequence
     assert seg.OtherPatientIDsSequence[0].IssuerOfPatientIDQualifiersSequence[0].UniversalEntityID == "x"
+
+
+def test_images_of_several_series_are_named_in_their_own(tmp_path: Path) -> None:
+    """A scan whose files have a series UID each, as some anonymisers leave it."""
+    for k, path in enumerate(write_series(tmp_path / "ct", phantom(SHAPE))):
+        edit(path, SeriesInstanceUID=f"1.2.3.{k}")
+    seg, _ = seg_of(tmp_path / "ct", tmp_path / "seg.dcm")
+    images = [pydicom.dcmread(path) for path in (tmp_path / "ct").iterdir()]
+    named = {
+        str(image.ReferencedSOPInstanceUID): str(series.SeriesInstanceUID)
+        for series in seg.ReferencedSeriesSequence
+        for image in series.ReferencedInstanceSequence
+    }
+    assert named == {str(ds.SOPInstanceUID): str(ds.SeriesInstanceUID) for ds in images}
 
 
 @pytest.mark.parametrize(
