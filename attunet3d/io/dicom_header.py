@@ -281,9 +281,21 @@ def _values(ds: pydicom.Dataset, name: str) -> list[Any] | None:
 
 
 def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """`count` numbers of believable size, or None: what is broken is as good as missing."""
+    """`count` numbers of believable size, or None: what is broken is as good as missing.
+
+    Under another VR than its own, such as ST or UN, the text of a number is still one.
+    """
     try:
-        found = tuple(float(v) for v in _values(ds, name) or ())
+        found = tuple(float(v) for v in _parts(ds, name))
     except (TypeError, ValueError, OverflowError):
         return None
     return found if len(found) == count and all(abs(v) <= MOST for v in found) else None
+
+
+def _parts(ds: pydicom.Dataset, name: str) -> list[Any]:
+    try:
+        values = _values(ds, name) or []
+    except Exception:  # pydicom's parsers raise anything where VR and value do not go together
+        values = [ds.get_item(name).value]
+    texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in values]
+    return [part for v in texts for part in (v.strip("\0 ").split("\\") if isinstance(v, str) else [v])]

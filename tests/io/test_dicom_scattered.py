@@ -116,7 +116,7 @@ def test_what_may_be_several_scans_is_not_put_together(tmp_path: Path, case: str
 def test_single_images_that_are_no_scan_lead_to_no_dead_end(tmp_path: Path) -> None:
     """Neither --series nor --all-series would help."""
     _write(tmp_path, NO_ONE_SCAN["any places"])
-    with pytest.raises(AmbiguousSeriesError, match=r"8 CT series of one image each, .* export the scan again") as caught:
+    with pytest.raises(AmbiguousSeriesError, match=r"8 CT series of one image each, .* export") as caught:
         read_ct(tmp_path)
     assert "--all-series" not in str(caught.value)
 
