@@ -183,13 +183,15 @@ def _as_stored(ds: pydicom.Dataset, tags: Iterable[Any], path: str) -> pydicom.D
     for tag in tags:
         element = ds.get_item(tag)
         vr = element.VR if element.VR in writers else _usual_vr(tag)
-        if isinstance(element, RawDataElement) and vr in _OF_BYTES and element.length != _UNDEFINED_LENGTH:
-            found[tag] = element._replace(VR=vr, value=element.value or b"")
-            continue
         try:
-            element = ds[tag]
-            if element.VR == "SQ":
-                element = DataElement(tag, "SQ", [_as_stored(item, list(item.keys()), path) for item in element.value])
+            if isinstance(element, RawDataElement) and vr in _OF_BYTES and element.length != _UNDEFINED_LENGTH:
+                found[tag] = element._replace(VR=vr, value=element.value or b"")
+            elif ds[tag].VR == "SQ":
+                found[tag] = DataElement(
+                    tag, "SQ", [_as_stored(item, list(item.keys()), path) for item in ds[tag].value]
+                )
+            else:
+                found[tag] = ds[tag]
         except UnsupportedImageError:
             raise
         except Exception as error:  # parsers raise anything
@@ -197,7 +199,6 @@ def _as_stored(ds: pydicom.Dataset, tags: Iterable[Any], path: str) -> pydicom.D
                 f"{path}: {keyword_for_tag(tag)} {tag} is damaged, and a DICOM SEG must repeat it; "
                 "export the series again, or write NIfTI (--format nifti)"
             ) from error
-        found[tag] = element
     _write_as_stored(found)
     return found
 

@@ -32,7 +32,7 @@ def gathered(series: Sequence[Series]) -> list[Series]:
     """
     found = list(series)
     for same in (_same_scan_and_space, _same_scan):
-        parts = [s for s in found if _is_uniform(s) and (_is_nameless(s) or len(s.images) <= MOST_IN_A_PART)]
+        parts = [s for s in found if (_is_nameless(s) or len(s.images) <= MOST_IN_A_PART) and _is_uniform(s)]
         for group in _groups(parts, same):
             found = _put_together(found, group)
     for nameless in [s for s in found if _is_nameless(s) and _is_uniform(s)]:

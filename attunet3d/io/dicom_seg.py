@@ -15,7 +15,7 @@ import numpy as np
 import pydicom
 
 from attunet3d import __version__
-from attunet3d.errors import OutputError, UnsupportedImageError
+from attunet3d.errors import AttUNet3dError, OutputError, UnsupportedImageError
 from attunet3d.io.dicom_geometry import TILT_NOTE_DEG, tilt_deg
 from attunet3d.io.dicom_guard import dcmread
 from attunet3d.io.dicom_header import headers_of
@@ -94,11 +94,17 @@ def source_headers(
     pixel = np.linalg.norm(np.cross(affine[:3, 0], affine[:3, 1]))  # mm2
     between_slices = abs(np.linalg.det(affine[:3, :3])) / pixel  # mm, along their normal
     for path in dict.fromkeys(files):
-        header = _header(path)
-        if not images:
-            first = repeated(header)
-        slices = headers_of(header, path)
-        images.append(stand_in(header, [slices[k] for k in frames] or slices, between_slices))
+        try:
+            header = dcmread(path, stop_before_pixels=True, force=True)
+            if not images:
+                first = repeated(header)
+            _check_uids(path, header)
+            slices = headers_of(header, path)
+            images.append(stand_in(header, [slices[k] for k in frames] or slices, between_slices))
+        except AttUNet3dError:
+            raise
+        except Exception as error:  # pydicom lets any parser's exception through
+            raise read_failed(path) from error
     series = [image.SeriesInstanceUID for image in images]
     if len({image.SOPInstanceUID for image in images}) < len(images):
         raise UnsupportedImageError(
@@ -123,18 +129,13 @@ def source_headers(
     return found
 
 
-def _header(path: Path) -> pydicom.FileDataset:
-    try:
-        header = dcmread(path, stop_before_pixels=True, force=True)
-        missing = [name for name in UIDS if not uid_of(header, name)]
-    except Exception as error:  # pydicom lets any parser's exception through
-        raise read_failed(path) from error
+def _check_uids(path: Path, header: pydicom.Dataset) -> None:
+    missing = [name for name in UIDS if not uid_of(header, name)]
     if missing:
         raise UnsupportedImageError(
             f"{path}: {missing[0]} is missing, or not one UID, and a DICOM SEG must repeat it; "
             "export the series again, or write NIfTI (--format nifti)"
         )
-    return header
 
 
 def _try_out(sources: SourceImages, affine: np.ndarray, frames: Sequence[int], segmentation_type: str) -> None:

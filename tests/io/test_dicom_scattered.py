@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Run
 from dicom_files import edit, phantom, write_series
 from pydicom.uid import generate_uid
 
@@ -13,6 +15,7 @@ from attunet3d.errors import AmbiguousSeriesError, AttUNet3dError, GeometryError
 from attunet3d.io import CTReader, read_ct, read_volume, segmentable_series
 from attunet3d.io.dicom import find_series
 from attunet3d.io.inspect import inspect_path
+from attunet3d.segmenter import Case
 
 Tags = Callable[[int], Mapping[str, Any]]
 PAIRS = [generate_uid() for _ in range(4)]
@@ -119,6 +122,25 @@ def test_single_images_that_are_no_scan_lead_to_no_dead_end(tmp_path: Path) -> N
     with pytest.raises(AmbiguousSeriesError, match=r"8 CT series of one image each, .* export") as caught:
         read_ct(tmp_path)
     assert "--all-series" not in str(caught.value)
+
+
+def test_messages_hold_no_uid_where_none_is_wanted(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "ct", NO_ONE_SCAN["any places"])
+    session = SimpleNamespace(segment_all=lambda cts, *_, **__: [Case(cts[0], None, read_error(cts[0]))])
+    monkeypatch.setattr("attunet3d.segmenter.Segmenter", lambda *_, **__: session)
+    code, _, said = run("segment", tmp_path / "ct", "-o", tmp_path / "out")
+    assert (code, "1.2.3.4 (1 file" in said) == (1, True)
+    code, _, said = run("segment", tmp_path / "ct", "-o", tmp_path / "out", "--no-uids")
+    assert code == 1
+    assert "UID (1 file" in said
+    assert "1.2.3." not in said
+    assert len(said.splitlines()) == 1
+
+
+def read_error(path: Path) -> Exception:
+    with pytest.raises(AttUNet3dError) as caught:
+        read_ct(path)
+    return caught.value
 
 
 def test_two_images_are_no_scan(tmp_path: Path) -> None:
