@@ -116,9 +116,7 @@ def _notes_on_uids(slices: Sequence[SliceHeader]) -> list[str]:
         several = f"{len(series - {''})} SeriesInstanceUIDs{', and some have none' if '' in series else ''}"
         notes.append(f"the images carry {several}: {why}")
     if len(studies) > 1:
-        notes.append(
-            f"the images carry {len(studies)} StudyInstanceUIDs: by their places and all else they are one scan"
-        )
+        notes.append(f"the images carry {len(studies)} StudyInstanceUIDs: {why}")
     return notes
 
 
