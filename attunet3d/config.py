@@ -149,6 +149,17 @@ def defines(mode: Mode, key: str) -> bool:
     return _defines(read_config(mode), key)
 
 
+def default_value(key: str) -> Any:
+    """What the bundle's configs have for an id, nothing evaluated: the first that defines it; None where none does."""
+    for mode in CONFIG_FILES:
+        value: Any = read_config(mode)
+        if _defines(value, key):
+            for part in _path(key):
+                value = value[part]
+            return value
+    return None
+
+
 def inference_values(presets: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The values of the bundle's inference config, references (``@id``) resolved, for each of `INFERENCE_IDS`.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class CaseWriter:
         checkpoint_sha256: of the weights.
 
     Raises:
-        UnsupportedImageError, UnreadableInputError: a DICOM SEG cannot refer to the CT's images.
+        UnsupportedImageError, UnreadableInputError, OutputError: a DICOM SEG cannot be made of the CT's images.
     """
 
     def __init__(
@@ -104,12 +105,13 @@ class CaseWriter:
         if outputs.output_format in SEG_TYPES:
             from attunet3d.io.dicom_seg import save_seg, source_headers
 
+            kind = SEG_TYPES[outputs.output_format]
             self._save = partial(
                 save_seg,
-                sources=source_headers(ct, read.files, self._affine, read.facts["warnings"], read.frames),
+                sources=source_headers(ct, read.files, self._affine, read.facts["warnings"], read.frames, kind),
                 frames=read.frames,
                 checkpoint_sha256=checkpoint_sha256,
-                segmentation_type=SEG_TYPES[outputs.output_format],
+                segmentation_type=kind,
             )
 
     def write(
@@ -137,8 +139,7 @@ class CaseWriter:
         folder = make_folder(self._outputs.folder)
         mask_suffix = MASK_SUFFIXES[self._outputs.output_format]
         # The mask takes its place last: where it is, the others are.
-        suffixes = (mask_suffix, ".json", *[".png"] * (hu is not None))
-        names = {suffix: f"{self._name}_seg{suffix}" for suffix in suffixes}
+        names = {suffix: f"{self._name}_seg{suffix}" for suffix in (mask_suffix, ".json")}
         map_names = {level: f"{self._name}_attention_{level}.nii.gz" for level in maps}
         # All or nothing: each file is complete before the first one takes its place.
         with ExitStack() as files:
@@ -147,17 +148,28 @@ class CaseWriter:
                 self._save(new[mask_suffix], mask, self._affine)
                 for level in maps:
                     save_map(new[level], maps[level], self._affine, like=self._facts)
-                if hu is not None:
-                    from attunet3d.report.qc import qc_picture
-
-                    title = f"{self._name}: {record['volume_ml']:.1f} mL (research use only)"
-                    qc_picture(new[".png"], hu, mask, self._affine, title)
+                picture = None if hu is None else self._picture(mask, record, hu)
+                if picture is not None:
+                    files.enter_context(atomic_path(folder / f"{self._name}_seg.png")).write_bytes(picture)
             record["output"] = names[mask_suffix]
             if maps:
                 record |= {"attention": map_names, "attention_meaning": MEANING}
             record["memory_mb"]["peak"] = megabytes(peak_bytes())
             new[".json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return folder / names[mask_suffix]
+
+    def _picture(self, mask: np.ndarray, record: dict[str, Any], hu: np.ndarray) -> bytes | None:
+        """A PNG; None, and a warning in the record, where it cannot be drawn: that must not cost the mask."""
+        title = f"{self._name}: {record['volume_ml']:.1f} mL (research use only)"
+        png = BytesIO()
+        try:
+            from attunet3d.report.qc import qc_picture
+
+            qc_picture(png, hu, mask, self._affine, title)
+        except Exception as error:  # matplotlib's fonts, layouts and settings fail in ways of their own
+            record["warnings"].append(f"the picture could not be drawn ({type(error).__name__}); the mask is complete")
+            return None
+        return png.getvalue()
 
 
 def check_format(output_format: str) -> None:

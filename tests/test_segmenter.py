@@ -170,6 +170,20 @@ def test_a_write_that_fails_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_picture_that_fails_does_not_cost_the_mask(
+    session: Segmenter, write_phantom: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("name of a patient")
+
+    monkeypatch.setattr("attunet3d.report.qc.qc_picture", broken)
+    result = session.segment(write_phantom(), tmp_path, name="caf\udce9", qc=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"caf\udce9_seg.json", "caf\udce9_seg.nii.gz"}
+    record = json.loads((tmp_path / "caf\udce9_seg.json").read_text())
+    assert record["warnings"] == ["the picture could not be drawn (RuntimeError); the mask is complete"]
+    np.testing.assert_array_equal(np.asarray(nib.load(result.path).dataobj), result.mask)
+
+
 def test_mistakes_name_the_cure(tiny_checkpoint: Path, tmp_path: Path, write_phantom: Callable[..., Path]) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         Segmenter(tmp_path / "none.pt")

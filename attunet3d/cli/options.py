@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,8 +57,11 @@ def set_up_logging(verbose: bool, progress: bool = False) -> None:
         level=logging.INFO if verbose else logging.ERROR,
         format="%(asctime)s %(levelname)s %(message)s",
     )
-    # pydicom's messages quote values of headers, which can be a patient's.
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    import pydicom.config  # which sets the level of its log: not after it has been set here
+
+    # Their messages quote values of headers, which can be a patient's.
+    for logger in (pydicom.config.logger, logging.getLogger("highdicom")):
+        logger.setLevel(logging.CRITICAL)
     if verbose:
         warnings.filterwarnings("ignore", module="pydicom")
         # Of a decoder that is not used here.
@@ -82,23 +85,15 @@ def progress_bar() -> Iterator[tuple[Any, Any]]:
 
 
 def overrides_of(pairs: list[str] | None, taken: tuple[str, ...]) -> dict[str, Any]:
-    """``["overlap=0.5"]`` -> ``{"overlap": 0.5}``; values are YAML. ``taken``: ids that have an option of their own."""
-    import yaml
+    """``["overlap=0.5"]`` -> ``{"overlap": 0.5}``, see `override`. ``taken``: ids that have an option of their own."""
+    from attunet3d.cli.values import override
 
     values: dict[str, Any] = {}
     for pair in pairs or ():
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {pair!r}: expected ID=VALUE, e.g. --set overlap=0.5")
+        key, value = override(pair)
         if key in taken:
             raise ConfigError(f"--set {pair!r}: {key} has an option of its own, see --help")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair!r}: the value is not YAML") from error
-        if isinstance(values[key], str):
-            with suppress(ValueError):  # for YAML 1e-4 is a text, for everyone else a number
-                values[key] = float(text)
+        values[key] = value
     return values
 
 

@@ -26,7 +26,7 @@ from attunet3d.cli.options import (
     set_up_logging,
 )
 from attunet3d.errors import AttUNet3dError, ConfigError
-from attunet3d.io.printable import one_line
+from attunet3d.io.printable import UID, one_line
 
 if TYPE_CHECKING:
     from attunet3d.io.reader import PathLike
@@ -61,7 +61,8 @@ def segment(
         ),
     ] = "nifti",
     no_uids: Annotated[
-        bool, typer.Option("--no-uids", help="No DICOM UID in the records. A DICOM SEG holds UIDs all the same.")
+        bool,
+        typer.Option("--no-uids", help="No DICOM UID in records and messages. A DICOM SEG holds UIDs all the same."),
     ] = False,
     memory: Annotated[
         float | None, typer.Option(metavar="GB", min=0.0, help="Most to use; by default what there is.")
@@ -95,6 +96,7 @@ def segment(
             bar.update(task, description=f"{label}: {stage}", completed=done, total=total)
 
         def say(kind: str, text: str) -> None:
+            text = UID.sub("UID", text) if no_uids else text
             console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
 
         session = Segmenter(checkpoint, device, precision, preset or (), memory, **overrides)

@@ -16,6 +16,7 @@ from attunet3d.errors import (
 )
 from attunet3d.io.dicom_header import SliceHeader, read_headers
 from attunet3d.io.dicom_pixels import EXPORT_AGAIN
+from attunet3d.io.dicom_scattered import gathered
 from attunet3d.io.dicom_series import Series, patients_of
 from attunet3d.io.dicom_stacks import (
     same_frame_of_reference,
@@ -102,6 +103,7 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
         parts = stacks(headers) if patients_of(headers) < 2 else [tuple(headers)]
         names = [f"{uid}#{k}" for k in range(1, len(parts) + 1)] if len(parts) > 1 else [uid]
         series += [Series(name, part, beside, (), no_dicom) for name, part in zip(names, parts, strict=True)]
+    series = gathered(series)
     alone = [s for s in series if len(s.images) == 1]
     return [replace(s, strays=_strays(s, alone)) for s in series]
 
@@ -143,6 +145,12 @@ def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
         return _with_uid(series, uid, _folder(series))
     candidates, _ = candidate_series(series)
     if len(candidates) > 1:
+        if all(len(s.images) == 1 and s.images[0].frames == 1 for s in candidates):
+            raise AmbiguousSeriesError(
+                f"{_folder(series)}: {len(candidates)} CT series of one image each, which are no one scan by their "
+                "places (even distances, one size, spacing, orientation and patient); export the scan again, with one "
+                f"SeriesInstanceUID, or give a folder with it alone: {_listed(candidates)}"
+            )
         raise AmbiguousSeriesError(
             f"{_folder(series)}: {len(candidates)} CT series; choose one with --series UID, or segment each with "
             f"--all-series: {_listed(candidates)}"
@@ -215,6 +223,9 @@ def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:
     for s in series:
         if s.uid == uid:
             return s
+    scattered = [s for s in series if uid in s.uids and len(s.uids) > 1]
+    if len(scattered) == 1:  # a scan that is under this UID and others
+        return scattered[0]
     parts = [s for s in series if s.uid.startswith(f"{uid}#")]
     if parts:
         raise AmbiguousSeriesError(

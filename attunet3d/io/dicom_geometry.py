@@ -72,8 +72,7 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
     tilt = tilt_deg(affine)
     if tilt > TILT_NOTE_DEG:
         notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the affine is sheared, and no voxel is moved")
-    if any(not s.series_uid for s in slices):
-        notes.append("images have no SeriesInstanceUID: those of one folder, orientation and size are one series")
+    notes += _notes_on_uids(slices)
     if any(not s.sop_class for s in slices):
         notes.append("images have no SOPClassUID: their Modality says that they are CT")
     if series.no_dicom:
@@ -105,6 +104,20 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
     }
     shape = (slices[0].columns, slices[0].rows, count)
     return StoredImage(series.folder, shape, affine, facts, slabs, files, frames)
+
+
+def _notes_on_uids(slices: Sequence[SliceHeader]) -> list[str]:
+    """What holds them together where their UIDs do not."""
+    series, studies = {s.series_uid for s in slices}, {s.study_uid for s in slices} - {""}
+    notes, why = [], "by their places and all else they are one scan"
+    if series == {""}:
+        notes.append("images have no SeriesInstanceUID: those of one folder, orientation and size are one series")
+    elif len(series) > 1:
+        several = f"{len(series - {''})} SeriesInstanceUIDs{', and some have none' if '' in series else ''}"
+        notes.append(f"the images carry {several}: {why}")
+    if len(studies) > 1:
+        notes.append(f"the images carry {len(studies)} StudyInstanceUIDs: {why}")
+    return notes
 
 
 def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:

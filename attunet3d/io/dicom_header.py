@@ -142,38 +142,43 @@ def read_headers(path: Path) -> list[SliceHeader]:
             return []
         raise
     meta = getattr(ds, "file_meta", None)
-    sop_class = _text(ds, "SOPClassUID")
     if str((meta or {}).get("MediaStorageSOPClassUID", "")) == MEDIA_DIRECTORY:
         return []
-    if not (sop_class or ds.get("Modality") or ds.get("Rows")):
+    if not (text_of(ds, "SOPClassUID") or ds.get("Modality") or ds.get("Rows")):
         if bare:
             return []
         raise InvalidDicomError("no image or object in this file")
+    return headers_of(ds, path)
+
+
+def headers_of(ds: pydicom.Dataset, path: Path) -> list[SliceHeader]:
+    """As `read_headers`, of the data set of a file with an image or object, which has been read already."""
+    sop_class = text_of(ds, "SOPClassUID")
     header = SliceHeader(
         path=path,
         sop_class=sop_class,
-        sop_instance=_text(ds, "SOPInstanceUID"),
-        series_uid=_text(ds, "SeriesInstanceUID"),
-        study_uid=_text(ds, "StudyInstanceUID"),
+        sop_instance=text_of(ds, "SOPInstanceUID"),
+        series_uid=text_of(ds, "SeriesInstanceUID"),
+        study_uid=text_of(ds, "StudyInstanceUID"),
         series_number=str(_number(ds, "SeriesNumber")),
         patient=_hashes_of_patient(ds),
-        modality=_text(ds, "Modality"),
+        modality=text_of(ds, "Modality"),
         image_type=_image_type(ds, "ImageType"),
-        description=" ".join(_text(ds, "SeriesDescription").split()),
+        description=" ".join(text_of(ds, "SeriesDescription").split()),
         rows=int(ds.get("Rows") or 0),
         columns=int(ds.get("Columns") or 0),
         spacing=numbers(ds, "PixelSpacing", 2),
         orientation=numbers(ds, "ImageOrientationPatient", 6),
         position=numbers(ds, "ImagePositionPatient", 3),
-        frame_of_reference=_text(ds, "FrameOfReferenceUID"),
+        frame_of_reference=text_of(ds, "FrameOfReferenceUID"),
         marks=tuple(_mark(ds, name) for name in MARKS),
         frames=int(ds.get("NumberOfFrames") or 1),
         frame=None,
         samples=int(ds.get("SamplesPerPixel") or 1),
-        photometric=_text(ds, "PhotometricInterpretation"),
-        lossy=_text(ds, "LossyImageCompression") == "01",
+        photometric=text_of(ds, "PhotometricInterpretation"),
+        lossy=text_of(ds, "LossyImageCompression") == "01",
         rescale=_rescale(ds),
-        rescale_type=_text(ds, "RescaleType"),
+        rescale_type=text_of(ds, "RescaleType"),
     )
     frames = ds.get("PerFrameFunctionalGroupsSequence")
     if not frames or not (header.modality == "CT" or sop_class in ENHANCED_CT):
@@ -194,7 +199,7 @@ def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared
     content, values = group("FrameContentSequence"), group("PixelValueTransformationSequence")
     kind = _image_type(group("CTImageFrameTypeSequence"), "FrameType")
     own_marks = {
-        "stack": _text(content, "StackID") or None,
+        "stack": text_of(content, "StackID") or None,
         "instance": file.sop_instance,
         "TemporalPositionIdentifier": _number(content, "TemporalPositionIndex"),
         "NominalPercentageOfCardiacPhase": _mark(
@@ -216,11 +221,11 @@ def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared
         position=numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3),
         marks=tuple((of_file | of_frame).values()),
         rescale=_rescale(values) or file.rescale,
-        rescale_type=_text(values, "RescaleType") or file.rescale_type,
+        rescale_type=text_of(values, "RescaleType") or file.rescale_type,
     )
 
 
-def _text(ds: pydicom.Dataset, name: str) -> str:
+def text_of(ds: pydicom.Dataset, name: str) -> str:
     """The text of an element as it stands in the file; empty for a number, or for a sequence, which may hold anything.
 
     Python's own way to show bytes and lists would make printable what `SliceHeader` cuts off.
@@ -246,7 +251,7 @@ def _hash(text: str) -> str:
 
 def _mark(ds: pydicom.Dataset, name: str) -> float | str | None:
     if name in ("ConvolutionKernel", "ImageType"):
-        return _text(ds, name) or None
+        return text_of(ds, name) or None
     number = _number(ds, name)
     return None if number is None else round(number, 3)
 
@@ -276,9 +281,21 @@ def _values(ds: pydicom.Dataset, name: str) -> list[Any] | None:
 
 
 def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """`count` numbers of believable size, or None: what is broken is as good as missing."""
+    """`count` numbers of believable size, or None: what is broken is as good as missing.
+
+    Under another VR than its own, such as ST or UN, the text of a number is still one.
+    """
     try:
-        found = tuple(float(v) for v in _values(ds, name) or ())
+        found = tuple(float(v) for v in _parts(ds, name))
     except (TypeError, ValueError, OverflowError):
         return None
     return found if len(found) == count and all(abs(v) <= MOST for v in found) else None
+
+
+def _parts(ds: pydicom.Dataset, name: str) -> list[Any]:
+    try:
+        values = _values(ds, name) or []
+    except Exception:  # pydicom's parsers raise anything where VR and value do not go together
+        values = [ds.get_item(name).value]
+    texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in values]
+    return [part for v in texts for part in (v.strip("\0 ").split("\\") if isinstance(v, str) else [v])]

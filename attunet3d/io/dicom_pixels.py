@@ -10,7 +10,7 @@ import pydicom
 
 from attunet3d.errors import AttUNet3dError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io.dicom_guard import NATIVE, RLE, check_pixel_data, dcmread
-from attunet3d.io.dicom_header import SliceHeader
+from attunet3d.io.dicom_header import SliceHeader, numbers
 from attunet3d.io.slabs import read_failed
 
 AIR_HU = -1024  # what CT scanners themselves write outside the scanned field
@@ -19,6 +19,7 @@ EXPORT_AGAIN = "export the complete series again"
 
 # Retired JPEG processes that pydicom refuses, though its decoder for the one on the right reads them too.
 _DECODED_AS = {"1.2.840.10008.1.2.4.53": "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.55": "1.2.840.10008.1.2.4.51"}
+_SIZES = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
 _DECODERS = ("pylibjpeg", "libjpeg", "openjpeg")
 
 
@@ -64,6 +65,7 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, np.nda
                 if s is images[0]:
                     ds = dcmread(path, force=True)
                     syntax = str(getattr(ds.file_meta, "TransferSyntaxUID", ""))
+                    _read_sizes(ds)
                     _check_meaning(ds)
                     check_pixel_data(ds, path)
                     stored = _StoredBits(ds, in_container=syntax in (*NATIVE, RLE))
@@ -80,6 +82,14 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, np.nda
                 f"{EXPORT_AGAIN}"
             )
         yield stored.values(pixels)
+
+
+def _read_sizes(ds: pydicom.Dataset) -> None:
+    """Sizes and bits as whole numbers, though a file gives them under another VR, such as DS or LO."""
+    for name in _SIZES:
+        found = numbers(ds, name, 1)
+        if found and found[0].is_integer():
+            ds.add_new(name, "US", int(found[0]))
 
 
 def _check_meaning(ds: pydicom.Dataset) -> None:

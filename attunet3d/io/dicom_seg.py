@@ -5,33 +5,23 @@ highdicom writes and reads it; it is imported where it is needed, since it comes
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pydicom
 
 from attunet3d import __version__
-from attunet3d.errors import OutputError, UnsupportedImageError
+from attunet3d.errors import AttUNet3dError, OutputError, UnsupportedImageError
 from attunet3d.io.dicom_geometry import TILT_NOTE_DEG, tilt_deg
 from attunet3d.io.dicom_guard import dcmread
-from attunet3d.io.dicom_header import numbers
+from attunet3d.io.dicom_header import headers_of
+from attunet3d.io.dicom_repeated import UIDS, add_to, repeated, stand_in, uid_of
 from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 
-# A SEG cannot be without these: they tie it to its study, to the patient's space, and to each image.
-REQUIRED_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
-# A SEG must repeat these, if only to say that they are empty, as they are once an image is de-identified.
-EMPTY_IF_MISSING = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-)
 SERIES_NUMBER = 1000  # out of the way of what scanners count
 
 
@@ -50,76 +40,130 @@ def check_images(image: StoredImage) -> None:
         )
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Values that break the standard are taken as they are, without warnings, which would quote them."""
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@dataclass(frozen=True)
+class SourceImages:
+    """What a SEG is made from beside its mask.
+
+    Attributes:
+        folder: of the images, for messages.
+        images: a stand-in for each image, in the order of the slices, or for the one multi-frame image.
+        series: the SeriesInstanceUID of each.
+        repeated: what the SEG repeats of the first one.
+    """
+
+    folder: Path
+    images: list[pydicom.Dataset]
+    series: list[str]
+    repeated: pydicom.Dataset
+
+
+@_quiet()
 def source_headers(
     source: str | os.PathLike[str],
     files: Sequence[Path],
     affine: np.ndarray,
     notes: list[str],
     frames: Sequence[int] = (),
-) -> list[pydicom.FileDataset]:
-    """The headers of a CT's images, without their pixels, ready to be referred to by a SEG.
+    segmentation_type: str = "BINARY",
+) -> SourceImages:
+    """The headers of a CT's images, ready to be referred to by a SEG: one of a single voxel is made of them as a trial.
 
     Args:
         source: the CT as it was given, for messages.
         files: the images in the order of the slices, see `check_images`; a multi-frame one counts once.
         affine: of the CT, voxel -> RAS+ mm.
         notes: what a user should know of them is added here.
-        frames: see `StoredImage`; the header of a multi-frame image is given with the functional groups of these alone.
+        frames: see `StoredImage`; of a multi-frame image these alone are referred to.
+        segmentation_type: see `save_seg`.
 
     Raises:
-        UnsupportedImageError: an image lacks a UID that a SEG must repeat, or the images are of several studies.
+        UnsupportedImageError: an image lacks a UID that a SEG must repeat, the images are of several studies, or hold
+            what cannot be repeated.
         UnreadableInputError: an image is no longer readable.
+        OutputError: highdicom refuses the images.
     """
-    headers: list[pydicom.FileDataset] = []
+    images: list[pydicom.Dataset] = []
     pixel = np.linalg.norm(np.cross(affine[:3, 0], affine[:3, 1]))  # mm2
     between_slices = abs(np.linalg.det(affine[:3, :3])) / pixel  # mm, along their normal
     for path in dict.fromkeys(files):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of values that break the standard, and quotes them
-            try:
-                header = dcmread(path, stop_before_pixels=True, force=True)
-                missing = [tag for tag in REQUIRED_TAGS if not header.get(tag)]
-            except Exception as error:  # pydicom lets any parser's exception through
-                raise read_failed(path) from error
-        if missing:
-            raise UnsupportedImageError(
-                f"{path}: {missing[0]} is missing, and a DICOM SEG must repeat it; "
-                "export the series again, or write NIfTI (--format nifti)"
-            )
-        for tag in EMPTY_IF_MISSING:
-            header.setdefault(tag, "")
-        if not (numbers(header, "SliceThickness", 1) or (0,))[0] > 0:  # may be empty in a CT, but not in a SEG
-            header.SliceThickness = f"{between_slices:.4f}"
-        if frames:  # those of another phase lie at the same places, which a SEG must not have twice
-            header.PerFrameFunctionalGroupsSequence = [header.PerFrameFunctionalGroupsSequence[k] for k in frames]
-            header.NumberOfFrames = len(frames)
-        headers.append(header)
-    if len({header.SOPInstanceUID for header in headers}) < len(headers):
+        try:
+            header = dcmread(path, stop_before_pixels=True, force=True)
+            if not images:
+                first = repeated(header)
+            _check_uids(path, header)
+            slices = headers_of(header, path)
+            images.append(stand_in(header, [slices[k] for k in frames] or slices, between_slices))
+        except AttUNet3dError:
+            raise
+        except Exception as error:  # pydicom lets any parser's exception through
+            raise read_failed(path) from error
+    series = [image.SeriesInstanceUID for image in images]
+    if len({image.SOPInstanceUID for image in images}) < len(images):
         raise UnsupportedImageError(
             f"{source}: several images have one SOPInstanceUID, so that a DICOM SEG cannot tell which it refers to; "
             "export the series again, or write NIfTI (--format nifti)"
         )
-    if len({header.StudyInstanceUID for header in headers}) > 1:
+    if len({image.StudyInstanceUID for image in images}) > 1:
         raise UnsupportedImageError(
             f"{source}: the images are of several studies (StudyInstanceUID), and a DICOM SEG belongs to one; "
             "export the series again, or write NIfTI (--format nifti)"
         )
-    spaces = {header.FrameOfReferenceUID for header in headers}
+    spaces = {image.FrameOfReferenceUID for image in images}
     if len(spaces) > 1:
         # Some de-identification tools give each image one of its own. The reader found them to be one volume.
         notes.append(f"the images carry {len(spaces)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
-        for header in headers:
-            header.FrameOfReferenceUID = headers[0].FrameOfReferenceUID
+    for image in images:  # highdicom takes those of one series and one space only
+        image.FrameOfReferenceUID, image.SeriesInstanceUID = images[0].FrameOfReferenceUID, series[0]
     if tilt_deg(affine) > TILT_NOTE_DEG:
         notes.append("dcmqi, and programs that read SEG with it, cannot place the slices of a tilted gantry")
-    return headers
+    found = SourceImages(Path(files[0]).parent, images, series, first)
+    _try_out(found, affine, frames, segmentation_type)
+    return found
 
 
+def _check_uids(path: Path, header: pydicom.Dataset) -> None:
+    missing = [name for name in UIDS if not uid_of(header, name)]
+    if missing:
+        raise UnsupportedImageError(
+            f"{path}: {missing[0]} is missing, or not one UID, and a DICOM SEG must repeat it; "
+            "export the series again, or write NIfTI (--format nifti)"
+        )
+
+
+def _try_out(sources: SourceImages, affine: np.ndarray, frames: Sequence[int], segmentation_type: str) -> None:
+    """Make a SEG of one voxel in the first slice: what fails with these images must fail before the network runs."""
+    small = [pydicom.Dataset() for _ in sources.images]
+    for new, image in zip(small, sources.images, strict=True):
+        new.update(image)
+        for name in ("Rows", "Columns"):
+            new.add_new(name, "US", 1)
+    mask = np.zeros((1, 1, len(frames) or len(small)), np.uint8)
+    mask[0, 0, 0] = 1
+    save_seg(
+        BytesIO(),
+        mask,
+        affine,
+        replace(sources, images=small),
+        frames=frames,
+        checkpoint_sha256="0" * 64,
+        segmentation_type=segmentation_type,
+    )
+
+
+@_quiet()
 def save_seg(
-    path: Path,
+    path: Path | BytesIO,
     mask: np.ndarray,
     affine: np.ndarray,
-    sources: Sequence[pydicom.FileDataset],
+    sources: SourceImages,
     *,
     frames: Sequence[int] = (),
     checkpoint_sha256: str,
@@ -128,13 +172,13 @@ def save_seg(
     """Write a mask as DICOM SEG to a path that is temporary already, read it again, and compare it with the mask.
 
     Frames without pancreas are left out, unless there is none at all: then every frame is written, all zero. The
-    patient and the study are those of the images, as the standard demands.
+    patient and the study are those of the images, byte for byte.
 
     Args:
-        path: what fails here is left to its owner, see `atomic_path`.
+        path: or a buffer; what fails here is left to its owner, see `atomic_path`.
         mask: uint8 (X, Y, Z), 1 is pancreas.
         affine: voxel -> RAS+ mm.
-        sources: the header of each of the Z images, in order, or of the one multi-frame image, see `source_headers`.
+        sources: the Z images, or the one multi-frame image, see `source_headers`.
         frames: of the multi-frame image, the number of each of the Z slices.
         checkpoint_sha256: of the weights, 64 hexadecimal digits: with the version it identifies the algorithm.
         segmentation_type: "BINARY", one bit a voxel, or "LABELMAP", one byte: a storage class that is newer, and that
@@ -144,27 +188,36 @@ def save_seg(
         OutputError: highdicom refuses the images, or what was written is not the mask.
         OSError: the file cannot be written.
     """
-    folder = Path(str(sources[0].filename)).parent
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as above, and highdicom does
-        try:
-            seg = _segmentation(mask, sources, checkpoint_sha256, segmentation_type)
-            if frames:
-                _refer_to_frames(seg, frames)
-            seg.save_as(path)
-            same = _holds(path, mask, affine)
-        except OSError:
-            raise
-        except Exception as error:  # what is odd in a header surfaces as anything; its text may quote the patient
-            raise OutputError(
-                f"{folder}: highdicom cannot make a DICOM SEG of this series ({type(error).__name__}); "
-                "export the series again, or write NIfTI (--format nifti)"
-            ) from error
+    try:
+        seg = _segmentation(mask, sources.images, checkpoint_sha256, segmentation_type)
+        _refer_to_series(seg, sources.series)
+        if frames:
+            _refer_to_frames(seg, frames)
+        add_to(seg, sources.repeated)
+        seg.save_as(path)
+        same = _holds(path, mask, affine)
+    except OSError:
+        raise
+    except Exception as error:  # its text may quote the patient
+        raise OutputError(
+            f"{sources.folder}: highdicom cannot make a DICOM SEG of this series ({type(error).__name__}); "
+            "export the series again, or write NIfTI (--format nifti)"
+        ) from error
     if not same:
         raise OutputError(
-            f"{folder}: the DICOM SEG of this series, read again, is not the mask, and was removed; "
+            f"{sources.folder}: the DICOM SEG of this series, read again, is not the mask, and was removed; "
             "write NIfTI (--format nifti)"
         )
+
+
+def _refer_to_series(seg: pydicom.Dataset, series: Sequence[str]) -> None:
+    """Name each image in its own series: highdicom has been told of one."""
+    of_series: dict[str, list[pydicom.Dataset]] = {}
+    for uid, image in zip(series, seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence, strict=True):
+        of_series.setdefault(uid, []).append(image)
+    seg.ReferencedSeriesSequence = [pydicom.Dataset() for _ in of_series]
+    for item, (uid, images) in zip(seg.ReferencedSeriesSequence, of_series.items(), strict=True):
+        item.SeriesInstanceUID, item.ReferencedInstanceSequence = uid, images
 
 
 def _refer_to_frames(seg: pydicom.Dataset, frames: Sequence[int]) -> None:
@@ -176,7 +229,7 @@ def _refer_to_frames(seg: pydicom.Dataset, frames: Sequence[int]) -> None:
 
 
 def _segmentation(
-    mask: np.ndarray, sources: Sequence[pydicom.FileDataset], checkpoint_sha256: str, segmentation_type: str
+    mask: np.ndarray, images: Sequence[pydicom.Dataset], checkpoint_sha256: str, segmentation_type: str
 ) -> pydicom.Dataset:
     import highdicom as hd
     from pydicom.sr.coding import Code
@@ -198,7 +251,7 @@ def _segmentation(
         algorithm_identification=algorithm,
     )
     return hd.seg.Segmentation(
-        source_images=sources,
+        source_images=images,
         pixel_array=mask.transpose(2, 1, 0),
         segmentation_type=segmentation_type,
         segment_descriptions=[pancreas],
@@ -218,13 +271,15 @@ def _segmentation(
     )
 
 
-def _holds(path: Path, mask: np.ndarray, affine: np.ndarray) -> bool:
+def _holds(path: Path | BytesIO, mask: np.ndarray, affine: np.ndarray) -> bool:
     """Whether the SEG in a file marks those voxels of the patient that `mask` does, and no others.
 
     Each frame is placed by its own position, so that this holds for tilted gantries too.
     """
     import highdicom as hd
 
+    if isinstance(path, BytesIO):
+        path.seek(0)
     seg = hd.seg.segread(path)
     shared = seg.SharedFunctionalGroupsSequence[0]
     between_rows, between_columns = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)

@@ -75,7 +75,7 @@ class Series:
     """The files of one series, or of one stack where a series holds several.
 
     `uid` is the SeriesInstanceUID; "1.2.3#2" is the second stack of 1.2.3, and "no-uid-1" is made up for files that
-    carry none.
+    carry none. It is the first of them where a scan lies under several, see `gathered`.
     """
 
     uid: str
@@ -83,6 +83,11 @@ class Series:
     damaged: tuple[Path, ...] = ()  # DICOM files beside them whose header cannot be read
     strays: tuple[SliceHeader, ...] = ()  # images alone in their series that lie where this one would go on
     no_dicom: tuple[Path, ...] = ()  # files beside them that are named like DICOM
+
+    @property
+    def uids(self) -> set[str]:
+        """The SeriesInstanceUIDs of the slices."""
+        return {s.series_uid for s in self.slices} - {""}
 
     @property
     def description(self) -> str:

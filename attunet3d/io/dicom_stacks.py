@@ -32,7 +32,7 @@ def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
         found = [images] if images else []
         for same in (same_study, same_size, same_spacing, same_orientation, same_frame_of_reference):
             found = [group for part in found for group in _apart(part, same)]
-        found = [scan for part in found for scan in _scans(part)]
+        found = [scan for part in found for scan in scans_of(part)]
         localizers = [s for s in objects if s.is_localizer]
         if localizers:
             found = [objects] if len(found) < 2 else [*found, localizers]
@@ -93,7 +93,7 @@ def same_frame_of_reference(a: SliceHeader, b: SliceHeader) -> bool:
     return a.frame_of_reference == b.frame_of_reference or not (a.frame_of_reference and b.frame_of_reference)
 
 
-def _scans(slices: _Slices) -> list[_Slices]:
+def scans_of(slices: _Slices) -> list[_Slices]:
     """Scans of the same places apart, by the first mark that tells all of them apart."""
     if any(s.position is None or s.normal is None for s in slices):
         return [slices]
@@ -103,7 +103,7 @@ def _scans(slices: _Slices) -> list[_Slices]:
             continue
         groups = _by_mark([s for s in slices if s.marks[k] is not None], k, name)
         scans = _one_after_another(groups) if len(groups) > 1 else []
-        found = [part for scan in scans for part in _scans(scan)] if len(scans) > 1 else []
+        found = [part for scan in scans for part in scans_of(scan)] if len(scans) > 1 else []
         if found and not any(len(scan) < 2 or _repeats(_heights(scan)) for scan in found):
             # Images without the mark are of one of them, but nobody knows of which.
             unknown = [s for s in slices if s.marks[k] is None]

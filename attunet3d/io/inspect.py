@@ -11,14 +11,13 @@ from attunet3d.errors import AttUNet3dError
 from attunet3d.io.dicom import find_series
 from attunet3d.io.dicom_geometry import open_series, tilt_deg
 from attunet3d.io.dicom_series import AXIAL_COSINE, Series
-from attunet3d.io.reader import existing, open_ct
+from attunet3d.io.reader import NAMES, existing, open_ct
 from attunet3d.io.slabs import LPS_TO_RAS, MIN_SPACING_MM, StoredImage, check_affine
 
 _SERIES_IS_FINE = "can be segmented"
 # Unlike a DICOM header, that of a file does not say whether it is a CT.
 _FILE_IS_FINE = "geometry can be segmented; whether it is a CT in HU shows when its voxels are read"
 _PLANES = ("sagittal", "coronal", "axial")  # whose normal is x, y, z
-_FORMATS = {"nifti": "NIfTI", "nrrd": "NRRD", "metaimage": "MetaImage"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _of_file(path: Path) -> Finding:
         usable, verdict = False, str(error)
     if min(image.shape) < 2:
         usable, verdict = False, f"{path}: single slice; a CT volume needs at least 2 slices: give the whole scan"
-    return _of_image(1, None, _FORMATS[image.facts["format"]], 1, image, usable, verdict)
+    return _of_image(1, None, NAMES[image.facts["format"]], 1, image, usable, verdict)
 
 
 def _of_image(

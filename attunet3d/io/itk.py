@@ -9,19 +9,21 @@ import numpy as np
 import SimpleITK as sitk
 
 from attunet3d.errors import UnreadableInputError, UnsupportedImageError
+from attunet3d.io.formats import format_of
 from attunet3d.io.itk_header import data_file, most_bytes
 from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 
 
 def open_itk(path: Path) -> StoredImage:
-    """Header of a .nrrd, .nhdr, .mha or .mhd file, and its voxels to come.
+    """Header of a NRRD or MetaImage file, and its voxels to come; its suffix counts where its content does not tell.
 
     Voxels in another file are only read from beside the header. Raises UnreadableInputError, and UnsupportedImageError
     for anything but one 3D scalar image.
     """
-    nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
-    kind = "nrrd" if nrrd else "metaimage"
     try:
+        held = format_of(path)
+        nrrd = held == "nrrd" or (held is None and path.suffix.lower() in (".nrrd", ".nhdr"))
+        kind = "nrrd" if nrrd else "metaimage"
         data = data_file(path, kind)
         room = most_bytes(path, data)
     except OSError as e:

@@ -47,7 +47,7 @@ def data_file(path: Path, kind: str) -> Path:
         )
     anywhere, line = _FIELDS[kind]
     mentions = [m for m in anywhere.finditer(start) if not _is_comment(start, m.start())]
-    if not mentions and kind == "nrrd" and path.suffix.lower() == ".nrrd":
+    if not mentions and kind == "nrrd" and path.suffix.lower() != ".nhdr":
         return path
     values = [value.strip() for value in line.findall(start)]
     if len(values) != 1 or len(mentions) != 1:

@@ -15,6 +15,7 @@ from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.spatialimages import HeaderDataError
 
 from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
+from attunet3d.io.formats import is_gzip
 from attunet3d.io.slabs import StoredImage, check_file_size, read_failed
 
 # Everything in the header that places the image; with these copied, each viewer puts a mask where it puts the CT.
@@ -74,17 +75,13 @@ def open_nifti(path: Path) -> StoredImage:
             f"{path}: the header says that the voxels begin at byte {offset}, which is not 0 to {MAX_OFFSET}; "
             "copy or export the file again"
         )
-    check_file_size(path, offset + dtype.itemsize * math.prod(shape), compressed=_is_gzip(path))
+    check_file_size(path, offset + dtype.itemsize * math.prod(shape), compressed=is_gzip(path))
     scale = (1.0 if slope is None else slope, 0.0 if inter is None else inter)
     return StoredImage(path, shape, affine, facts, _slabs(path, offset, dtype, scale, shape))
 
 
-def _is_gzip(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
-
-
 def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if _is_gzip(path) else path.open("rb")
+    return cast(BinaryIO, gzip.open(path)) if is_gzip(path) else path.open("rb")
 
 
 def _read_header(path: Path) -> Any:
@@ -94,7 +91,7 @@ def _read_header(path: Path) -> Any:
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         if kind.may_contain_header(start):
             return kind.from_fileobj(BytesIO(start[: kind.template_dtype.itemsize]))
-    raise ImageFileError("no NIfTI header")
+    raise ImageFileError("no NIfTI header" if is_gzip(path) else "no NIfTI header, and not gzipped")
 
 
 def _facts(header: Any, shape: tuple[int, ...]) -> dict[str, Any]:

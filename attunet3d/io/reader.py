@@ -12,10 +12,19 @@ import numpy as np
 
 from attunet3d.errors import InputNotFoundError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io.cases import SeriesCase
+from attunet3d.io.formats import format_of
 from attunet3d.io.nifti import open_nifti
-from attunet3d.io.slabs import DICOM_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, StoredImage, to_hu, to_labels
+from attunet3d.io.slabs import DICOM_SUFFIXES, NIFTI_SUFFIXES, StoredImage, to_hu, to_labels
 
 PathLike = str | os.PathLike[str]
+
+NAMES = {"nifti": "NIfTI", "nrrd": "NRRD", "metaimage": "MetaImage"}
+_SUFFIXES = {
+    "nifti": NIFTI_SUFFIXES,
+    "nrrd": (".nrrd", ".nhdr"),
+    "metaimage": (".mha", ".mhd"),
+    "dicom": DICOM_SUFFIXES,
+}
 
 
 @dataclass(frozen=True)
@@ -88,26 +97,32 @@ def existing(path: PathLike) -> Path:
 
 
 def open_file(path: Path) -> StoredImage:
+    """Of the format that the file holds; where that cannot be told, of the one that it is named for."""
     if not path.is_file():
         raise UnreadableInputError(f"{path}: not a file but a pipe or device; give an image file, or a DICOM folder")
     name = path.name.lower()
-    if name.endswith(NIFTI_SUFFIXES):
-        return open_nifti(path)
-    if name.endswith(ITK_SUFFIXES):
-        from attunet3d.io.itk import open_itk
-
-        return open_itk(path)
     try:
-        with path.open("rb") as f:
-            start = f.read(132)
+        held = format_of(path)
     except OSError as e:
         raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
-    if name.endswith(DICOM_SUFFIXES) or start[128:] == b"DICM":
+    named = next((kind for kind, suffixes in _SUFFIXES.items() if name.endswith(suffixes)), None)
+    kind = held or named
+    if kind is None:
+        raise UnreadableInputError(
+            f"{path}: unknown format {''.join(path.suffixes[-2:]) or 'without suffix'}; "
+            "give a .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd file, or a DICOM folder"
+        )
+    if kind == "dicom":
         raise UnsupportedImageError(f"{path}: a single DICOM file; give the folder that holds the whole series")
-    raise UnreadableInputError(
-        f"{path}: unknown format {''.join(path.suffixes[-2:]) or 'without suffix'}; "
-        "give a .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd file, or a DICOM folder"
-    )
+    if kind == "nifti":
+        image = open_nifti(path)
+    else:
+        from attunet3d.io.itk import open_itk
+
+        image = open_itk(path)
+    if kind != named:
+        image.facts["warnings"].append(f"the file is {NAMES[kind]} by what it holds, though not by its name")
+    return image
 
 
 def open_label(path: PathLike) -> StoredImage:

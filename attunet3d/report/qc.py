@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from attunet3d.io.printable import printable
 from attunet3d.report.planes import PREDICTION, Outline, draw_plane, fullest_slices, ras_spacing, three_planes, to_ras
 
+MOST_CHARACTERS = 120  # of the title, which is as wide as the picture
 
-def qc_picture(path: Path, ct: np.ndarray, mask: np.ndarray, affine: np.ndarray, title: str) -> None:
+
+def qc_picture(path: Path | BinaryIO, ct: np.ndarray, mask: np.ndarray, affine: np.ndarray, title: str) -> None:
     """Write a PNG: axial, coronal and sagittal planes through the mask's middle, its outline drawn over the CT.
 
     Planes run along the CT's own axes and are turned as radiologists look at them: the patient's right, or front, is
     on the left. An empty mask shows the middle of the CT.
 
     Args:
-        path: the PNG to write.
+        path: the PNG to write, or a file that is open for it.
         ct: int16 HU (X, Y, Z).
         mask: uint8 (X, Y, Z), not 0 inside.
         affine: voxel -> RAS+ mm.
-        title: line above the pictures.
+        title: line above the pictures; what cannot be shown of it is not, and a long one loses its middle.
     """
     # The figure is drawn without pyplot: no display, no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,9 +37,16 @@ def qc_picture(path: Path, ct: np.ndarray, mask: np.ndarray, affine: np.ndarray,
 
     figure = Figure(figsize=(13.5, 5), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, color="white", fontsize=11, parse_math=False)
+    figure.suptitle(_short(printable(title)), color="white", fontsize=11, parse_math=False)
     widths = [plane.size_mm[1] for plane in planes]
     for axes, plane in zip(figure.subplots(1, 3, gridspec_kw={"width_ratios": widths}), planes, strict=True):
         draw_plane(axes, plane, plane.cut(ct), [Outline(plane.cut(mask), PREDICTION)])
         axes.set_title(f"{plane.view.name}, slice {plane.index + 1} of {plane.count}", color="white", fontsize=9)
-    figure.savefig(path, format="png", dpi=110, facecolor="black")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of another script than the font's: boxes are drawn
+        figure.savefig(path, format="png", dpi=110, facecolor="black")
+
+
+def _short(title: str) -> str:
+    half = MOST_CHARACTERS // 2
+    return title if len(title) <= MOST_CHARACTERS else f"{title[:half]} … {title[-half:]}"

@@ -1,6 +1,6 @@
 """Small DICOM series for tests, written with pydicom: a water cylinder in air, with fat around it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +165,18 @@ def item(**tags: Any) -> list[pydicom.Dataset]:
     for name, value in tags.items():
         setattr(ds, name, value)
     return [ds]
+
+
+def raw_elements(path: Path, values: Mapping[str, bytes | tuple[str, bytes] | None]) -> None:
+    """Put bytes into elements of a file, under another VR if one is given, whatever the standard says; None removes."""
+    ds = pydicom.dcmread(path)
+    for name, value in values.items():
+        tag = pydicom.tag.Tag(name)
+        if value is None:
+            ds.pop(tag, None)
+            continue
+        vr, data = value if isinstance(value, tuple) else (pydicom.datadict.dictionary_VR(tag), value)
+        data += b" " * (len(data) % 2)
+        ds._dict[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(data), data, 0, False, True)
+    ds._read_charset = ds._character_set
+    ds.save_as(path)

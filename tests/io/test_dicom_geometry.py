@@ -1,11 +1,13 @@
 """Where the images of a series lie: what is accepted as it is, interpolated on request, or refused, by hand."""
 
+import shutil
+
 import numpy as np
 import pydicom
 import pytest
 from conftest import SHARED_DATA as DATA
 from conftest import needs_data
-from dicom_files import edit, phantom, write_enhanced, write_series
+from dicom_files import edit, phantom, raw_elements, write_enhanced, write_series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -227,3 +229,48 @@ def test_real_tilted_uneven_series():
     assert any("uneven distances: " in text for text in volume.source["warnings"])
     with pytest.raises(GeometryError, match="uneven"):
         read_ct(folder)
+
+
+NUMBERS = {
+    "PixelSpacing": b"0.8\\0.7",
+    "ImagePositionPatient": None,  # each image's own
+    "ImageOrientationPatient": b"1\\0\\0\\0\\1\\0",
+    "RescaleSlope": b"1",
+    "RescaleIntercept": b"-1024",
+    "SliceThickness": b"2.5",
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("vr", ["LO", "SH", "ST", "LT", "UT", "UC", "UN", "OB", "CS", "IS", "FD"])
+def test_numbers_under_another_vr(tmp_path, vr):
+    """The text is that of the numbers, whatever an exporter calls it."""
+    hu = phantom()
+    paths = write_series(tmp_path / "plain", hu, SliceThickness=2.5)
+    array, affine = read_ct(tmp_path / "plain")
+    shutil.copytree(tmp_path / "plain", tmp_path / "other")
+    for path in paths:
+        values = {}
+        for name, text in NUMBERS.items():
+            found = np.atleast_1d(pydicom.dcmread(path)[name].value).astype("<f8")
+            data = text or "\\".join(f"{v:g}" for v in found).encode()
+            values[name] = (vr, found.tobytes() if vr == "FD" else data)
+        raw_elements(tmp_path / "other" / path.name, values)
+    other, placed = read_ct(tmp_path / "other")
+    np.testing.assert_array_equal(other, array)
+    np.testing.assert_array_equal(placed, affine)
+    assert inspect_path(tmp_path / "other")[0].spacing_mm == (0.7, 0.8, 2.5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("vr", ["IS", "DS", "UN", "UL", "LO"])
+def test_sizes_and_bits_under_another_vr(tmp_path, vr):
+    hu = phantom()
+    paths = write_series(tmp_path, hu)
+    for path in paths:
+        ds = pydicom.dcmread(path)
+        names = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
+        data = {name: str(ds[name].value).encode() for name in names}
+        binary = {"UN": "<u2", "UL": "<u4"}.get(vr)
+        raw_elements(path, {n: (vr, np.array(int(t), binary).tobytes() if binary else t) for n, t in data.items()})
+    np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)

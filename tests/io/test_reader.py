@@ -311,6 +311,37 @@ def test_refused(tmp_path, case):
     assert len(message) < 500
 
 
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.dcm", "ct.ima", "ct", "ct.nrrd", "ct.mha", "ct.txt"])
+@pytest.mark.parametrize("held", ["plain.nii", "packed.nii.gz", "other.nrrd", "other.mha"])
+def test_a_file_is_read_for_what_it_holds(tmp_path, name, held):
+    """Whatever it is called: gzipped or not, and of another format's name."""
+    path = save_nifti(tmp_path / "plain.nii", phantom())
+    (tmp_path / "packed.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for other in ("other.nrrd", "other.mha"):
+        image = sitk.GetImageFromArray(np.ascontiguousarray(phantom().T))
+        image.SetSpacing((0.5, 0.5, 2.0))
+        sitk.WriteImage(image, str(tmp_path / other))
+    (tmp_path / held).rename(tmp_path / name)
+    found = read_volume(tmp_path / name)
+    np.testing.assert_array_equal(found.array, phantom())
+    kind = {"plain.nii": "nifti", "packed.nii.gz": "nifti", "other.nrrd": "nrrd", "other.mha": "metaimage"}[held]
+    assert found.source["format"] == kind
+    suffixes = {"nifti": (".nii", ".gz"), "nrrd": (".nrrd",), "metaimage": (".mha",)}[kind]
+    told = any("by what it holds, though not by its name" in text for text in found.source["warnings"])
+    assert told != name.endswith(suffixes)
+
+
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.dcm"])
+def test_what_gzip_holds_may_be_cut_or_something_else(tmp_path, name):
+    packed = gzip.compress(save_nifti(tmp_path / "whole.nii", phantom()).read_bytes())
+    (tmp_path / name).write_bytes(packed[: len(packed) * 2 // 3])
+    with pytest.raises(UnreadableInputError, match=r"truncated or damaged.*copy or export the file again"):
+        read_volume(tmp_path / name)
+    (tmp_path / name).write_bytes(write_series(tmp_path / "series", phantom())[0].read_bytes())
+    with pytest.raises(UnsupportedImageError, match="a single DICOM file; give the folder"):
+        read_volume(tmp_path / name)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(["nifti", "dicom"]),

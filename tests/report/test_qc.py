@@ -52,7 +52,12 @@ def test_an_empty_mask_is_drawn_without_an_outline(tmp_path: Path) -> None:
     assert not ((picture[..., 0] > 0.8) & (picture[..., 2] < 0.3) & (picture[..., 1] > 0.4)).any()
 
 
-def test_a_name_is_not_taken_for_a_formula(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "title",
+    [r"case_$x^$ \frac", "$", r"$\undefined{$", "_^{}%&#~", "caf\udce9.nii", "\x1b[2J\n\0", "山田太郎", "x" * 5000, ""],
+)
+def test_any_name_is_drawn(tmp_path: Path, title: str) -> None:
+    """No formula, no glyph that the font lacks, no byte that is no text, and no length stops the picture."""
     ct, mask = volume("RAS")
-    qc_picture(tmp_path / "qc.png", ct, mask, ORIENTATIONS["RAS"], r"case_$x^$ \frac")
-    assert (tmp_path / "qc.png").is_file()
+    qc_picture(tmp_path / "qc.png", ct, mask, ORIENTATIONS["RAS"], title)
+    assert imread(tmp_path / "qc.png").shape[:2] == (550, 1485)

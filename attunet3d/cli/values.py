@@ -1,0 +1,128 @@
+"""The value of a ``--set ID=VALUE``: YAML, and what else can only be meant by it."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import Any
+
+import yaml
+
+from attunet3d.config import default_value
+from attunet3d.errors import ConfigError
+
+_AXES = 3
+_ONE_PER_AXIS = ("spacing", "roi_size", "patch_size")  # where one number stands for all three
+_ANY_NUMBER = ("scales",)  # of numbers: one is a list of one
+_QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019"  # straight, and as word processors write them
+_BRACKETS = "[](){}"
+
+
+def override(pair: str) -> tuple[str, Any]:
+    """``"overlap=0.5"`` -> ``("overlap", 0.5)``.
+
+    Where the bundle's configs have a list of numbers, ``2,2,2`` and ``(2 2 2)`` are one as well; where they have a
+    fraction, so is ``0,5``. Quotes that the shell has left are dropped.
+
+    Raises:
+        ConfigError: there is no ID or no VALUE, or it is not what the configs have there; the message shows how it is
+            written.
+    """
+    pair = _unquoted(pair)
+    key, equals, text = pair.partition("=")
+    key, text = key.strip(), _unquoted(text)
+    if not equals or not key:
+        raise ConfigError(f"--set {pair!r}: expected ID=VALUE, e.g. --set overlap=0.5")
+    usual = default_value(key)
+    if isinstance(usual, list) and all(_is_number(item) for item in usual):
+        return key, _list(key, text, usual)
+    if _is_number(usual):
+        return key, _number(key, text, usual)
+    return key, _yaml(key, text)
+
+
+def _list(key: str, text: str, usual: list[Any]) -> Any:
+    found = _numbers(text)
+    if found is None:
+        found = _yaml_or_none(text)
+        if found is None or _is_reference(found):
+            return found
+        raise _not_so(key, text, "a list of numbers", usual)
+    if len(found) == 1 and not text.strip().startswith(tuple(_BRACKETS)):
+        if key in _ONE_PER_AXIS:
+            return found * _AXES
+        if key not in _ANY_NUMBER:
+            raise _not_so(key, text, "a list of numbers", usual)
+    if key in _ONE_PER_AXIS and len(found) != _AXES:
+        raise _not_so(key, text, f"{_AXES} numbers", usual)
+    return found
+
+
+def _number(key: str, text: str, usual: float) -> Any:
+    if isinstance(usual, float) and re.fullmatch(r"[+-]?\d+,\d+", text):
+        return float(text.replace(",", "."))
+    found = _yaml_or_none(text)
+    if isinstance(found, str) and not _is_reference(found):
+        with suppress(ValueError):  # for YAML 1e-4 is a text, for everyone else a number
+            return float(found)
+    if isinstance(found, str | list | dict) and not _is_reference(found):
+        raise _not_so(key, text, "a number", usual)
+    return found
+
+
+def _numbers(text: str) -> list[int | float] | None:
+    """Between brackets or not: separated by commas, spaces, "x", or by semicolons, with which a comma is a point."""
+    inner = text.strip(_BRACKETS + " ")
+    if ";" in inner:
+        parts = inner.replace(",", ".").split(";")
+    else:
+        if re.search(r"\d,\d", inner) and re.search(r"\d\s+\d", inner):
+            return None  # "0,8 1" may be of two numbers or of three
+        parts = re.split(r"\s*[,x\u00d7]\s*|\s+", inner)
+    try:
+        return [_parsed(part.strip()) for part in parts] if inner else []
+    except ValueError:
+        return None
+
+
+def _parsed(text: str) -> int | float:
+    return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+
+
+def _yaml(key: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set '{key}={text}': the value is not YAML") from error
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
+
+
+def _yaml_or_none(text: str) -> Any:
+    """What is no YAML is a text."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _is_reference(value: Any) -> bool:
+    """To another id, or an expression, which only MONAI evaluates."""
+    return isinstance(value, str) and value.startswith(("@", "$"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    while len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES and not {text[0], text[-1]} & {*text[1:-1]}:
+        text = text[1:-1].strip()
+    return text
+
+
+def _not_so(key: str, text: str, expected: str, usual: Any) -> ConfigError:
+    return ConfigError(f"--set {key}: expected {expected}, got {text!r}; write it so: --set '{key}={usual}'")

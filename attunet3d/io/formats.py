@@ -1,0 +1,39 @@
+"""What a file is by its first bytes, whatever it is called."""
+
+import re
+import zlib
+from pathlib import Path
+
+GZIP = b"\x1f\x8b"
+_ENOUGH = 1024  # bytes
+_META_IMAGE = re.compile(rb"^[ \t]*NDims[ \t]*=", re.M)
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file begins as gzip does. Raises OSError."""
+    with path.open("rb") as f:
+        return f.read(2) == GZIP
+
+
+def format_of(path: Path) -> str | None:
+    """ "nifti", gzipped or not, "nrrd", "metaimage", "dicom", or None. Raises OSError."""
+    with path.open("rb") as f:
+        start = f.read(_ENOUGH)
+    if start[:2] == GZIP:
+        try:
+            inflated = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _ENOUGH)
+        except zlib.error:
+            return None
+        return "nifti" if _is_nifti(inflated) else None
+    if start[128:132] == b"DICM":
+        return "dicom"
+    if start[:7] == b"NRRD000":
+        return "nrrd"
+    if _is_nifti(start):
+        return "nifti"
+    return "metaimage" if _META_IMAGE.search(start) else None
+
+
+def _is_nifti(start: bytes) -> bool:
+    """Of one file: the header of a pair of files has another mark."""
+    return start[344:348] == b"n+1\0" or start[4:8] == b"n+2\0"
