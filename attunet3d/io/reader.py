@@ -13,7 +13,15 @@ import numpy as np
 from attunet3d.errors import InputNotFoundError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io.cases import SeriesCase
 from attunet3d.io.nifti import open_nifti
-from attunet3d.io.slabs import DICOM_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, StoredImage, to_hu, to_labels
+from attunet3d.io.slabs import (
+    DICOM_SUFFIXES,
+    ITK_SUFFIXES,
+    NIFTI_SUFFIXES,
+    StoredImage,
+    odd_size,
+    to_hu,
+    to_labels,
+)
 
 PathLike = str | os.PathLike[str]
 
@@ -51,6 +59,7 @@ def open_ct(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool
             image.facts["warnings"].append(f"other CT series were left out: {'; '.join(others)}")
         return image
     image = open_file(path)
+    image.facts["warnings"] += odd_size(image.shape, image.affine)
     if series_uid is not None:
         image.facts["warnings"].append(f"a series was asked for, but {path.name} is not DICOM")
     return image
@@ -97,6 +106,10 @@ def open_file(path: Path) -> StoredImage:
         from attunet3d.io.itk import open_itk
 
         return open_itk(path)
+    if name.endswith((".hdr", ".img", ".hdr.gz", ".img.gz")):
+        raise UnreadableInputError(
+            f"{path}: one of a pair of files, header and image; convert the pair to a single .nii.gz file"
+        )
     try:
         with path.open("rb") as f:
             start = f.read(132)
