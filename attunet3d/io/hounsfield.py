@@ -176,6 +176,9 @@ def _looks_like(found: _Distribution) -> str:
         return "this looks like a mask or a normalised image: give the CT itself"
     if _is_inverted(found):
         return "this looks like an inverted CT, with air brighter than bone: give it in HU"
+    air, _ = _air_of_scaled(found)
+    if air is not None:
+        return f"this looks like HU / {-1000 / air:.3g}, with air at {air}: multiply by {-1000 / air:.3g}"
     offset = _offset(found)
     if offset is not None and abs(offset) in _OFFSETS:
         sign, cure = ("+", "without the rescale: subtract") if offset > 0 else ("-", "as rescaled twice: add")
@@ -183,9 +186,6 @@ def _looks_like(found: _Distribution) -> str:
         return f"this looks like HU {sign} {amount}, {cure} {amount}"
     if offset is not None:
         return f"this looks like another scale, with soft tissue at about {offset}: give the CT in HU"
-    air, _ = _air_of_scaled(found)
-    if air is not None:
-        return f"this looks like HU / {-1000 / air:.3g}, with air at {air}: multiply by {-1000 / air:.3g}"
     if low >= 0 and high <= 255:
         return "this looks like a label map or an 8-bit picture: give the CT itself"
     return "give the CT in HU, after its rescale (often: subtract 1024); MR and PET are not supported"
