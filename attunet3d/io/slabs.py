@@ -159,8 +159,9 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
 
 def odd_size(shape: tuple[int, int, int], affine: np.ndarray) -> list[str]:
     """A warning about an image that is too small or too large for a patient, as when its lengths are not in mm."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    extent = spacing * shape
+    with np.errstate(over="ignore", invalid="ignore"):  # that is refused, see `check_affine`
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        extent = spacing * shape
     small = sorted(extent)[1] < SMALLEST_TRUNK_MM and math.prod(shape) >= MANY_VOXELS
     large = extent.max() > LARGEST_BODY_MM
     if not (small or large or spacing.min() < ODD_SPACING_MM[0] or spacing.max() > ODD_SPACING_MM[1]):

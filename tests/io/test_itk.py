@@ -262,3 +262,10 @@ def test_metaimage_header_size(tmp_path: Path, name: str, size: str) -> None:
 def test_metaimage_voxels_that_begin_nowhere(tmp_path: Path, name: str, size: str, match: str) -> None:
     with pytest.raises(UnreadableInputError, match=match):
         read_ct(metaimage(tmp_path, name, size, b"x" * 16))
+
+
+@pytest.mark.parametrize("spacing", [b"1e300 1 1", b"1e-300 1 1"])
+def test_absurd_spacing(tmp_path: Path, spacing: bytes) -> None:
+    path = replace(write(tmp_path, "ct.mha"), b"ElementSpacing = 1 1 1", b"ElementSpacing = " + spacing)
+    with pytest.raises(GeometryError, match="correct the spacing"):
+        read_ct(path)
