@@ -10,22 +10,23 @@ import SimpleITK as sitk
 
 from attunet3d.errors import UnreadableInputError, UnsupportedImageError
 from attunet3d.io.formats import format_of
-from attunet3d.io.itk_header import data_file, most_bytes
+from attunet3d.io.itk_header import check_units, data_file, most_bytes, skipped_bytes
 from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 
 
 def open_itk(path: Path) -> StoredImage:
     """Header of a NRRD or MetaImage file, and its voxels to come; its suffix counts where its content does not tell.
 
-    Voxels in another file are only read from beside the header. Raises UnreadableInputError, and UnsupportedImageError
-    for anything but one 3D scalar image.
+    Voxels in another file are only read from beside the header. Raises UnreadableInputError, UnsupportedImageError (not
+    one 3D scalar image) and GeometryError (units other than mm).
     """
     try:
         held = format_of(path)
         nrrd = held == "nrrd" or (held is None and path.suffix.lower() in (".nrrd", ".nhdr"))
         kind = "nrrd" if nrrd else "metaimage"
         data = data_file(path, kind)
-        room = most_bytes(path, data)
+        check_units(path, kind)
+        room = most_bytes(path, data) - skipped_bytes(path, kind, data)
     except OSError as e:
         raise read_failed(path, e) from e
     reader = sitk.ImageFileReader()

@@ -1,4 +1,4 @@
-"""Where a MetaImage or NRRD file keeps its voxels, checked before ITK follows it there.
+"""What ITK does not check in the header of a MetaImage or NRRD file: where its voxels are, and its unit of length.
 
 Headers can name any file on the machine, and lists and patterns of files. Only a file beside the header is followed.
 """
@@ -6,7 +6,8 @@ Headers can name any file on the machine, and lists and patterns of files. Only 
 import re
 from pathlib import Path
 
-from attunet3d.errors import UnreadableInputError, UnsupportedImageError
+from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
+from attunet3d.io.printable import printable_start
 from attunet3d.io.slabs import DEFLATE_MAX_RATIO
 
 MAX_HEADER_BYTES = 2**20  # a header takes about 1 KB
@@ -25,6 +26,11 @@ _DIMENSIONS = re.compile(rb"NDims[ \t]*[=:]([^\n]*)")  # MetaIO takes any number
 _TEXT = re.compile(rb"^[ \t]*(?:BinaryData[ \t]*[=:][ \t]*False|encoding:[ \t]*(?:te?xt|ascii|hex))", re.I | re.M)
 _PACKED = re.compile(rb"^[ \t]*(?:CompressedData[ \t]*[=:][ \t]*True|encoding:[ \t]*(?:gz|bz))", re.I | re.M)
 _PACKED_BYTES = re.compile(rb"CompressedDataSize[ \t]*[=:][ \t]*(\S*)")
+# ITK takes any length for mm, and any negative skip for "the voxels are at the end".
+_UNITS = re.compile(rb"^[ \t]*(?:DistanceUnits[ \t]*[=:]|(?:space )?units:)(.*)$", re.I | re.M)
+_MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres"}
+_UNKNOWN_UNITS = {"", "?", "???", "unknown", "none"}
+_SKIPS = re.compile(rb"^[ \t]*(HeaderSize(?=[ \t]*[=:])|(?:line|byte) ?skip(?=:))[ \t]*[=:](.*)$", re.I | re.M)
 _TEXT_MAX_RATIO = 8  # a digit, or a digit and a space, for at most eight bytes
 
 
@@ -72,6 +78,41 @@ def data_file(path: Path, kind: str) -> Path:
     return data
 
 
+def check_units(path: Path, kind: str) -> None:
+    """Raise GeometryError for a "metaimage" or "nrrd" whose header gives lengths in anything but mm."""
+    for given in _UNITS.findall(_header(path, kind)):
+        text = given.decode("utf-8", "replace").strip()
+        names = re.findall(r'"([^"]*)"', text) if '"' in text else text.split()
+        for name in names:
+            if name.strip().lower() not in _MILLIMETRES | _UNKNOWN_UNITS:
+                raise GeometryError(
+                    f"{path}: the header gives lengths in {printable_start(name.strip(), 20)}; "
+                    "save the image again with lengths in mm"
+                )
+
+
+def skipped_bytes(path: Path, kind: str, data: Path) -> int:
+    """How many bytes lie before the voxels of a "metaimage" or "nrrd", as its header says, unpacked; 0 if it does not.
+
+    Raises UnreadableInputError for voxels that would begin within the header, or nowhere.
+    """
+    header, total = _header(path, kind), 0
+    for field, given in _SKIPS.findall(header):
+        text = given.strip().decode("ascii", "replace")
+        skip = int(text) if re.fullmatch(r"[+-]?\d{1,15}", text) else None
+        # Of a MetaImage it is counted from the start of the file; -1: the voxels are its end.
+        least = len(header) if kind == "metaimage" and data == path and skip else 0
+        may_be_end = skip == -1 and not field.lower().startswith(b"line")
+        if skip is None or (skip < least and not may_be_end):
+            raise UnreadableInputError(
+                f"{path}: cannot be read, {field.decode('ascii')} of the header is {printable_start(text, 20)}, which "
+                "is not where voxels can begin; export the file again"
+            )
+        if not field.lower().startswith(b"line"):
+            total += max(skip, 0)
+    return total
+
+
 def most_bytes(path: Path, data: Path) -> int:
     """How many bytes of voxels the file `data` can hold at most, for the encoding that the header `path` gives.
 
@@ -87,6 +128,12 @@ def most_bytes(path: Path, data: Path) -> int:
                 "copy or export the file again"
             )
     return size * (DEFLATE_MAX_RATIO if _PACKED.search(start) else _TEXT_MAX_RATIO if _TEXT.search(start) else 1)
+
+
+def _header(path: Path, kind: str) -> bytes:
+    start = _start(path)
+    end = _END[kind].search(start)
+    return start[: end.end()] if end else start
 
 
 def _start(path: Path) -> bytes:

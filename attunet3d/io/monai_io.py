@@ -1,6 +1,7 @@
 """The readers, the writer and the folder layout as MONAI's `LoadImaged` and `SaveImaged` take them."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from attunet3d.io.cases import case_name
 from attunet3d.io.reader import PathLike, open_label, read_volume
 from attunet3d.io.slabs import to_labels
 from attunet3d.io.writer import atomic_path, place_like
+
+logger = logging.getLogger(__name__)
 
 
 class _Reader(ImageReader):
@@ -55,16 +58,21 @@ class _Reader(ImageReader):
 class CTReader(_Reader):
     """Reads CT for MONAI: `LoadImaged(keys="image", reader=CTReader, dtype=None)` gives int16 HU.
 
-    The metadata is that of MONAI's readers (affine in RAS+ mm) and "source", the JSON text of `Volume.source`.
-    Arguments and errors as in `open_ct`.
+    The metadata is that of MONAI's readers (affine in RAS+ mm) and "source", the JSON text of `Volume.source`, whose
+    warnings are logged when a CT is read for the first time. Arguments and errors as in `open_ct`.
     """
 
     def __init__(self, series_uid: str | None = None, allow_uneven: bool = False) -> None:
         self.series_uid = series_uid
         self.allow_uneven = allow_uneven
+        self._said: set[Path] = set()
 
     def _load(self, path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         volume = read_volume(path, series_uid=self.series_uid, allow_uneven=self.allow_uneven)
+        if path not in self._said:
+            self._said.add(path)
+            for warning in volume.source["warnings"]:
+                logger.warning("%s: %s", path, warning)
         return volume.array, volume.affine, volume.source
 
 

@@ -49,11 +49,11 @@ def open_nifti(path: Path) -> StoredImage:
     disabled = nibabel_logger.disabled
     nibabel_logger.disabled = True  # it prints about every header detail that it repairs
     try:
-        header = _read_header(path)
+        header, warnings = _read_header(path)
         affine = np.asarray(header.get_best_affine(), np.float64)
         stored, dtype, offset = tuple(header.get_data_shape()), header.get_data_dtype(), header.get_data_offset()
         slope, inter = header.get_slope_inter()
-        facts = _facts(header, stored)
+        facts = _facts(header, stored, warnings)
     except _DECODE_ERRORS as e:
         raise read_failed(path, e) from e
     finally:
@@ -84,19 +84,26 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path)) if is_gzip(path) else path.open("rb")
 
 
-def _read_header(path: Path) -> Any:
-    """The header alone: `nibabel.load` also reads its extensions, which can claim to be as long as they like."""
+def _read_header(path: Path) -> tuple[Any, list[str]]:
+    """The header alone, and warnings: `nibabel.load` also reads its extensions, which can claim any length."""
     with _open(path) as f:
         start = f.read(nib.Nifti2Header.template_dtype.itemsize)
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         if kind.may_contain_header(start):
-            return kind.from_fileobj(BytesIO(start[: kind.template_dtype.itemsize]))
+            header = kind(start[: kind.template_dtype.itemsize], check=False)
+            warnings = []
+            # The format's own words: less than 352 (or 544) means that. nibabel takes 0 at its word.
+            offset, least = float(header["vox_offset"]), kind.single_vox_offset
+            if 0 <= offset < least:
+                header["vox_offset"] = least
+                if offset:
+                    warnings.append(f"the NIfTI header says that the voxels begin at byte {offset:g}; {least} is meant")
+            return kind.from_fileobj(BytesIO(header.binaryblock)), warnings
     raise ImageFileError("no NIfTI header" if is_gzip(path) else "no NIfTI header, and not gzipped")
 
 
-def _facts(header: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _facts(header: Any, shape: tuple[int, ...], warnings: list[str]) -> dict[str, Any]:
     qform_code, sform_code = int(header["qform_code"]), int(header["sform_code"])
-    warnings = []
     if not qform_code and not sform_code:
         warnings.append("the NIfTI header gives no orientation (sform and qform codes 0); nibabel's default is assumed")
     if qform_code and sform_code:

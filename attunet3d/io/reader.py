@@ -14,7 +14,7 @@ from attunet3d.errors import InputNotFoundError, UnreadableInputError, Unsupport
 from attunet3d.io.cases import SeriesCase
 from attunet3d.io.formats import format_of
 from attunet3d.io.nifti import open_nifti
-from attunet3d.io.slabs import DICOM_SUFFIXES, NIFTI_SUFFIXES, StoredImage, to_hu, to_labels
+from attunet3d.io.slabs import DICOM_SUFFIXES, NIFTI_SUFFIXES, StoredImage, odd_size, to_hu, to_labels
 
 PathLike = str | os.PathLike[str]
 
@@ -60,6 +60,7 @@ def open_ct(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool
             image.facts["warnings"].append(f"other CT series were left out: {'; '.join(others)}")
         return image
     image = open_file(path)
+    image.facts["warnings"] += odd_size(image.shape, image.affine)
     if series_uid is not None:
         image.facts["warnings"].append(f"a series was asked for, but {path.name} is not DICOM")
     return image
@@ -107,6 +108,10 @@ def open_file(path: Path) -> StoredImage:
         raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
     named = next((kind for kind, suffixes in _SUFFIXES.items() if name.endswith(suffixes)), None)
     kind = held or named
+    if kind is None and name.endswith((".hdr", ".img", ".hdr.gz", ".img.gz")):
+        raise UnreadableInputError(
+            f"{path}: one of a pair of files, header and image; convert the pair to a single .nii.gz file"
+        )
     if kind is None:
         raise UnreadableInputError(
             f"{path}: unknown format {''.join(path.suffixes[-2:]) or 'without suffix'}; "

@@ -13,12 +13,7 @@ from typing import Any
 import numpy as np
 
 from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
-
-# A body CT holds air or fat (-120 to -60 HU, and noise takes it lower) and soft tissue (20 to 60 HU); scans cropped to
-# soft tissue keep both. Masks, 8-bit pictures, [0, 1] and z-scored images, MR, and HU stored as HU + 1024 have nothing
-# as low as fat.
-FAT_OR_AIR_HU = -50
-SOFT_TISSUE_HU = 0
+from attunet3d.io.hounsfield import ValueCounts, check_hu, looks_like
 
 # Of an integer that a file holds as a float, or scaled: relative, and of 0 and 1 absolute.
 LABEL_ROUNDING = 1e-6
@@ -29,6 +24,12 @@ MOST_CLIPPED = 0.01  # of the voxels: beside metal the reconstruction overflows 
 MIN_SPACING_MM = 0.05
 MAX_SPACING_MM = 20.0
 MAX_ORIGIN_MM = 1e5  # 100 m from the scanner's origin; NIfTI's float32 would still hold it to 0.01 mm
+
+# What is odd and said, but possible: a phantom or a part of one, a scan from head to foot.
+ODD_SPACING_MM = (0.1, 10.0)
+SMALLEST_TRUNK_MM = 60.0  # a premature baby's is wider
+LARGEST_BODY_MM = 2500.0
+MANY_VOXELS = 100_000  # in so small an image they suggest lengths in cm
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -88,10 +89,11 @@ def to_hu(image: StoredImage) -> np.ndarray:
         )
     check_affine(image.path, image.affine)
     hu = np.empty(image.shape, np.int16, order="F")
-    low, high, clipped = math.inf, -math.inf, 0
+    low, high, clipped, values = math.inf, -math.inf, 0, ValueCounts()
     for k, slab in enumerate(image.slabs):
         slab_low, slab_high = _finite_range(image.path, k, slab)
         low, high = min(low, slab_low), max(high, slab_high)
+        values.add(slab)
         if slab.dtype != np.int16:
             if slab.dtype.kind == "f":
                 slab = np.rint(slab)
@@ -102,13 +104,13 @@ def to_hu(image: StoredImage) -> np.ndarray:
     if clipped > MOST_CLIPPED * hu.size:
         raise UnsupportedImageError(
             f"{image.path}: {clipped} of {hu.size} values reach beyond int16 ({low:g} to {high:g}); as many are not "
-            "metal, but a wrong sign or scale: export the CT again, in HU"
+            f"metal, but a wrong sign or scale: {looks_like(values)}"
         )
     if clipped:
         image.facts["warnings"].append(
             f"values {low:g} to {high:g} reach beyond int16 and were clipped to {INT16.min}..{INT16.max}"
         )
-    _check_hu_range(image.path, low, high)
+    image.facts["warnings"] += check_hu(image.path, values, low, high)
     return hu
 
 
@@ -162,6 +164,19 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
         )
 
 
+def odd_size(shape: tuple[int, int, int], affine: np.ndarray) -> list[str]:
+    """A warning about an image that is too small or too large for a patient, as when its lengths are not in mm."""
+    with np.errstate(over="ignore", invalid="ignore"):  # that is refused, see `check_affine`
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        extent = spacing * shape
+    small = sorted(extent)[1] < SMALLEST_TRUNK_MM and math.prod(shape) >= MANY_VOXELS
+    large = extent.max() > LARGEST_BODY_MM
+    if not (small or large or spacing.min() < ODD_SPACING_MM[0] or spacing.max() > ODD_SPACING_MM[1]):
+        return []
+    voxel, whole = (" x ".join(f"{mm:.4g}" for mm in lengths) for lengths in (spacing, extent))
+    return [f"voxels of {voxel} mm make an image of {whole} mm, an odd size for a CT: check that its lengths are in mm"]
+
+
 def check_file_size(path: Path, expected: int, *, compressed: bool) -> None:
     """Raise UnreadableInputError for a file too small for `expected` bytes: a damaged header can claim terabytes."""
     size = path.stat().st_size
@@ -193,20 +208,3 @@ def _finite_range(path: Path, k: int, slab: np.ndarray) -> tuple[float, float]:
             "replace them: outside the scanned field with -1024 HU"
         )
     return low, high
-
-
-def _check_hu_range(path: Path, low: float, high: float) -> None:
-    if low <= FAT_OR_AIR_HU and high >= SOFT_TISSUE_HU:
-        return
-    if low < 0:
-        cure = "give the CT in HU, without normalisation"
-    elif high <= 1:
-        cure = "this looks like a mask or a normalised image: give the CT itself"
-    elif high <= 255:
-        cure = "this looks like a label map or an 8-bit picture: give the CT itself"
-    else:
-        cure = "if this is HU + 1024, subtract 1024; MR and PET are not supported"
-    raise UnsupportedImageError(
-        f"{path}: values {low:g} to {high:g} are not a CT in HU, "
-        f"which reaches from fat or air ({FAT_OR_AIR_HU} or less) to soft tissue ({SOFT_TISSUE_HU} or more); {cure}"
-    )

@@ -8,7 +8,8 @@ import SimpleITK as sitk
 from dicom_files import phantom
 
 from attunet3d.errors import AttUNet3dError, GeometryError, UnreadableInputError, UnsupportedImageError
-from attunet3d.io import read_ct
+from attunet3d.io import read_ct, read_label
+from attunet3d.io.inspect import inspect_path
 from attunet3d.io.itk import open_itk
 from attunet3d.io.itk_header import MAX_LINE_BYTES
 from attunet3d.io.slabs import to_hu
@@ -158,3 +159,113 @@ def test_a_volume_without_voxels(tmp_path: Path) -> None:
     path = replace(write(tmp_path, "ct.mha"), b"12 10 6", b"12 0 6")
     with pytest.raises(AttUNet3dError):
         open_itk(path)
+
+
+def nrrd(fields: str, before: bytes = b"", spacing: str = "space directions: (1,0,0) (0,1,0) (0,0,2)") -> bytes:
+    """The phantom as NRRD with `fields` in its header, and bytes `before` its voxels."""
+    place = f"space: left-posterior-superior\n{spacing}\n" if "directions" in spacing else f"{spacing}\n"
+    header = f"NRRD0005\ntype: short\ndimension: 3\nsizes: 12 10 6\n{place}endian: little\nencoding: raw\n{fields}\n\n"
+    return header.encode() + before + phantom().tobytes(order="F")
+
+
+METRES_AND_OTHERS = [
+    ('space units: "cm" "cm" "cm"', "cm"),
+    ('space units: "mm" "mm" "m"', "m"),
+    ('Space Units:  "um"  "um" "um" ', "um"),
+    ('space units: "inch" "inch" "inch"', "inch"),
+    ('space units: "CM" "" ""', "CM"),
+    ('units: "cm" "cm" "cm"', "cm"),
+]
+
+
+@pytest.mark.parametrize(("field", "unit"), METRES_AND_OTHERS)
+def test_nrrd_in_other_units_than_mm(tmp_path: Path, field: str, unit: str) -> None:
+    spacing = "spacings: 1 1 2" if field.startswith("units") else "space directions: (1,0,0) (0,1,0) (0,0,2)"
+    (tmp_path / "ct.nrrd").write_bytes(nrrd(field, spacing=spacing))
+    for read in (read_ct, read_label, inspect_path):
+        with pytest.raises(GeometryError, match=rf"lengths in {unit}; save the image again with lengths in mm"):
+            read(tmp_path / "ct.nrrd")
+
+
+@pytest.mark.parametrize(
+    "field", ['space units: "mm" "mm" "mm"', 'space units: "MM" "millimeter" ""', 'space units: "" "" ""', 'key:="cm"']
+)
+def test_nrrd_in_mm_or_in_no_unit(tmp_path: Path, field: str) -> None:
+    (tmp_path / "ct.nrrd").write_bytes(nrrd(field))
+    array, affine = read_ct(tmp_path / "ct.nrrd")
+    np.testing.assert_array_equal(array, phantom())
+    assert np.diag(affine).tolist() == [-1, -1, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["ct.mha", "ct.mhd"])
+def test_metaimage_units(tmp_path: Path, name: str) -> None:
+    path = replace(write(tmp_path, name), b"NDims", b"DistanceUnits = mm\nNDims")
+    np.testing.assert_array_equal(read_ct(path)[0], phantom())
+    for unit in (b"cm", b"um", b"m"):
+        path = replace(write(tmp_path, name), b"NDims", b"DistanceUnits = " + unit + b"\nNDims")
+        with pytest.raises(GeometryError, match=f"lengths in {unit.decode()}; save"):
+            read_ct(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "before"),
+    [
+        ("byte skip: 10", b"x" * 10),
+        ("byte skip: -1", b"x" * 7),
+        ("byteskip: 3", b"abc"),
+        ("line skip: 2", b"one\ntwo\n"),
+        ("line skip: 1\nbyte skip: 2", b"one\nab"),
+    ],
+)
+def test_nrrd_voxels_after_something_else(tmp_path: Path, field: str, before: bytes) -> None:
+    (tmp_path / "ct.nrrd").write_bytes(nrrd(field, before))
+    np.testing.assert_array_equal(read_ct(tmp_path / "ct.nrrd")[0], phantom())
+
+
+@pytest.mark.parametrize("field", ["byte skip: -2", "byte skip: x", "line skip: -1", "byteskip: 1e3"])
+def test_nrrd_voxels_that_begin_nowhere(tmp_path: Path, field: str) -> None:
+    """ITK takes any negative number for -1, which means the end of the file."""
+    (tmp_path / "ct.nrrd").write_bytes(nrrd(field, b"x" * 9))
+    with pytest.raises(UnreadableInputError, match="is not where voxels can begin"):
+        read_ct(tmp_path / "ct.nrrd")
+
+
+def test_nrrd_skip_beyond_the_end(tmp_path: Path) -> None:
+    (tmp_path / "ct.nrrd").write_bytes(nrrd("byte skip: 5000"))
+    with pytest.raises(UnreadableInputError, match="truncated"):
+        read_ct(tmp_path / "ct.nrrd")
+
+
+def metaimage(folder: Path, name: str, size: str, before: bytes) -> Path:
+    path = replace(write(folder, name), b"ElementType", f"HeaderSize = {size}\nElementType".encode())
+    data = path.with_suffix(".raw") if name.endswith("mhd") else path
+    voxels = phantom().tobytes(order="F")
+    data.write_bytes(data.read_bytes().replace(voxels, before + voxels))
+    return path
+
+
+@pytest.mark.parametrize(("name", "size"), [("ct.mhd", "16"), ("ct.mhd", "-1"), ("ct.mha", "-1"), ("ct.mhd", "016")])
+def test_metaimage_header_size(tmp_path: Path, name: str, size: str) -> None:
+    np.testing.assert_array_equal(read_ct(metaimage(tmp_path, name, size, b"x" * 16))[0], phantom())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "match"),
+    [
+        ("ct.mhd", "-5", "HeaderSize of the header is -5"),
+        ("ct.mhd", "x", "HeaderSize of the header is x"),
+        ("ct.mha", "16", "HeaderSize of the header is 16"),  # within the text: it would be read as voxels
+        ("ct.mhd", "17", "truncated"),
+        ("ct.mhd", "99999", "truncated"),
+    ],
+)
+def test_metaimage_voxels_that_begin_nowhere(tmp_path: Path, name: str, size: str, match: str) -> None:
+    with pytest.raises(UnreadableInputError, match=match):
+        read_ct(metaimage(tmp_path, name, size, b"x" * 16))
+
+
+@pytest.mark.parametrize("spacing", [b"1e300 1 1", b"1e-300 1 1"])
+def test_absurd_spacing(tmp_path: Path, spacing: bytes) -> None:
+    path = replace(write(tmp_path, "ct.mha"), b"ElementSpacing = 1 1 1", b"ElementSpacing = " + spacing)
+    with pytest.raises(GeometryError, match="correct the spacing"):
+        read_ct(path)

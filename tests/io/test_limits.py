@@ -12,10 +12,10 @@ import pytest
 from dicom_files import phantom, write_series
 
 from attunet3d.errors import UnreadableInputError, UnsupportedImageError
-from attunet3d.io import read_ct, read_label
+from attunet3d.io import read_ct, read_label, read_volume
 from attunet3d.io.inspect import inspect_path
 from attunet3d.io.nifti import MAX_OFFSET
-from attunet3d.io.slabs import MOST_VOXELS, StoredImage
+from attunet3d.io.slabs import MOST_VOXELS, StoredImage, odd_size
 
 VOX_OFFSET, EXTENSION, DIM = 108, 348, 40
 
@@ -51,6 +51,80 @@ def test_voxels_that_begin_far_away(tmp_path: Path, name: str, offset: float) ->
 def test_voxels_that_begin_nowhere(tmp_path: Path, offset: float) -> None:
     path = nifti(tmp_path / "ct.nii", {VOX_OFFSET: np.float32(offset).tobytes()})
     assert peak(path, UnreadableInputError, "copy or export") < 2**22
+
+
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+@pytest.mark.parametrize("offset", [0, 1, 200, 348, 351])
+@pytest.mark.parametrize("version", [1, 2])
+def test_voxels_that_begin_within_the_header(tmp_path: Path, name: str, offset: int, version: int) -> None:
+    """NIfTI says that this means 352, or 544 in its second version; nibabel would read the header as voxels."""
+    kind = (nib.Nifti1Image, nib.Nifti2Image)[version - 1]
+    data = bytearray(kind(phantom(), np.eye(4)).to_bytes())
+    at, value = (VOX_OFFSET, np.float32(offset)) if version == 1 else (168, np.int64(offset))
+    data[at : at + value.nbytes] = value.tobytes()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    volume = read_volume(tmp_path / name)
+    np.testing.assert_array_equal(volume.array, phantom())
+    said = [f"the NIfTI header says that the voxels begin at byte {offset}; {352 if version == 1 else 544} is meant"]
+    assert volume.source["warnings"] == (said if offset else [])
+
+
+@pytest.mark.parametrize("offset", [353, 360, 1000])
+def test_voxels_that_begin_anywhere_else(tmp_path: Path, offset: int) -> None:
+    path = nifti(tmp_path / "ct.nii", {VOX_OFFSET: np.float32(offset).tobytes()})
+    path.write_bytes(path.read_bytes()[:352] + bytes(offset - 352) + phantom().tobytes(order="F"))
+    np.testing.assert_array_equal(read_ct(path)[0], phantom())
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(0, -1024), (np.nan, 5), (np.inf, 0), (-np.inf, 1), (np.nan, np.nan)])
+def test_a_scale_that_is_none(tmp_path: Path, slope: float, inter: float) -> None:
+    """As NIfTI says of 0, and other readers take what is no number."""
+    path = nifti(tmp_path / "ct.nii", {112: np.array([slope, inter], "<f4").tobytes()})
+    np.testing.assert_array_equal(read_ct(path)[0], phantom())
+
+
+def test_an_offset_that_is_no_number(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "ct.nii", {112: np.array([1, np.nan], "<f4").tobytes()})
+    with pytest.raises(UnreadableInputError, match="invalid intercept"):
+        read_ct(path)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape", "said"),
+    [
+        ((0.3, 0.3, 0.45), (112, 96, 48), "33.6 x 28.8 x 21.6 mm"),  # cm taken for mm
+        ((0.07, 0.07, 5), (300, 300, 3), "21 x 21 x 15 mm"),
+        ((7, 7, 15), (512, 512, 40), "3584 x 3584 x 600 mm"),
+        ((0.7, 0.7, 15), (512, 512, 4), "voxels of 0.7 x 0.7 x 15 mm"),
+    ],
+)
+def test_odd_sizes_are_said(spacing: tuple[float, ...], shape: tuple[int, int, int], said: str) -> None:
+    (text,) = odd_size(shape, np.diag([*spacing, 1]))
+    assert said in text
+    assert text.endswith("check that its lengths are in mm")
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape"),
+    [((0.7, 0.7, 1), (512, 512, 2000)), ((0.2, 0.2, 0.6), (512, 512, 120)), ((1, 1, 5), (20, 20, 2))],
+)
+def test_possible_sizes(spacing: tuple[float, ...], shape: tuple[int, int, int]) -> None:
+    """From head to foot, a child's detail, a crop."""
+    assert odd_size(shape, np.diag([*spacing, 1])) == []
+
+
+def test_odd_sizes_are_in_the_record_and_in_what_inspect_says(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(phantom((70, 60, 30)), np.diag([0.3, 0.3, 0.5, 1])), tmp_path / "ct.nii")
+    (text,) = read_volume(tmp_path / "ct.nii").source["warnings"]
+    assert "odd size" in text
+    assert inspect_path(tmp_path / "ct.nii")[0].warnings == (text,)
+
+
+@pytest.mark.parametrize("name", ["ct.hdr", "ct.img", "CT.HDR", "ct.img.gz"])
+def test_pairs_of_header_and_image(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(bytes(348))
+    with pytest.raises(UnreadableInputError, match=r"one of a pair .*; convert the pair to a single \.nii\.gz file"):
+        read_ct(tmp_path / name)
 
 
 def test_an_extension_of_a_gzip_bomb_is_not_read(tmp_path: Path) -> None:
