@@ -15,6 +15,7 @@ import numpy as np
 
 from attunet3d.attention import MEANING
 from attunet3d.case_reader import PlannedCT
+from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import ConfigError
 from attunet3d.io.cases import case_name
 from attunet3d.io.reader import PathLike
@@ -145,6 +146,7 @@ class CaseWriter:
             new = {k: files.enter_context(atomic_path(folder / file)) for k, file in (names | map_names).items()}
             with writing:
                 self._save(new[mask_suffix], mask, self._affine)
+                record["mask_sha256"] = file_sha256(new[mask_suffix])
                 for level in maps:
                     save_map(new[level], maps[level], self._affine, like=self._facts)
                 if hu is not None:
@@ -152,7 +154,7 @@ class CaseWriter:
 
                     title = f"{self._name}: {record['volume_ml']:.1f} mL (research use only)"
                     qc_picture(new[".png"], hu, mask, self._affine, title)
-            record["output"] = names[mask_suffix]
+            record |= {"output": names[mask_suffix], "output_format": self._outputs.output_format}
             if maps:
                 record |= {"attention": map_names, "attention_meaning": MEANING}
             record["memory_mb"]["peak"] = megabytes(peak_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -27,7 +28,7 @@ _RECORDED_IDS = [
     name for name in INFERENCE_IDS if name not in ("checkpoint", "device", "precision", "backend", "sw_batch_size")
 ]
 # Of what its reader says of a CT.
-_SOURCE_FACTS = ("format", "series_uid", "slices", "gantry_tilt_deg")
+_SOURCE_FACTS = ("format", "series_uid", "slices", "gantry_tilt_deg", "state")
 _UID_OF_STACK = re.compile(UID.pattern + r"(#\d+)?")
 _LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
 
@@ -61,6 +62,13 @@ def session_record(
         "config": {name: values[name] for name in _RECORDED_IDS},
         "versions": library_versions(),
     }
+
+
+def made_with(record: Mapping[str, Any], session: Mapping[str, Any]) -> bool:
+    """Whether a record, as read from its file, is of the weights and values that a `session_record` names."""
+    same = ("config", "precision")
+    now = json.loads(json.dumps([session[key] for key in same]))
+    return record["checkpoint"]["sha256"] == session["checkpoint"]["sha256"] and [record[key] for key in same] == now
 
 
 def case_record(
