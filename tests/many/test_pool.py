@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from simulated import Cluster, Outcome, simulate
+from simulated import Call, Cluster, Outcome, simulate
 
-from attunet3d.errors import ConfigError
+from attunet3d.errors import ConfigError, OutputError
 from attunet3d.many.actors import WorkerLostError
 from attunet3d.many.deaths import HEALTH_SECONDS, MOST_IN_ALL, WAVE_SECONDS
 
@@ -87,10 +87,10 @@ def test_no_answer_is_no_proof_of_a_death(tmp_path: Path) -> None:
     class Silent(Cluster):
         """Nothing comes back from the first workers."""
 
-        def answer(self, call: object) -> object:
-            if call.case == "c00" and call.actor.number < silent:  # type: ignore[attr-defined]
+        def answer(self, call: Call) -> object:
+            if call.case == "c00" and call.actor.number < silent:
                 raise WorkerLostError("unavailable")
-            return super().answer(call)  # type: ignore[arg-type]
+            return super().answer(call)
 
     silent = 7
     assert all_done(simulate(tmp_path, Silent({"a": 1}), names(3), 1), 3)
@@ -121,6 +121,34 @@ def test_workers_that_die_while_they_load(tmp_path: Path) -> None:
         cluster.at(when, cluster.kill)
     with pytest.raises(ConfigError, match="no worker is left: each died 4 times while it loaded"):
         simulate(tmp_path, cluster, names(2), 1)
+
+
+def test_storage_that_is_full_ends_the_run(tmp_path: Path) -> None:
+    """Nothing is said of the cases that are not done, and no worker is left."""
+
+    class Full(Cluster):
+        def answer(self, call: Call) -> object:
+            if call.case == "c03":
+                raise OutputError("no space left")
+            return super().answer(call)
+
+    cluster = Full({"a": 1})
+    with pytest.raises(OutputError, match="no space left"):
+        simulate(tmp_path, cluster, names(9), 1)
+    assert len(cluster.runs) < 7
+    assert all(actor.dead for actor in cluster.actors)
+
+
+def test_what_a_worker_did_not_foresee_is_of_its_case_alone(tmp_path: Path) -> None:
+    class Broken(Cluster):
+        def answer(self, call: Call) -> object:
+            if call.case == "c03":
+                raise ZeroDivisionError("by 0")
+            return super().answer(call)
+
+    outcome = simulate(tmp_path, Broken({"a": 1}), names(6), 1)
+    assert outcome.by_status == {"done": [n for n in names(6) if n != "c03"], "failed": ["c03"]}
+    assert outcome.messages["c03"] == "unexpected: by 0"
 
 
 waves = st.lists(st.tuples(st.floats(0, 0.8 * HEALTH_SECONDS), st.integers(0, 7)), min_size=1, max_size=12)
