@@ -61,7 +61,12 @@ def segment_many(
     ] = None,
     case_minutes: Annotated[
         float,
-        typer.Option(metavar="MINUTES", min=0.01, help="A case that takes longer is set aside, and its worker killed."),
+        typer.Option(
+            "--case-timeout",
+            metavar="MINUTES",
+            min=0.01,
+            help="A case that takes longer is set aside, and its worker killed.",
+        ),
     ] = CASE_MINUTES,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Also run what failed or was set aside before.")

@@ -101,6 +101,7 @@ class Pool:
         self._deaths = deaths or Deaths(clock)
         self._suspects: dict[str, ManyCase] = {}
         self._lost: Counter[str] = Counter()
+        self._reason = ""  # of the last death or loss
         self._flights: dict[Any, _Flight] = {}
         self._places = [_Place(number, actors.start()) for number in range(workers)]
         self._start = clock()
@@ -120,8 +121,8 @@ class Pool:
     def _step(self) -> None:
         if not self._places:
             raise ConfigError(
-                f"no worker is left: each died {_LOADING_AGAIN + 1} times while it loaded the network; give workers "
-                "more memory, or start fewer of them"
+                f"no worker is left: each died {_LOADING_AGAIN + 1} times while it loaded the network, the last time "
+                f"because {self._reason}; give workers more memory, or start fewer of them"
             )
         self._fill()
         for reference in self._actors.wait(list(self._flights), 1.0):
@@ -198,7 +199,7 @@ class Pool:
             self._suspects |= {case.id: case for case in cases}
             self._deaths.died([case.id for case in cases], place.node, reason)
         self._status.deaths += place.number in self._status.processes
-        self._replace(place)
+        self._replace(place, reason)
         for other in self._places:  # who else is dead tells whether it was the case
             if other.up and not other.taken:
                 self._ask(other)
@@ -206,7 +207,7 @@ class Pool:
     def _was_lost(self, place: _Place, reason: str) -> None:
         cases = self._emptied(place)
         self._actors.stop(place.actor)  # it may still live, and work on them
-        self._replace(place)
+        self._replace(place, reason)
         self._lost.update(case.id for case in cases)
         worn = [case for case in cases if self._lost[case.id] >= _MOST_LOST]
         self._again([case for case in cases if case not in worn])
@@ -223,9 +224,9 @@ class Pool:
                 continue
             cases = self._emptied(place)
             self._actors.stop(place.actor)
-            self._replace(place)
+            self._replace(place, "it took too long")
             if len(cases) == 1:
-                why = f"took longer than {self._case_seconds / 60:g} min; give it more with --case-minutes"
+                why = f"took longer than {self._case_seconds / 60:g} min; give it more with --case-timeout"
                 self._end(cases[0], self._failed(cases[0], TimeoutError(), why))
                 continue
             self._suspects |= {case.id: case for case in cases}
@@ -250,8 +251,9 @@ class Pool:
         place.taken = 0
         return cases
 
-    def _replace(self, place: _Place) -> None:
+    def _replace(self, place: _Place, reason: str) -> None:
         """Ask for another worker in a place, as soon as there is room for one."""
+        self._reason = reason
         self._status.processes.pop(place.number, None)
         place.node, place.up = "", False
         if place.loads is not None:  # what has been ready once will be again

@@ -83,10 +83,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 def remove_left_behind(folder: Path) -> None:
     """Remove what killed workers did not finish."""
-    for entry in os.scandir(folder):
-        if _LEFT_BEHIND.fullmatch(entry.name):
+    with suppress(OSError):
+        for name in filter(_LEFT_BEHIND.fullmatch, os.listdir(folder)):
             with suppress(OSError):
-                os.unlink(entry.path)
+                os.unlink(folder / name)
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from simulated import Call, Cluster, Outcome, simulate
+from simulated import Actor, Call, Cluster, Outcome, simulate
 
 from attunet3d.errors import ConfigError, OutputError
 from attunet3d.many.actors import WorkerLostError
 from attunet3d.many.deaths import HEALTH_SECONDS, MOST_IN_ALL, WAVE_SECONDS
+from attunet3d.many.manifest import ManyCase
 
 SIMULATION = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -104,7 +105,7 @@ def test_a_case_that_hangs_is_set_aside_alone(tmp_path: Path) -> None:
     cluster = Cluster({"a": 2}, hanging=["c02"])
     outcome = simulate(tmp_path, cluster, names(8), 2, case_minutes=2.0)
     assert outcome.by_status == {"done": [n for n in names(8) if n != "c02"], "set aside": ["c02"]}
-    assert outcome.messages["c02"] == "took longer than 2 min; give it more with --case-minutes"
+    assert outcome.messages["c02"] == "took longer than 2 min; give it more with --case-timeout"
     assert outcome.status.deaths == 0
 
 
@@ -119,7 +120,7 @@ def test_workers_that_die_while_they_load(tmp_path: Path) -> None:
     cluster = Cluster({"a": 1})
     for when in range(1, 60):
         cluster.at(when, cluster.kill)
-    with pytest.raises(ConfigError, match="no worker is left: each died 4 times while it loaded"):
+    with pytest.raises(ConfigError, match=r"each died 4 times while it loaded .* because killed from outside"):
         simulate(tmp_path, cluster, names(2), 1)
 
 
@@ -149,6 +150,40 @@ def test_what_a_worker_did_not_foresee_is_of_its_case_alone(tmp_path: Path) -> N
     outcome = simulate(tmp_path, Broken({"a": 1}), names(6), 1)
     assert outcome.by_status == {"done": [n for n in names(6) if n != "c03"], "failed": ["c03"]}
     assert outcome.messages["c03"] == "unexpected: by 0"
+
+
+class Hunted(Cluster):
+    """What is begun in some spans of time is killed a second later, with `everyone` together with all workers."""
+
+    def __init__(self, nodes: dict[str, int], spans: list[tuple[float, float]], everyone: bool) -> None:
+        super().__init__(nodes)
+        self.spans, self.everyone, self.kills = spans, everyone, 0
+
+    def segment(self, actor: Actor, case: ManyCase) -> Call:
+        if any(begin <= self.now <= end for begin, end in self.spans):
+            self.at(self.now + 1, lambda: self._kill(actor))
+        return super().segment(actor, case)
+
+    def _kill(self, actor: Actor) -> None:
+        self.kills += 1
+        if self.everyone:
+            self.kill_all()
+        elif not actor.dead:
+            self._die(actor, "killed from outside")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_two_waves_that_kill_whatever_is_run(tmp_path: Path, count: int) -> None:
+    cluster = Hunted({"a": 1}, [(0, 25), (35, 60)], everyone=False)
+    assert all_done(simulate(tmp_path, cluster, names(count), 1), count)
+    assert cluster.kills >= 3
+
+
+def test_a_case_that_is_never_killed_alone(tmp_path: Path) -> None:
+    """Each time that it is on trial, the worker that had nothing to do is killed as well."""
+    cluster = Hunted({"a": 2}, [(0, 200)], everyone=True)
+    assert all_done(simulate(tmp_path, cluster, names(1), 2), 1)
+    assert cluster.kills > 4
 
 
 waves = st.lists(st.tuples(st.floats(0, 0.8 * HEALTH_SECONDS), st.integers(0, 7)), min_size=1, max_size=12)

@@ -24,7 +24,6 @@ from dicom_files import phantom, write_series
 
 from attunet3d import Segmenter
 from attunet3d.datasets.phantom import make_phantom
-from attunet3d.errors import ConfigError
 from attunet3d.many import deaths, segment_many
 from attunet3d.many.ended import Ended
 from attunet3d.many.run import Status
@@ -251,10 +250,3 @@ def test_what_cannot_be_carried_out(
         assert stderr.startswith("error: ")
         assert message in stderr
         assert len(stderr.splitlines()) == 1
-
-
-def test_without_ray(monkeypatch: pytest.MonkeyPatch, cts: Path, tmp_path: Path) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'attunet3d\[ray\]'"):
-        segment_many(cts, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
