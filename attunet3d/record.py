@@ -28,7 +28,7 @@ _RECORDED_IDS = [
     name for name in INFERENCE_IDS if name not in ("checkpoint", "device", "precision", "backend", "sw_batch_size")
 ]
 # Of what its reader says of a CT.
-_SOURCE_FACTS = ("format", "series_uid", "slices", "gantry_tilt_deg", "state")
+_SOURCE_FACTS = ("format", "series_uid", "slices", "gantry_tilt_deg")
 _UID_OF_STACK = re.compile(UID.pattern + r"(#\d+)?")
 _LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
 
@@ -103,6 +103,7 @@ def case_record(
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "input": name,
+        "input_state": facts.get("state"),
         "source": source,
         **session,
         "geometry": {

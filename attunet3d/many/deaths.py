@@ -17,7 +17,7 @@ MOST_DEATHS = 3  # alone, that count
 MOST_IN_ALL = 10  # alone, whatever else was killed then: runs end
 # Ray asks a node every 3 s and misses it after 5 failures. Trials of a case are as far apart, so that a wave of kills
 # that is shorter charges it once.
-HEALTH_SECONDS = 30.0
+HEALTH_SECONDS = 20.0
 WAVE_SECONDS = 120.0  # what dies within them may have one cause
 
 

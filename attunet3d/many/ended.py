@@ -56,7 +56,7 @@ def finished(
         same = (
             record["output"] == mask.name
             and record["output_format"] == outputs.output_format
-            and record["source"]["state"] == state
+            and record["input_state"] == state
             and made_with(record)
             and record["mask_sha256"] == file_sha256(mask)
         )
@@ -78,7 +78,7 @@ def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Ended:
         flags=one_line(" | ".join(record["warnings"])),
         output=record["output"],
         record=f"{case.id}_seg.json",
-        state=done_state(record["source"]["state"], folder / record["output"]),
+        state=done_state(record["input_state"], folder / record["output"]),
     )
     return Ended(row, stages)
 
@@ -117,7 +117,7 @@ def failed(
     record = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "input": one_line(name),
-        "source": {"state": row.state},
+        "input_state": row.state,
         "attunet3d": __version__,
         "status": row.status,
         "error_type": row.error_type,

@@ -174,7 +174,7 @@ class Hunted(Cluster):
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_two_waves_that_kill_whatever_is_run(tmp_path: Path, count: int) -> None:
-    cluster = Hunted({"a": 1}, [(0, 25), (35, 60)], everyone=False)
+    cluster = Hunted({"a": 1}, [(0, 17), (27, 42)], everyone=False)
     assert all_done(simulate(tmp_path, cluster, names(count), 1), count)
     assert cluster.kills >= 3
 
