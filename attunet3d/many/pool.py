@@ -245,7 +245,9 @@ class Pool:
                 if reference in there:
                     self._end(case, self._actors.answer(reference))
                     continue
-            except (WorkerDiedError, WorkerLostError):
+            except AttUNet3dError:
+                raise
+            except Exception:  # it is seen again when the case is run again
                 pass
             cases.append(case)
         place.taken = 0
