@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
+from attunet3d.errors import AttUNet3dError, UnreadableInputError
+from attunet3d.io.identity import FileStates, file_state, input_files, input_sha256
 from attunet3d.io.reader import PathLike, open_ct
 from attunet3d.io.slabs import StoredImage, check_affine, to_hu
 from attunet3d.memory import MemoryPlan
@@ -52,6 +55,7 @@ class CaseReader:
         plan: from the header of a CT, its model grid, and whether a picture is wanted, to what it will take; raises
             where that is too much, or where its mask could not be written. Voxels are read after it.
         allow_uneven: see `open_ct`.
+        results: folder that results are written to, which is no part of a CT in whose folder it lies.
     """
 
     def __init__(
@@ -59,15 +63,21 @@ class CaseReader:
         spacing: tuple[float, float, float],
         plan: Callable[[StoredImage, Grid, bool], MemoryPlan],
         allow_uneven: bool = False,
+        results: PathLike | None = None,
     ) -> None:
+        self._results = results
         self._spacing = spacing
         self._allow_uneven = allow_uneven
         self._plan = plan
 
     def read(self, ct: PathLike, series_uid: str | None, qc: bool) -> PlannedCT:
-        """Plan the memory from a CT's header, then read its voxels. Errors as `open_ct` and `plan_memory`."""
+        """Plan the memory from a CT's header, then read its voxels.
+
+        Errors as `open_ct` and `plan_memory`; UnreadableInputError also for a CT that was written to meanwhile.
+        """
         start = time.perf_counter()
-        return self._read(self._open(ct, series_uid), qc, start)
+        image, files = self._open(ct, series_uid)
+        return self._read(image, files, qc, start)
 
     def read_all(self, cts: Sequence[PathLike], series_uid: str | None, qc: bool) -> Iterator[PlannedCT | Exception]:
         """Each CT, or what went wrong with it.
@@ -90,13 +100,41 @@ class CaseReader:
     def read_beside(self, ct: PathLike, series_uid: str | None, qc: bool, current: MemoryPlan) -> PlannedCT | None:
         """As `read`, while another case has its plan; None where there is no room for both."""
         start = time.perf_counter()
-        image = self._open(ct, series_uid)
-        return self._read(image, qc, start) if current.has_room_for(2 * math.prod(image.shape)) else None
+        image, files = self._open(ct, series_uid)
+        if not current.has_room_for(2 * math.prod(image.shape)):
+            return None
+        return self._read(image, files, qc, start)
 
-    def _open(self, ct: PathLike, series_uid: str | None) -> StoredImage:
-        return open_ct(ct, series_uid=series_uid, allow_uneven=self._allow_uneven)
+    def _open(self, ct: PathLike, series_uid: str | None) -> tuple[StoredImage, FileStates]:
+        """The CT, and its files as they were before."""
+        files = input_files(ct, self._results)
+        try:
+            image = open_ct(ct, series_uid=series_uid, allow_uneven=self._allow_uneven)
+        except AttUNet3dError as error:
+            _refuse_changed(Path(ct), files, error)
+            raise
+        image.facts["state"] = input_sha256(ct, series_uid, files)
+        return image, files
 
-    def _read(self, image: StoredImage, qc: bool, start: float) -> PlannedCT:
+    def _read(self, image: StoredImage, files: FileStates, qc: bool, start: float) -> PlannedCT:
         check_affine(image.path, image.affine)  # before a grid is made from it
         model = model_grid(Grid(image.shape, image.affine), self._spacing)
-        return PlannedCT(image, model, self._plan(image, model, qc), start)
+        memory = self._plan(image, model, qc)
+        of_ct = {file: files.get(file) for file in map(str, image.files)} or files
+        try:
+            read = PlannedCT(image, model, memory, start)
+        except AttUNet3dError as error:
+            _refuse_changed(image.path, of_ct, error)
+            raise
+        _refuse_changed(image.path, of_ct)
+        return read
+
+
+def _refuse_changed(
+    path: Path, files: Mapping[str, tuple[int, int] | None], error: AttUNet3dError | None = None
+) -> None:
+    for file, before in files.items():
+        if file_state(file) != before:
+            raise UnreadableInputError(
+                f"{path}: {Path(file).name} was written to while the CT was read; give it again when it is complete"
+            ) from error

@@ -16,6 +16,7 @@ import numpy as np
 
 from attunet3d.attention import MEANING
 from attunet3d.case_reader import PlannedCT
+from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import ConfigError
 from attunet3d.io.cases import case_name
 from attunet3d.io.reader import PathLike
@@ -146,12 +147,13 @@ class CaseWriter:
             new = {k: files.enter_context(atomic_path(folder / file)) for k, file in (names | map_names).items()}
             with writing:
                 self._save(new[mask_suffix], mask, self._affine)
+                record["mask_sha256"] = file_sha256(new[mask_suffix])
                 for level in maps:
                     save_map(new[level], maps[level], self._affine, like=self._facts)
                 picture = None if hu is None else self._picture(mask, record, hu)
                 if picture is not None:
                     files.enter_context(atomic_path(folder / f"{self._name}_seg.png")).write_bytes(picture)
-            record["output"] = names[mask_suffix]
+            record |= {"output": names[mask_suffix], "output_format": self._outputs.output_format}
             if maps:
                 record |= {"attention": map_names, "attention_meaning": MEANING}
             record["memory_mb"]["peak"] = megabytes(peak_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -63,6 +64,13 @@ def session_record(
     }
 
 
+def made_with(record: Mapping[str, Any], session: Mapping[str, Any]) -> bool:
+    """Whether a record, as read from its file, is of the weights and values that a `session_record` names."""
+    same = ("config", "precision")
+    now = json.loads(json.dumps([session[key] for key in same]))
+    return record["checkpoint"]["sha256"] == session["checkpoint"]["sha256"] and [record[key] for key in same] == now
+
+
 def case_record(
     ct: str | os.PathLike[str],
     mask: np.ndarray,
@@ -95,6 +103,7 @@ def case_record(
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "input": name,
+        "input_state": facts.get("state"),
         "source": source,
         **session,
         "geometry": {

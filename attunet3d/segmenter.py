@@ -33,7 +33,7 @@ from attunet3d.memory import (
     run_in_memory,
 )
 from attunet3d.outputs import CaseWriter, Outputs, Segmentation
-from attunet3d.record import case_record, megabytes, session_record
+from attunet3d.record import case_record, made_with, megabytes, session_record
 from attunet3d.runtime import FastNetwork, build_network, choose_device, choose_precision
 from attunet3d.scales import memory_factor
 from attunet3d.transforms.components import keep_largest_component
@@ -221,7 +221,7 @@ class Segmenter:
         What it reads is for `segment_read` with the same outputs. Errors as `segment`.
         """
         maps = len(self._attention_maps().network.names) if outputs.attention else 0
-        return CaseReader(self._spacing, partial(self._plan, outputs, maps), self._allow_uneven)
+        return CaseReader(self._spacing, partial(self._plan, outputs, maps), self._allow_uneven, outputs.folder)
 
     def _attention_maps(self) -> FastNetwork:
         """`AttentionMaps` of the session's network, whose own weights are folded away: loaded when first needed."""
@@ -302,6 +302,10 @@ class Segmenter:
         record = case_record(ct, mask, read.grid, read.facts, self._session, run, outputs.keep_uids)
         path = writer.write(mask, record, maps, hu, stage("write"))
         return Segmentation(mask, read.grid.affine, path, record, maps or None)
+
+    def made_with(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record, read from its file, is of this session's weights and values. Raises KeyError, TypeError."""
+        return made_with(record, self._session)
 
     @contextmanager
     def _stage(self, seconds: dict[str, float], notify: Progress, cancel: Cancel | None, name: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,10 +12,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import phantom, write_series
 
 from attunet3d import case_reader
 from attunet3d.case_reader import CaseReader, PlannedCT
-from attunet3d.errors import AttUNet3dError, MemoryLimitError
+from attunet3d.errors import AttUNet3dError, MemoryLimitError, UnreadableInputError
 from attunet3d.io.slabs import StoredImage, to_hu
 from attunet3d.memory import MemoryPlan
 from attunet3d.transforms.resample import Grid
@@ -179,3 +181,38 @@ def test_a_caller_that_stops_leaves_no_thread_behind(cts: list[Path], watch: Wat
     reading.close()  # type: ignore[attr-defined]
     assert background() == []
     assert len(watch.read) == 2
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_ct_that_is_written_to_while_it_is_read(
+    cts: list[Path], monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """Noticed where all could be read, and told as the reason where it could not."""
+
+    def overwritten(image: StoredImage) -> np.ndarray:
+        content = image.path.read_bytes()
+        image.path.write_bytes(content[:-20] if damaged else content)
+        os.utime(image.path, ns=(0, 1))
+        return to_hu(image)
+
+    monkeypatch.setattr(case_reader, "to_hu", overwritten)
+    with pytest.raises(UnreadableInputError, match=r"ct0\.nii\.gz was written to while the CT was read"):
+        reader().read(cts[0], None, False)
+
+
+def test_only_what_is_read_must_stay_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A series beside it may still be on its way, or a mask be written there; a slice of it may not."""
+    write_series(tmp_path / "x", phantom(), uid="1.2.3.1")
+    write_series(tmp_path / "y", phantom(), uid="1.2.3.2")
+    touched = tmp_path / "y"
+
+    def touch_one(image: StoredImage) -> np.ndarray:
+        os.utime(sorted(touched.iterdir())[0], ns=(0, 1))
+        (tmp_path / "new.dcm").touch()
+        return to_hu(image)
+
+    monkeypatch.setattr(case_reader, "to_hu", touch_one)
+    assert len(reader().read(tmp_path, "1.2.3.1", False).facts["state"]) == 64
+    touched = tmp_path / "x"
+    with pytest.raises(UnreadableInputError, match="written to while the CT was read"):
+        reader().read(tmp_path, "1.2.3.1", False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,13 +15,15 @@ from attunet3d.cli.options import (
     Precision,
     Presets,
     Verbose,
+    interruptible,
     overrides_of,
     products,
     progress_bar,
     refuse_bad_folder,
     set_up_logging,
 )
-from attunet3d.io.printable import one_line
+from attunet3d.io.printable import UID, one_line
+from attunet3d.many import CASE_MINUTES
 
 if TYPE_CHECKING:
     from attunet3d.many.run import Status
@@ -57,6 +59,15 @@ def segment_many(
             metavar="GB", min=0.1, help="Most for each worker; by default its share of what its node has left."
         ),
     ] = None,
+    case_minutes: Annotated[
+        float,
+        typer.Option(
+            "--case-timeout",
+            metavar="MINUTES",
+            min=0.01,
+            help="A case that takes longer is set aside, and its worker killed.",
+        ),
+    ] = CASE_MINUTES,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Also run what failed or was set aside before.")
     ] = False,
@@ -88,40 +99,48 @@ def segment_many(
     left_out: list[str] = []
     with products() as product, progress_bar() as (bar, console):
         task = bar.add_task("find the CTs, start the workers", total=None)
-        last_line = time.monotonic()
+        last_line, seen = time.monotonic(), cast("Status | None", None)
 
         def say(text: str) -> None:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
         def show(status: Status) -> None:
-            nonlocal last_line
+            nonlocal last_line, seen
+            seen = status
             bar.update(task, description=str(status), completed=status.before + status.ended, total=status.total)
             if not console.is_terminal and time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()
                 say(str(status))
 
-        summary = many.segment_many(
-            source,
-            output,
-            address=address,
-            workers=workers,
-            cpus_per_worker=num_cpus_per_worker,
-            gpus_per_worker=num_gpus_per_worker,
-            memory_gb=memory,
-            output_format=format_,
-            qc=qc,
-            keep_uids=not no_uids,
-            retry_failed=retry_failed,
-            left_out=left_out,
-            watch=show,
-            checkpoint=checkpoint,
-            device=device,
-            precision=precision,
-            presets=preset or (),
-            **overrides,
-        )
+        try:
+            with interruptible():
+                summary = many.segment_many(
+                    source,
+                    output,
+                    address=address,
+                    workers=workers,
+                    cpus_per_worker=num_cpus_per_worker,
+                    gpus_per_worker=num_gpus_per_worker,
+                    memory_gb=memory,
+                    output_format=format_,
+                    qc=qc,
+                    keep_uids=not no_uids,
+                    retry_failed=retry_failed,
+                    case_minutes=case_minutes,
+                    left_out=left_out,
+                    watch=show,
+                    checkpoint=checkpoint,
+                    device=device,
+                    precision=precision,
+                    presets=preset or (),
+                    **overrides,
+                )
+        except KeyboardInterrupt:
+            so_far = f", {seen.by_status['done']} of {seen.total} done" if seen else ""
+            say(f"interrupted{so_far}; the same command goes on")
+            raise
         for line in left_out:
-            say(f"left out: {one_line(line)}")
+            say(f"left out: {UID.sub('UID', one_line(line)) if no_uids else one_line(line)}")
         for line in _lines(summary):
             say(line)
         product(output / "results.csv")

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["list_cases", "segment_many"]
+__all__ = ["CASE_MINUTES", "list_cases", "segment_many"]
+
+CASE_MINUTES = 120.0  # no case takes as long, but one whose storage hangs takes for ever
 
 
-def list_cases(source: Path, left_out: list[str] | None = None) -> list[Any]:
+def list_cases(source: Path, left_out: list[str] | None = None, output: Path | None = None) -> list[Any]:
     """The cases of a manifest, or of a folder, whose headers are read in parallel; Ray must be connected for a folder.
 
+    In a folder nothing is looked for in the folder `output`, and results that lie elsewhere are no cases.
     Raises ConfigError, InputNotFoundError as `read_manifest`, `entries_of` and `check_cases`.
     """
     from attunet3d.many.manifest import entries_of, list_entry, name_cases, read_manifest
@@ -22,11 +25,11 @@ def list_cases(source: Path, left_out: list[str] | None = None) -> list[Any]:
 
     def listed(entry: Path) -> tuple[list[Any], list[str]]:
         lines: list[str] = []
-        return list_entry(entry, lines), lines
+        return list_entry(entry, lines, output), lines
 
     remote = ray.remote(num_cpus=1)(listed)
     found = []
-    for cases, lines in ray.get([remote.remote(entry) for entry in entries_of(source.resolve())]):
+    for cases, lines in ray.get([remote.remote(entry) for entry in entries_of(source.resolve(), output)]):
         found += cases
         if left_out is not None:
             left_out += lines
@@ -46,6 +49,7 @@ def segment_many(
     qc: bool = False,
     keep_uids: bool = True,
     retry_failed: bool = False,
+    case_minutes: float | None = CASE_MINUTES,
     left_out: list[str] | None = None,
     watch: Callable[[Any], None] | None = None,
     **session: Any,
@@ -62,6 +66,7 @@ def segment_many(
         workers, cpus_per_worker, gpus_per_worker, memory_gb: see `plan_workers`; memory is of each worker.
         output_format, qc, keep_uids: as `Segmenter.segment`.
         retry_failed: also run what failed or was set aside before.
+        case_minutes: a case that takes longer is set aside, and its worker is killed; None for no limit.
         left_out: gets a line for what in a folder is no CT to segment.
         watch: called with the `Status` after each case and at least each second.
         session: arguments of `Segmenter`.
@@ -72,8 +77,10 @@ def segment_many(
     from attunet3d.checkpoint import file_sha256
     from attunet3d.config import inference_values, preset_path
     from attunet3d.errors import CheckpointError
+    from attunet3d.io.locking import locked
+    from attunet3d.io.reader import existing
     from attunet3d.many.cluster import connected, need_ray, plan_workers
-    from attunet3d.many.results import ResultsTable, check_settings, locked
+    from attunet3d.many.results import ResultsTable, check_settings
     from attunet3d.many.run import run_pool
     from attunet3d.many.worker import Job
     from attunet3d.outputs import check_format
@@ -81,6 +88,8 @@ def segment_many(
     need_ray()
     check_format(output_format)
     source, folder = Path(source), Path(output).absolute()
+    # A manifest is refused, and what is not there, before anything is made or started.
+    cases = None if source.is_dir() else list_cases(existing(source))
     overrides = dict(session)
     # Workers have a folder of their own, so that paths must not be relative to this one.
     presets = [str(preset_path(preset).absolute()) for preset in overrides.pop("presets", ())]
@@ -96,7 +105,7 @@ def segment_many(
         values.pop(kept_out, None)
     with locked(folder), connected(address):
         check_settings(folder, values)
-        cases = list_cases(source, left_out)
+        cases = list_cases(source, left_out, folder) if cases is None else cases
         resources = plan_workers(workers, cpus_per_worker, gpus_per_worker, memory_gb)
         job = Job(
             str(folder),
@@ -110,6 +119,6 @@ def segment_many(
         )
         table = ResultsTable(folder)
         try:
-            return run_pool(cases, job, resources, table, watch, retry_failed=retry_failed)
+            return run_pool(cases, job, resources, table, watch, retry_failed=retry_failed, case_minutes=case_minutes)
         finally:
             table.close()

@@ -6,7 +6,9 @@ import importlib.util
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +54,7 @@ def connected(address: str = "auto") -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address != "local" and not (address == "auto" and _is_gone()):
             try:
@@ -69,6 +72,9 @@ def connected(address: str = "auto") -> Iterator[None]:
             )
     except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
         raise ConfigError(f"--address {address}: no Ray cluster can be reached or started there ({error})") from error
+    # Ray has put a handler of its own there, which would end the process.
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

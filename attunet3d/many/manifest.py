@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from attunet3d.errors import AmbiguousSeriesError, AttUNet3dError, ConfigError, InputNotFoundError
 from attunet3d.io.cases import case_name, segmentable_series
+from attunet3d.io.identity import own_files
 from attunet3d.io.printable import UID, printable
 from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES
+from attunet3d.many.rows import COLUMNS, rows_of
 
-COLUMNS = ("path", "id", "series_uid")
 MOST_CHARACTERS = 200  # of an id: file names have 255 bytes, and suffixes are added
 
 
@@ -40,18 +39,13 @@ class Found:
 
 
 def read_manifest(path: Path) -> list[ManyCase]:
-    """The cases of a CSV file with a header, or of JSON lines (.jsonl): path, and if wanted id and series_uid.
+    """The cases of a table (CSV) or of JSON lines: path, and if wanted id and series_uid; see `rows_of`.
 
     Paths are relative to the manifest's folder. Without an id a case is called as its CT (see `case_name`).
     Raises ConfigError for a manifest that cannot be read, and for ids that are unsafe, there twice, or hold a UID.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = list(_json_lines(path, text) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv(path, text))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: cannot be read as a manifest ({error}); give CSV or JSON lines in UTF-8") from error
     cases = []
-    for line, row in rows:
+    for line, row in rows_of(path):
         unknown = set(row) - set(COLUMNS)
         values = {key: row.get(key) or None for key in COLUMNS}
         if unknown or not all(value is None or isinstance(value, str) for value in values.values()):
@@ -83,26 +77,56 @@ def check_cases(cases: list[ManyCase], source: Path) -> None:
             raise ConfigError(f"id {name!r}: {count} cases have it ({paths}); give them ids in a manifest")
 
 
-def entries_of(folder: Path) -> list[Path]:
-    """What is to be listed by itself, with `list_entry`: each entry of a folder, or the folder if it is one scan."""
+def entries_of(folder: Path, output: Path | None = None) -> list[Path]:
+    """What is to be listed by itself, with `list_entry`: each entry of a folder, or the folder if it is one scan.
+
+    Results are none, nor is the folder that they go to. Raises InputNotFoundError.
+    """
     if not folder.is_dir():
         raise InputNotFoundError(f"{folder}: no such manifest or folder")
-    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    loose = [p for p in entries if p.is_file() and not _is_image(p)]
-    return [folder] if any(map(_is_dicom, loose)) else [p for p in entries if p.is_dir() or _is_image(p)]
+    try:
+        entries = _listed(folder)
+    except OSError as error:
+        raise InputNotFoundError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
+    loose = [p for p in entries if _is_file(p) and not _is_image(p)]
+    if any(map(_is_dicom, loose)):
+        return [folder]
+    results = None if output is None else os.path.realpath(output)
+    within = os.path.realpath(folder)
+    return [
+        p
+        for p in entries
+        if (os.path.isdir(p) and not _is_round(p, within) and os.path.realpath(p) != results)
+        or _is_image(p)
+        or not os.path.exists(p)
+    ]
 
 
-def list_entry(entry: Path, left_out: list[str]) -> list[Found]:
+def list_entry(entry: Path, left_out: list[str], output: Path | None = None) -> list[Found]:
     """The CTs in a file or folder: image files, and DICOM series as `attunet3d inspect` finds them.
 
     A folder of several patients is taken apart into its subfolders. What is damaged or ambiguous is a case too: it
-    fails with its reason. A line is added to `left_out` for what is no CT to segment.
+    fails with its reason. A line is added to `left_out` for what is no CT to segment. Nothing is looked for in the
+    folder `output`, and results that lie elsewhere are no CTs.
     """
-    if entry.is_file():
-        return [Found(_without_uid(case_name(entry)), entry)]
-    images = [p for p in sorted(entry.rglob("*")) if _is_image(p) and p.is_file() and not p.name.startswith(".")]
-    found = [Found(_without_uid(case_name(p)), p) for p in images]
-    name = _without_uid(case_name(entry))
+    try:
+        return _list_entry(entry, left_out, None if output is None else os.path.realpath(output))
+    except OSError as error:
+        left_out.append(f"{entry}: cannot be looked at ({error.strerror}); check its permissions")
+        return []
+
+
+def _list_entry(entry: Path, left_out: list[str], results: str | None) -> list[Found]:
+    if _is_file(entry):
+        return [Found(_name(entry), entry)]
+    if not os.path.exists(entry):
+        left_out.append(f"{entry}: a link to what is gone, or to itself; remove it, or bring back what it leads to")
+        return []
+    images = [p for p in _images_below(entry, results, left_out) if not p.name.startswith(".")]
+    found = [Found(_name(p), p) for p in images]
+    name = _name(entry)
+    if _holds_results_only(entry, results):
+        return found
     try:
         for case in segmentable_series(entry, left_out):
             found.append(Found(f"{name}_series{case.number}", entry, case.series.uid))
@@ -110,12 +134,13 @@ def list_entry(entry: Path, left_out: list[str]) -> list[Found]:
         if not images:
             left_out.append(str(error))
     except AmbiguousSeriesError:
-        below = sorted(p for p in entry.iterdir() if p.is_dir() and not p.is_symlink())
-        loose = any(_is_dicom(p) for p in entry.iterdir() if p.is_file() and not _is_image(p))
+        listed = _listed(entry)
+        below = [p for p in listed if p.is_dir() and not p.is_symlink() and os.path.realpath(p) != results]
+        loose = any(_is_dicom(p) for p in listed if _is_file(p) and not _is_image(p))
         if loose or not below:
             return [*found, Found(name, entry)]
-        loose_images = [Found(_without_uid(case_name(p)), p) for p in images if p.parent == entry]
-        return loose_images + [case for folder in below for case in list_entry(folder, left_out)]
+        loose_images = [Found(_name(p), p) for p in images if p.parent == entry]
+        return loose_images + [case for folder in below for case in _list_entry(folder, left_out, results)]
     except AttUNet3dError:
         found.append(Found(name, entry))
     return found
@@ -124,45 +149,76 @@ def list_entry(entry: Path, left_out: list[str]) -> list[Found]:
 def name_cases(found: Iterable[Found], root: Path) -> list[ManyCase]:
     """Ids for what was found below `root`: its name, with its relative folder before it where others have the same.
 
+    A short hash of the relative path follows where that is not enough, or no file could be called so.
     Raises ConfigError as `check_cases`.
     """
     found = list(found)
-    often = Counter(case.name for case in found)
+    names = [case.name for case in found]
+    places = [os.path.relpath(case.path, root.resolve()) for case in found]
+    often = Counter(names)
+    for index, place in enumerate(places):
+        if often[names[index]] > 1:
+            folders = os.path.dirname(place).split(os.sep)
+            names[index] = "_".join([*(_without_uid(f) for f in folders if f not in ("", ".", "..")), names[index]])
+    often = Counter(names)
     cases = []
-    for case in found:
-        name = case.name
-        if often[name] > 1:
-            folders = os.path.relpath(case.path.parent, root.resolve()).split(os.sep)
-            name = "_".join([*(_without_uid(f) for f in folders if f not in (".", "..")), name])
-        cases.append(ManyCase(name, str(case.path), case.series_uid))
+    for name, place, case in zip(names, places, found, strict=True):
+        safe = re.sub(r'[/\\:*?"<>|]', "_", printable(name).replace("?", "_")).strip().lstrip(". ") or "ct"
+        if safe != name or often[name] > 1 or len(safe.encode()) > MOST_CHARACTERS:
+            short = safe.encode()[: MOST_CHARACTERS - 9].decode("utf-8", "ignore").rstrip()
+            safe = f"{short}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
+        cases.append(ManyCase(safe, str(case.path), case.series_uid))
     check_cases(cases, root)
     return cases
+
+
+def _listed(folder: Path) -> list[Path]:
+    """A folder's entries that are neither hidden nor results."""
+    names = [entry.name for entry in os.scandir(folder)]
+    own = own_files(names)
+    return [folder / name for name in sorted(names) if not name.startswith(".") and name not in own]
+
+
+def _images_below(folder: Path, results: str | None, left_out: list[str]) -> Iterator[Path]:
+    """Image files below a folder; links to folders are not followed, since they can lead round in circles."""
+
+    def unreadable(error: OSError) -> None:
+        left_out.append(f"{error.filename}: the folder cannot be listed ({error.strerror}); check its permissions")
+
+    for root, folders, _ in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(root, name)) != results)
+        yield from (path for path in _listed(Path(root)) if _is_image(path) and _is_file(path))
+
+
+def _holds_results_only(folder: Path, results: str | None) -> bool:
+    """Whether results are all that a folder has of DICOM: their SEGs would be read as a study without a CT."""
+    found = False
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(root, name)) != results]
+        own = own_files(names)
+        found = found or bool(own)
+        if any(_is_dicom(path) for path in _listed(Path(root)) if _is_file(path) and not _is_image(path)):
+            return False
+    return found
+
+
+def _is_round(path: Path, within: str) -> bool:
+    """Whether an entry is a link to a folder that is found without it, or that holds this one."""
+    target = os.path.realpath(path)
+    return path.is_symlink() and os.path.commonpath([target, within]) in (target, within)
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # not Path.is_file, which raises where a folder cannot be looked into
+
+
+def _name(path: Path) -> str:
+    return _without_uid(case_name(path))
 
 
 def _without_uid(name: str) -> str:
     """`name` with a short hash for a UID, which no file name may hold; archives call folders so."""
     return UID.sub(lambda uid: "uid" + hashlib.sha256(uid[0].encode()).hexdigest()[:8], name)
-
-
-def _csv(path: Path, text: str) -> Iterator[tuple[int, dict[Any, Any]]]:
-    reader = csv.DictReader(text.splitlines())
-    if "path" not in (reader.fieldnames or ()):
-        raise ConfigError(f'{path}: no column "path"; the first line must name the columns: path,id,series_uid')
-    for row in reader:
-        yield reader.line_num, row
-
-
-def _json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[Any, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ConfigError(f'{path}, line {number}: expected an object such as {{"path": "ct.nii.gz"}}')
-        yield number, row
 
 
 def _is_image(path: Path) -> bool:

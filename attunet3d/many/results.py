@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import csv
+import errno
+import hashlib
 import io
 import json
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from attunet3d.errors import ConfigError, OutputError
-from attunet3d.io.locking import locked as locked
+from attunet3d.io.identity import file_state
+from attunet3d.io.locking import LOCK
 from attunet3d.io.writer import write_text_atomic
 
 DONE, FAILED, SET_ASIDE = "done", "failed", "set aside"
 TABLE, SETTINGS = "results.csv", "run.json"
+# Errors of full or lost storage, whichever file they are met at.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # Of files that a killed worker did not finish (see `atomic_path`).
 _LEFT_BEHIND = re.compile(r"\.tmp-[0-9a-f]{8}-.*")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case of results.csv, when it has ended; `seconds` are those of its stages, `flags` the record's warnings."""
+    """One case of results.csv, when it has ended.
+
+    `seconds` are those of its stages, `flags` the record's warnings, `record` its file; `state` is what its input and
+    mask are known by, see `done_state`.
+    """
 
     id: str
     status: str
@@ -34,6 +44,8 @@ class Row:
     flags: str = ""
     output: str = ""
     message: str = ""
+    record: str = ""
+    state: str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -41,10 +53,10 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 def remove_left_behind(folder: Path) -> None:
     """Remove what killed workers did not finish."""
-    for entry in os.scandir(folder):
-        if _LEFT_BEHIND.fullmatch(entry.name):
+    with suppress(OSError):
+        for name in filter(_LEFT_BEHIND.fullmatch, os.listdir(folder)):
             with suppress(OSError):
-                os.unlink(entry.path)
+                os.unlink(folder / name)
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -74,21 +86,26 @@ class ResultsTable:
     Args:
         folder: of the run, which must be `locked`.
 
+    Attributes:
+        rows: status and state by id, of a case with several lines those of the last one.
+
     Raises:
         OutputError: the table cannot be read or written, or is none of ours.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / TABLE
-        self.rows: dict[str, str] = {}  # status by id
+        self.rows: dict[str, tuple[str, str]] = {}
         try:
             content = self.path.read_bytes() if self.path.exists() else b""
             whole = content[: content.rfind(b"\n") + 1]
             header, *lines = list(csv.reader(whole.decode("utf-8").splitlines())) or [list(COLUMNS)]
             if tuple(header) != COLUMNS:
-                raise OutputError(f"{self.path}: not a table of segment-many; choose another output folder")
-            self.rows |= {row[0]: row[1] for row in lines}
-            self._file = self.path.open("ab")
+                raise OutputError(
+                    f"{self.path}: not a table of segment-many, or of another version; choose another output folder"
+                )
+            self.rows |= {row[0]: (row[1], row[len(COLUMNS) - 1]) for row in lines}
+            self._file = self.path.open("ab", buffering=0)  # what a full disk did not take must not be tried again
             self._file.truncate(len(whole))
             if not whole:
                 self._append(COLUMNS)
@@ -96,12 +113,14 @@ class ResultsTable:
             raise OutputError(f"{self.path}: cannot be used ({error}); choose another output folder") from error
 
     def add(self, row: Row) -> None:
-        """Append a case that has ended."""
+        """Append a case that has ended. Raises OutputError where that cannot be, or the table is not there any more."""
         try:
+            if not os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+                raise FileNotFoundError(errno.ENOENT, "it is another file now")
             self._append(astuple(row))
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror}); free some space") from error
-        self.rows[row.id] = row.status
+            raise _stopped(self.path, error.strerror or str(error)) from error
+        self.rows[row.id] = row.status, row.state
 
     def close(self) -> None:
         """Close the file."""
@@ -110,6 +129,54 @@ class ResultsTable:
     def _append(self, values: tuple[str, ...]) -> None:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(values)
-        self._file.write(line.getvalue().encode("utf-8"))
-        self._file.flush()
+        rest = line.getvalue().encode("utf-8")
+        while rest:  # the rest of a line that a full disk took half of is the error
+            rest = rest[self._file.write(rest) :]
         os.fsync(self._file.fileno())
+
+
+def done_state(input_sha256: str, mask: Path) -> str:
+    """What a finished case is known by: its input, and size and time of its mask; "" where there is no mask."""
+    found = file_state(mask)
+    return "" if found is None else hashlib.sha256(f"{input_sha256} {found}".encode()).hexdigest()
+
+
+def storage_error(error: BaseException, folder: Path) -> OutputError | None:
+    """The error that ends a run, where what went wrong with a case is the place that results go to.
+
+    No other case would fare better with a full disk, or without the folder. None for what is the case's own.
+    """
+    full = [one for one in _chain(error) if isinstance(one, OSError) and one.errno in _FULL]
+    if full:
+        return _stopped(folder, full[0].strerror or str(full[0]))
+    if isinstance(error, OutputError) and not is_usable(folder):
+        return _stopped(folder)
+    return None
+
+
+def check_usable(folder: Path) -> None:
+    """Raise OutputError unless the folder of a run is still there, with the lock's file, and can be written to."""
+    if not is_usable(folder):
+        raise _stopped(folder)
+
+
+def is_usable(folder: Path) -> bool:
+    """Whether `check_usable` has nothing to say."""
+    return os.path.exists(folder / LOCK) and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _stopped(path: Path, reason: str = "it is not there any more") -> OutputError:
+    return OutputError(
+        f"{path}: cannot be written ({reason}); make room, or bring it back, and give the same command again: what is "
+        "not done is still to do"
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    seen: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in seen:
+        seen.append(one)
+        yield one
+        one = one.__cause__ or one.__context__

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attunet3d.errors import AmbiguousSeriesError, AttUNet3dError
-from attunet3d.io.printable import UID, one_line
+from attunet3d.many.ended import Ended, done, failed, finished, state_of_input
 from attunet3d.many.manifest import ManyCase
-from attunet3d.many.results import DONE, FAILED, Row
+from attunet3d.many.results import check_usable, storage_error
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,6 @@ class Job:
     memory_share: float = 1.0
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A case that has ended: its line in the table, and the seconds of its stages."""
-
-    row: Row
-    stages: dict[str, float] = field(default_factory=dict)
-
-
 class Worker:
     """A session on the resources that Ray gave it, for two cases at a time: one is read, one is in the network."""
 
@@ -56,8 +47,14 @@ class Worker:
         self._session: Any = None
 
     def ready(self) -> tuple[int, str]:
-        """Load the network; process id and node. Raises what `Segmenter` does."""
+        """Load the network; process id and node. Raises as `load`."""
         import ray
+
+        self.load()
+        return os.getpid(), ray.get_runtime_context().get_node_id()
+
+    def load(self) -> None:
+        """Load the network, unless it is loaded. Raises what `Segmenter` does."""
         import torch
 
         from attunet3d.cli.options import set_up_logging
@@ -77,17 +74,26 @@ class Worker:
                 session = Segmenter(memory_limit=limit, **job.session)
                 self._reader = session.reader(self._outputs)
                 self._session = session
-        return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def segment(self, case: ManyCase) -> Ended:
-        """Segment one case; what goes wrong with it is its result. A case whose mask is there has ended before."""
+        """Segment one case, unless its mask is there already; what goes wrong with it is its result.
+
+        Raises:
+            OutputError: results have no place any more, which is not the case's fault.
+        """
+        folder = Path(self._job.output)
+        check_usable(folder)
+        state = state_of_input(folder, case)
         try:
-            return finished(self._job, case) or self._segment(case)
+            return finished(folder, self._outputs, self._session.made_with, case, state) or self._segment(case)
         except Exception as error:  # one that is not ours must not take the other cases with it either
+            storage = storage_error(error, folder)
+            if storage is not None:
+                raise storage from error
             message = str(error) if isinstance(error, AttUNet3dError) else f"unexpected: {error}"
             if isinstance(error, AmbiguousSeriesError):  # it describes series in the words of their headers
                 message = message.partition(": ")[0] + ": several CT series, or patients; see `attunet3d inspect`"
-            return failed(case, error, message if self._job.keep_uids else UID.sub("UID", message))
+            return failed(folder, case, error, message, state, keep_uids=self._job.keep_uids)
 
     def _segment(self, case: ManyCase) -> Ended:
         arguments = case.path, case.series_uid, self._job.qc
@@ -104,37 +110,4 @@ class Worker:
         finally:
             if self._current is mine:
                 self._current = None
-        return ended(case, found.record)
-
-
-def finished(job: Job, case: ManyCase) -> Ended | None:
-    """The result of a case whose worker or driver was killed after its mask had taken its place, which is the last."""
-    from attunet3d.outputs import MASK_SUFFIXES
-
-    mask = Path(job.output, f"{case.id}_seg{MASK_SUFFIXES[job.output_format]}")
-    if not mask.exists():
-        return None
-    try:
-        record = json.loads(Path(job.output, f"{case.id}_seg.json").read_text(encoding="utf-8"))
-        return ended(case, record) if record["output"] == mask.name else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def ended(case: ManyCase, record: dict[str, Any]) -> Ended:
-    """A case with its record."""
-    stages = {name: float(seconds) for name, seconds in record["seconds"].items()}
-    row = Row(
-        case.id,
-        DONE,
-        volume_ml=f"{record['volume_ml']:.3f}",
-        seconds=f"{sum(stages.values()):.3f}",
-        flags=one_line(" | ".join(record["warnings"])),
-        output=record["output"],
-    )
-    return Ended(row, stages)
-
-
-def failed(case: ManyCase, error: BaseException, message: str, status: str = FAILED) -> Ended:
-    """A case without a mask, and why."""
-    return Ended(Row(case.id, status, error_type=type(error).__name__, message=one_line(message)))
+        return done(Path(self._job.output), case, found.record)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dicom_files import phantom, write_series
@@ -46,6 +50,138 @@ def test_a_manifest_that_cannot_be_used_is_refused(tmp_path: Path, text: str, me
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_manifest(path)
+
+
+TEXTS = {
+    "semicolons": "path;id;series_uid\nct a.nii.gz;x;1.2.3\n\nb,c.nii;y;\n",
+    "tabs": "path\tid\tseries_uid\nct a.nii.gz\tx\t1.2.3\nb,c.nii\ty\n",
+    "CRLF and spaces": ' path , id ,series_uid \r\n\r\n"ct a.nii.gz" , x , 1.2.3 \r\n  \r\n,,\r\n"b,c.nii",y\r\n',
+    "lines of an old Mac": 'path,id,series_uid\rct a.nii.gz,x,1.2.3\r"b,c.nii",y\r',
+    "names of Excel": "sep=;\r\nImage;Case ID;SeriesInstanceUID;\r\nct a.nii.gz;x;1.2.3;\r\nb,c.nii;y;;\r\n",
+    "PATH": 'PATH,ID,Series UID\nct a.nii.gz,x,1.2.3\n"b,c.nii",y,\n',
+    "filename": "id|filename|series\nx|ct a.nii.gz|1.2.3\ny|b,c.nii|\n",
+    "JSON lines": '{"Path": "ct a.nii.gz", "ID": "x", "series": "1.2.3"}\n\n{"image": "b,c.nii ", "id": "y"}\n',
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))
+def test_manifests_as_programs_and_people_write_them(tmp_path: Path, text: str, encoding: str) -> None:
+    path = tmp_path / "m.csv"
+    content = text.encode(encoding)
+    path.write_bytes(codecs.BOM_UTF16_BE + content if encoding == "utf-16-be" else content)
+    cases = [ManyCase("x", str(tmp_path / "ct a.nii.gz"), "1.2.3"), ManyCase("y", str(tmp_path / "b,c.nii"))]
+    assert read_manifest(path) == cases
+
+
+@pytest.mark.parametrize("header", ["", "path\n", "File\n"])
+def test_a_list_of_paths_needs_no_header(tmp_path: Path, header: str) -> None:
+    (tmp_path / "study, 2").mkdir()
+    path = tmp_path / "list.txt"
+    path.write_text(header + 'a.nii.gz\n"b;c.nii.gz"\n\nstudy, 2\n')
+    assert [case.id for case in read_manifest(path)] == ["a", "b;c", "study, 2"]
+
+
+def test_one_ct_under_two_ids(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("path,id\nct.nii.gz,a\nct.nii.gz,b\n")
+    assert [case.id for case in read_manifest(path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"ct.nii.gz,a\nct2.nii.gz,b\n", "line 1: no column"),
+        (b"scan,label\nct.nii.gz,a\n", "line 1: no column"),
+        (b"path,image\na.nii.gz,b.nii.gz\n", "line 1: several columns for path"),
+        (b"path,id\n\nct.nii.gz;a\n", "line 3: 1 values for 2 columns"),
+        (b"path,id\nct.nii.gz,a,1.2.3\n", "line 2: 3 values for 2 columns"),
+        (b"path\nct.nii.gz,a\n", "line 2: 2 values for a path alone"),
+        (b'path,id\na.nii.gz,1\n"b.nii.gz,2\nc.nii.gz,3\n', "line 3: .*close the quotes"),
+        (b"path,id\na.nii.gz,1\nK\xf6ln.nii.gz,2\n", "line 3: .*UTF-8"),
+        ("path,id\na.nii.gz,1\n".encode("utf-16-le"), "line 1: .*save it as CSV in UTF-8"),
+        (b'[{"path": "a.nii.gz"}]\n', "line 1: a JSON list; give JSON lines"),
+        (b'{"path": "a.nii.gz", "image": "b.nii.gz"}\n', "line 1: several names of one column"),
+        (b'{"path": "a.nii.gz"}\n{"path": \n', "line 2: not JSON"),
+        (b"\n \n", "no CTs"),
+        (b"", "no CTs"),
+    ],
+)
+def test_what_is_ambiguous_is_refused_with_its_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "m.csv"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_manifest(path)
+
+
+def test_results_in_the_input_are_no_input(tmp_path: Path) -> None:
+    """In the folder itself, in the output folder, and in one of another run; a label without a record is a file."""
+    write_series(tmp_path / "scan", phantom(), uid="1.2.3.4.5.6")
+    (tmp_path / "ct.nii.gz").touch()
+    first, _ = walk(tmp_path)
+    for folder in (tmp_path, tmp_path / "scan", tmp_path / "before", tmp_path / "out"):
+        folder.mkdir(exist_ok=True)
+        for suffix in (".json", ".nii.gz", ".dcm", ".png"):
+            (folder / f"ct_seg{suffix}").touch()
+        (folder / "ct_attention_level2.nii.gz").touch()
+        (folder / "notes.txt").touch()
+    (tmp_path / "out" / "unfinished.nii.gz").touch()
+    left_out: list[str] = []
+    out = tmp_path / "out"
+    found = [case for entry in entries_of(tmp_path, out) for case in list_entry(entry, left_out, out)]
+    assert name_cases(found, tmp_path) == first
+    (tmp_path / "ct_seg.json").unlink()
+    assert "ct_seg" in {case.id for case in walk(tmp_path)[0]}
+
+
+def test_names_that_no_file_of_ours_can_have(tmp_path: Path) -> None:
+    """Bytes that are no text, what Windows forbids, and too many of them: each is taken, under an id of its own."""
+    for name in (b"ct-\xff.nii.gz", b"ct-\xfe.nii.gz", b"a:b.nii.gz", b"a_b.nii.gz", b"x" * 230 + b".nii.gz"):
+        (tmp_path / os.fsdecode(name)).touch()
+    cases, _ = walk(tmp_path)
+    assert sorted(re.sub("x+", "x", re.sub("-[0-9a-f]{8}$", "-#", case.id)) for case in cases) == [
+        "a_b", "a_b-#", "ct-_-#", "ct-_-#", "x-#"
+    ]  # fmt: skip
+    assert len({case.id for case in cases}) == len({case.path for case in cases}) == 5
+
+
+def test_two_files_of_one_name_in_one_folder(tmp_path: Path) -> None:
+    for name in ("ct.nii", "ct.nii.gz"):
+        (tmp_path / name).touch()
+    assert [re.sub("[0-9a-f]{8}$", "#", case.id) for case in walk(tmp_path)[0]] == ["ct-#", "ct-#"]
+
+
+def test_links_that_lead_nowhere_or_round(tmp_path: Path) -> None:
+    (tmp_path / "p" / "q").mkdir(parents=True)
+    (tmp_path / "p" / "ct.nii.gz").touch()
+    for link, target in (
+        ("gone.nii.gz", "nowhere"), ("patient", "nowhere"), ("self", "self"), ("up", ".."), ("here", "."),
+        ("again", "p"), ("p/gone.nii.gz", "nowhere"),
+        ("p/q/round", "../.."),
+    ):  # fmt: skip
+        (tmp_path / link).symlink_to(target)
+    (tmp_path / "pipe").touch()
+    cases, left_out = walk(tmp_path)
+    assert [case.id for case in cases if "ct" in case.id] == ["ct"]
+    assert [line.split(": ")[0].rpartition("/")[2] for line in left_out] == ["gone.nii.gz", "patient", "self"]
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told, and the others are taken."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"ct_{name}.nii.gz").touch()
+    scandir = os.scandir
+
+    def refused(path: Any = ".") -> Any:
+        if str(path).endswith("/a"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    cases, left_out = walk(tmp_path)
+    assert {case.id for case in cases} == {"a", "ct_b"}, "a fails with its reason"
+    assert any("a: the folder cannot be listed (Permission denied)" in line for line in left_out)
 
 
 def test_a_folder_of_files_studies_and_patients(tmp_path: Path) -> None:

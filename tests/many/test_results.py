@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,21 +11,22 @@ from pathlib import Path
 import pytest
 
 from attunet3d.errors import ConfigError, OutputError
-from attunet3d.many.results import DONE, FAILED, ResultsTable, Row, check_settings, locked, remove_left_behind
+from attunet3d.io.locking import locked
+from attunet3d.many.results import DONE, FAILED, ResultsTable, Row, check_settings, remove_left_behind
 
 
 def test_a_line_that_was_not_finished_is_dropped(tmp_path: Path) -> None:
     table = ResultsTable(tmp_path)
-    table.add(Row("a", DONE, volume_ml="1.5", flags='odd, "quoted"'))
+    table.add(Row("a", DONE, volume_ml="1.5", flags='odd, "quoted"', state="0f"))
     table.add(Row("b", FAILED, error_type="GeometryError", message="gap"))
     table.close()
     whole = table.path.read_bytes()
     table.path.write_bytes(whole + b"c,done,,80.")
     again = ResultsTable(tmp_path)
-    assert again.rows == {"a": "done", "b": "failed"}
+    assert again.rows == {"a": ("done", "0f"), "b": ("failed", "")}
     again.add(Row("c", DONE))
     again.close()
-    assert table.path.read_bytes() == whole + b"c,done,,,,,,\n"
+    assert table.path.read_bytes() == whole + b"c,done,,,,,,,,\n"
 
 
 def test_a_table_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -33,10 +36,38 @@ def test_a_table_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "results.csv").read_text() == "patient,dose\n1,2\n"
 
 
+def test_a_full_disk_and_a_folder_that_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line that was not written whole is dropped; what is not in the table is still to do."""
+    table = ResultsTable(tmp_path)
+    table.add(Row("a", DONE))
+
+    class Full:
+        def __init__(self, file: io.FileIO) -> None:
+            self.fileno, self.close, self._file, self._left = file.fileno, file.close, file, 3
+
+        def write(self, data: bytes) -> int:
+            if not self._left:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = self._file.write(data[: self._left])
+            self._left = 0
+            return written
+
+    monkeypatch.setattr(table, "_file", Full(table._file))  # type: ignore[arg-type]
+    with pytest.raises(OutputError, match=r"results.csv: cannot be written \(No space left.*the same command again"):
+        table.add(Row("b", DONE))
+    table.close()
+    again = ResultsTable(tmp_path)
+    assert again.rows == {"a": ("done", "")}
+    table.path.rename(tmp_path / "elsewhere.csv")
+    with pytest.raises(OutputError, match="No such file"):
+        again.add(Row("b", DONE))
+    again.close()
+
+
 def test_two_runs_on_one_folder(tmp_path: Path) -> None:
     """The second is refused while the first lives, and the system frees the folder when the first is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from attunet3d.many.results import locked\n"
+        "import sys, time; from pathlib import Path; from attunet3d.io.locking import locked\n"
         f"with locked(Path({str(tmp_path)!r})): print('in', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:

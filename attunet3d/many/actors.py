@@ -1,0 +1,120 @@
+"""The workers of a pool as Ray's actors, and what Ray's errors say of them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from attunet3d.errors import ConfigError
+from attunet3d.many.cluster import Resources
+from attunet3d.many.manifest import ManyCase
+from attunet3d.many.worker import Job, Worker
+
+_MOST_CHARACTERS = 300
+
+
+class WorkerDiedError(Exception):
+    """A worker is dead; the message is the reason that Ray gives."""
+
+
+class WorkerLostError(Exception):
+    """There is no answer from a worker, which is no proof that it is dead."""
+
+
+class Actors:
+    """Starts actors and asks them; a reference stands for each answer.
+
+    Ray restarts none of them: of one that it restarts it does not say whether and why it died.
+
+    Args:
+        job: what the cases have in common.
+        resources: of each actor.
+        concurrency: calls that an actor takes at a time.
+    """
+
+    def __init__(self, job: Job, resources: Resources, concurrency: int) -> None:
+        import ray
+
+        self._job = job
+        self._class = ray.remote(Worker).options(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            memory=int(resources.memory_gb * 1e9) if resources.memory_gb else None,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=concurrency,
+        )
+
+    def start(self) -> Any:
+        """A new actor, as soon as there is room for it."""
+        return self._class.remote(self._job)
+
+    def stop(self, actor: Any) -> None:
+        """Kill an actor, if it is not dead already."""
+        import ray
+
+        ray.kill(actor)
+
+    def ready(self, actor: Any) -> Any:
+        """Ask for `Worker.ready`."""
+        return actor.ready.remote()
+
+    def segment(self, actor: Any, case: ManyCase) -> Any:
+        """Ask for `Worker.segment`."""
+        return actor.segment.remote(case)
+
+    def wait(self, references: Sequence[Any], seconds: float) -> list[Any]:
+        """The references whose answers are there; at least one, unless so many seconds have passed."""
+        import ray
+
+        if not references:
+            time.sleep(seconds)
+            return []
+        return ray.wait(list(references), num_returns=len(references) if seconds == 0 else 1, timeout=seconds)[0]
+
+    def answer(self, reference: Any) -> Any:
+        """What the worker returned.
+
+        Raises:
+            WorkerDiedError, WorkerLostError: it returned nothing.
+            ConfigError: the cluster has gone.
+            Exception: what the worker raised.
+        """
+        import ray
+        from ray import exceptions
+
+        try:
+            return ray.get(reference)
+        except exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        except exceptions.LocalRayletDiedError as error:
+            raise _gone() from error
+        except (exceptions.ActorDiedError, exceptions.OutOfMemoryError, exceptions.NodeDiedError) as error:
+            raise WorkerDiedError(reason_of(str(error))) from None
+        except exceptions.RayError as error:
+            raise WorkerLostError(reason_of(str(error))) from None
+
+    def nodes(self) -> set[str]:
+        """Ids of the nodes that Ray holds to be alive."""
+        import ray
+
+        try:
+            return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        except ray.exceptions.RayError as error:
+            raise _gone() from error
+
+
+def reason_of(text: str) -> str:
+    """What Ray says of a death, on a line: without the ids before it, and the advice after it."""
+    text = " ".join(text.split())
+    _, found, reason = text.partition("The actor is dead because ")
+    if not found:
+        _, found, reason = text.partition("The actor died because ")
+    reason = re.sub(r" If the process was killed by the kernel OOM killer.*", "", reason if found else text)
+    return reason if len(reason) <= _MOST_CHARACTERS else reason[: _MOST_CHARACTERS - 1] + "…"
+
+
+def _gone() -> ConfigError:
+    return ConfigError("the Ray cluster has gone; start it, and give the same command again: it goes on")

@@ -1,0 +1,143 @@
+"""Cases that have ended: what the table says of them, what lies in the folder, and whether that is still so."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from attunet3d import __version__
+from attunet3d.checkpoint import file_sha256
+from attunet3d.errors import InputNotFoundError
+from attunet3d.io.identity import input_files, input_sha256
+from attunet3d.io.printable import UID, one_line
+from attunet3d.io.writer import write_text_atomic
+from attunet3d.many.manifest import ManyCase
+from attunet3d.many.results import DONE, FAILED, Row, done_state
+from attunet3d.outputs import MASK_SUFFIXES, Outputs
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A case that has ended: its line in the table, and the seconds of its stages."""
+
+    row: Row
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+def state_of_input(folder: Path, case: ManyCase) -> str:
+    """What the case's input is known by now: `input_sha256`, without what lies in the output folder."""
+    return input_sha256(case.path, case.series_uid, input_files(case.path, folder))
+
+
+def is_unchanged(folder: Path, output_format: str, case: ManyCase, status: str, state: str) -> bool:
+    """Whether a case that ended so is still as it was, by names, sizes and times of its input and its mask alone."""
+    now = state_of_input(folder, case)
+    return bool(state) and state == (done_state(now, _mask(folder, case, output_format)) if status == DONE else now)
+
+
+def finished(
+    folder: Path, outputs: Outputs, made_with: Callable[[Mapping[str, Any]], bool], case: ManyCase, state: str
+) -> Ended | None:
+    """The result of a case whose mask is there, and is what this run would make: input, values, weights and content.
+
+    `state` is that of its input, and `made_with` tells of a record whether it is of the session's values and weights.
+
+    It is so for one whose worker or driver was killed after the mask had taken its place, which is the last.
+    """
+    mask = _mask(folder, case, outputs.output_format)
+    try:
+        record = json.loads((folder / f"{case.id}_seg.json").read_text(encoding="utf-8"))
+        same = (
+            record["output"] == mask.name
+            and record["output_format"] == outputs.output_format
+            and record["input_state"] == state
+            and made_with(record)
+            and record["mask_sha256"] == file_sha256(mask)
+        )
+        return done(folder, case, record) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Ended:
+    """A case with its record and its mask."""
+    with suppress(FileNotFoundError):
+        os.unlink(folder / _failed_name(case))
+    stages = {name: float(seconds) for name, seconds in record["seconds"].items()}
+    row = Row(
+        case.id,
+        DONE,
+        volume_ml=f"{record['volume_ml']:.3f}",
+        seconds=f"{sum(stages.values()):.3f}",
+        flags=one_line(" | ".join(record["warnings"])),
+        output=record["output"],
+        record=f"{case.id}_seg.json",
+        state=done_state(record["input_state"], folder / record["output"]),
+    )
+    return Ended(row, stages)
+
+
+def failed(
+    folder: Path,
+    case: ManyCase,
+    error: BaseException,
+    message: str,
+    state: str,
+    status: str = FAILED,
+    *,
+    keep_uids: bool = True,
+) -> Ended:
+    """A case without a mask, and why, with its record in ``<id>_failed.json``.
+
+    A mask that lies there is of another input or of other values, and is removed; but not where the input cannot be
+    found, which may be back tomorrow.
+
+    Raises:
+        OutputError: the record cannot be written.
+    """
+    name, message = os.path.basename(case.path), one_line(message)
+    if not keep_uids:
+        name, message = UID.sub("UID", name), UID.sub("UID", message)
+    if not isinstance(error, InputNotFoundError):
+        _remove_result(folder, case)
+    row = Row(
+        case.id,
+        status,
+        error_type=type(error).__name__,
+        message=message,
+        record=_failed_name(case),
+        state=state,
+    )
+    record = {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "input": one_line(name),
+        "input_state": row.state,
+        "attunet3d": __version__,
+        "status": row.status,
+        "error_type": row.error_type,
+        "message": row.message,
+    }
+    write_text_atomic(folder / row.record, json.dumps(record, indent=2) + "\n")
+    return Ended(row)
+
+
+def _remove_result(folder: Path, case: ManyCase) -> None:
+    record = folder / f"{case.id}_seg.json"
+    if record.exists():  # what has none is no result of ours
+        for suffix in (*set(MASK_SUFFIXES.values()), ".png", ".json"):
+            with suppress(FileNotFoundError):
+                os.unlink(folder / f"{case.id}_seg{suffix}")
+
+
+def _mask(folder: Path, case: ManyCase, output_format: str) -> Path:
+    return folder / f"{case.id}_seg{MASK_SUFFIXES[output_format]}"
+
+
+def _failed_name(case: ManyCase) -> str:
+    return f"{case.id}_failed.json"
