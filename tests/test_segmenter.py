@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, ROOT, SHARED_DATA, TINY, needs_data
+from conftest import HANG, PLAIN, ROOT, SHARED_DATA, TINY, needs_data
 from dicom_files import write_series
 
 from attunet3d import AttentionUNet, Segmenter, case_reader, score, segment
@@ -256,7 +256,7 @@ def test_the_next_ct_is_read_while_the_network_works_on_one(
         return original_open(ct, **kwargs)
 
     def run_when_the_second_is_open(*args: Any) -> torch.Tensor:
-        assert second.wait(timeout=60)
+        assert second.wait(timeout=HANG)
         return original_run(*args)
 
     monkeypatch.setattr(case_reader, "open_ct", watched_open)
@@ -458,7 +458,7 @@ except SystemExit as stop:
 heavy = {{"monai", "ignite", "SimpleITK"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "phantom_RAS_0_seg.png").is_file()
 

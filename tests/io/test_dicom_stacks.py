@@ -230,7 +230,7 @@ def test_data_sets_without_meta_information(tmp_path, implicit, preamble):
     np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(spacing=st.integers(40, 600).map(lambda k: k / 100), offset=st.integers(-100, 100).map(lambda k: k / 100))
 def test_positions_rounded_to_a_tenth_are_even_wherever_they_begin(spacing, offset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rounded")

@@ -14,9 +14,9 @@ if importlib.util.find_spec("monailabel") is None:
 
 sys.path.insert(0, str(ROOT / "examples"))
 
-from label_loop import MODEL, Client, attunet3d, differing_voxels, server  # noqa: E402
+from label_loop import MODEL, Client, attunet3d, differing_voxels, free_port, server  # noqa: E402
 
-__all__ = ["MODEL", "TINY_ARGUMENTS", "TRAINING", "Client", "attunet3d", "differing_voxels", "server"]
+__all__ = ["MODEL", "TINY_ARGUMENTS", "TRAINING", "Client", "attunet3d", "differing_voxels", "free_port", "server"]
 
 TINY_ARGUMENTS = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
 TINY_ARGUMENTS += ["--set", "threshold=0.5"]

@@ -7,8 +7,10 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import HANG
 from label_server import MODEL, TINY_ARGUMENTS, TRAINING, Client, attunet3d, differing_voxels, server
 
 from attunet3d.checkpoint import file_sha256
@@ -158,6 +160,16 @@ def test_cases_are_scored_when_asked_for(phantoms: Path, tmp_path: Path, tiny_ch
         assert client.next_sample("epistemic")["epistemic_entropy"] > 0
 
 
+def _is_at_work(process: Any) -> bool:
+    """Not if it has ended and only nobody has asked how."""
+    import psutil
+
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_that_is_told_to_stop_stops_its_training(
     phantoms: Path, tmp_path: Path, tiny_checkpoint: Path, how: signal.Signals
@@ -168,8 +180,10 @@ def test_a_server_that_is_told_to_stop_stops_its_training(
     with server(phantoms / "imagesTr", tmp_path / "app", *start) as client:
         client.save_label(CASES[0], phantoms / "labelsTr" / f"{CASES[0]}.nii.gz")
         client.ask("POST", f"/train/{MODEL}", json={"max_epochs": 100_000})
+        give_up = time.monotonic() + HANG
         while not (children := psutil.Process(client.process.pid).children(recursive=True)):
+            assert time.monotonic() < give_up
             time.sleep(0.1)
         client.process.send_signal(how)
-        client.process.wait(30)
-        assert not any(child.is_running() for child in children)
+        client.process.wait(HANG)
+        assert not any(map(_is_at_work, children))
