@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import HANG, ROOT, TINY
+from conftest import HANG, PLAIN, ROOT, TINY
 from monai.bundle import ConfigParser, ConfigWorkflow
 from processes import ranks, run_module
 
@@ -261,19 +261,21 @@ def test_two_processes_evaluate(phantoms: Path, tiny_checkpoint: Path, tmp_path:
         datalist = tmp_path / f"{count}.json"
         datalist.write_text(json.dumps({"validation": cases[:count]}))
         config = files("train.yaml", "evaluate.yaml", "multi_gpu_evaluate.yaml")
-        options = {**TINY, "dataset_dir": phantoms, "datalist": datalist, "checkpoint": tiny_checkpoint}
+        options = {**TINY, **PLAIN, "dataset_dir": phantoms, "datalist": datalist, "checkpoint": tiny_checkpoint}
         options |= {"output_dir": tmp_path / f"two{count}", "precision": "fp32"}
         with ranks(2) as environments:
             run_module("monai.bundle", ["run", "--config_file", config, *ids(options)], tmp_path, environments)
         tables[count] = (tmp_path / f"two{count}" / "metrics.csv").read_text()
         assert len(tables[count].splitlines()) == 1 + count
         assert (tmp_path / f"two{count}" / "report.html").is_file()
-    workflow.evaluate(phantoms, tmp_path / "3.json", tiny_checkpoint, tmp_path / "one", **TINY, precision="fp32")
+    workflow.evaluate(
+        phantoms, tmp_path / "3.json", tiny_checkpoint, tmp_path / "one", **TINY, **PLAIN, precision="fp32"
+    )
     assert (tmp_path / "one" / "metrics.csv").read_text() == tables[3]
 
 
 def test_train_and_evaluate_from_python(phantoms: Path, tmp_path: Path) -> None:
     best = workflow.train(phantoms, phantoms / "datalist.json", tmp_path / "run", **{**SMALL, "max_epochs": 1})
     assert best == tmp_path / "run" / "model.pt"
-    values = workflow.evaluate(phantoms, phantoms / "datalist.json", best, tmp_path / "eval", **TINY)
+    values = workflow.evaluate(phantoms, phantoms / "datalist.json", best, tmp_path / "eval", **TINY, **PLAIN)
     assert 0.0 <= values["val_dice"] <= 1.0

@@ -18,7 +18,8 @@ from dicom_files import phantom, write_series
 
 from attunet3d import __version__
 
-TINY_ARGUMENTS = [argument for name, value in TINY.items() for argument in ("--set", f"{name}={value}")]
+ONE_SIZE = {**TINY, "scales": [1.0]}
+TINY_ARGUMENTS = [argument for name, value in ONE_SIZE.items() for argument in ("--set", f"{name}={value}")]
 
 Run = Callable[..., tuple[int, str, str]]
 
