@@ -123,7 +123,7 @@ def work(seed: int, inputs: dict[str, Path], scratch: Path) -> None:
     torch.manual_seed(3)
     weights = scratch / "model.pt"
     torch.save(AttentionUNet(channels=TINY["channels"]).state_dict(), weights)
-    settings = {**TINY, "device": "cpu", "precision": "fp32", "backend": "torch", "memory_limit": 2.0}
+    settings = {**TINY, "scales": [1.0], "device": "cpu", "precision": "fp32", "backend": "torch", "memory_limit": 2.0}
     sessions = [Segmenter(weights, allow_uneven=uneven, **settings) for uneven in (False, True)]
     whole = next(path for path in inputs.values() if path.is_file())
     for session in sessions:
