@@ -25,6 +25,7 @@ import numpy as np
 import requests
 
 MODEL = "pancreas_ct_attunet3d_segmentation"
+PATIENCE = 1800.0  # seconds for an answer, or for the server's start: slow is not broken
 
 
 class Client:
@@ -34,7 +35,7 @@ class Client:
         self.url = url
         self.process = process  # of the server, if it was started here
 
-    def ask(self, method: str, path: str, timeout: float = 300.0, **how: Any) -> requests.Response:
+    def ask(self, method: str, path: str, timeout: float = PATIENCE, **how: Any) -> requests.Response:
         """One request; an answer that is no success raises requests.HTTPError."""
         answer = requests.request(method, self.url + path, timeout=timeout, **how)
         answer.raise_for_status()
@@ -72,7 +73,7 @@ class Client:
     def score(self) -> dict[str, Any]:
         """Score all cases without a label; waits for a scoring that runs already."""
         while True:
-            answer = requests.post(f"{self.url}/scoring/{MODEL}", params={"run_sync": True}, timeout=300)
+            answer = requests.post(f"{self.url}/scoring/{MODEL}", params={"run_sync": True}, timeout=PATIENCE)
             if answer.status_code != 429:
                 answer.raise_for_status()
                 return answer.json()
@@ -80,38 +81,50 @@ class Client:
 
 
 @contextlib.contextmanager
+def free_port() -> Iterator[int]:
+    """A port that no other program is given meanwhile, and at which one that reuses addresses can listen."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        if sys.platform != "linux":  # elsewhere nobody could
+            held.close()
+        yield port
+
+
+@contextlib.contextmanager
 def server(studies: str | Path, app: Path, *options: str) -> Iterator[Client]:
     """`attunet3d label` on a free port of this machine, stopped with everything it started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "attunet3d", "label", str(studies), "--app", str(app)]
     log = app.with_suffix(".log")
-    with log.open("w") as file:
+    with free_port() as port, log.open("w") as file:
+        command = [sys.executable, "-m", "attunet3d", "label", str(studies), "--app", str(app), "--port", str(port)]
         # A group of its own: training runs in a process that the server starts.
-        process = subprocess.Popen(
-            [*command, "--port", str(port), *options], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        client = Client(f"http://127.0.0.1:{port}", process)
-        give_up = time.monotonic() + 120
-        while True:
-            try:
-                client.info()
-                break
-            except requests.ConnectionError:
-                if process.poll() is not None or time.monotonic() > give_up:
-                    raise RuntimeError(f"the server did not start:\n{log.read_text()[-4000:]}") from None
-                time.sleep(0.2)
-        yield client
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        process = subprocess.Popen([*command, *options], stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            client = Client(f"http://127.0.0.1:{port}", process)
+            give_up = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    client.info()
+                    break
+                except requests.ConnectionError:
+                    if process.poll() is not None or time.monotonic() > give_up:
+                        raise RuntimeError(f"the server did not start:\n{log.read_text()[-4000:]}") from None
+                    time.sleep(0.2)
+            yield client
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def attunet3d(*arguments: object) -> None:

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "io"))
 
@@ -25,6 +26,13 @@ TINY = {
 }
 # Inference as of weights from many cases; the bundle's own defaults are for weights from few.
 PLAIN = {"scales": [1.0], "threshold": 0.5, "keep_components": 1.0}
+# Seconds after which a test gives up on another process or thread: for one that hangs, never for one that is slow.
+HANG = 1800.0
+# The same examples in every run, and none that is too slow.
+settings.register_profile(
+    "attunet3d", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("attunet3d")
 
 
 Run = Callable[..., tuple[int, str, str]]

@@ -29,11 +29,12 @@ from attunet3d.transforms.resample import AIR_HU, Grid, bytes_from_shares, model
 LEVELS = ["level2", "level3", "level4"]
 CPU = torch.device("cpu")
 WritePhantom = Callable[..., Path]
+ONE_SIZE = {**TINY, "scales": [1.0]}  # maps are made at the image's own size, whatever the mask is
 
 
 @pytest.fixture(scope="module")
 def session(tiny_checkpoint: Path) -> Segmenter:
-    return Segmenter(tiny_checkpoint, device="cpu", precision="fp32", **TINY)
+    return Segmenter(tiny_checkpoint, device="cpu", precision="fp32", **ONE_SIZE)
 
 
 def tiny(seed: int = 3, **arguments: Any) -> AttentionUNet:
@@ -46,9 +47,9 @@ def gates_of(network: AttentionUNet) -> list[torch.nn.Module]:
 
 
 def session_of(network: AttentionUNet, folder: Path, **changes: Any) -> Segmenter:
-    """A session with the weights of ``network``; ``changes`` say what else it is than TINY."""
+    """A session with the weights of ``network``; ``changes`` say what else it is than ONE_SIZE."""
     torch.save(network.state_dict(), folder / "model.pt")
-    return Segmenter(folder / "model.pt", "cpu", "fp32", **{**TINY, **changes})
+    return Segmenter(folder / "model.pt", "cpu", "fp32", **{**ONE_SIZE, **changes})
 
 
 def definition(**changes: Any) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def test_weights_are_read_once_and_only_when_maps_are_asked_for(
 ) -> None:
     checkpoint = tmp_path / "model.pt"
     shutil.copy(tiny_checkpoint, checkpoint)
-    session = Segmenter(checkpoint, "cpu", "fp32", **TINY)
+    session = Segmenter(checkpoint, "cpu", "fp32", **ONE_SIZE)
     with torch.inference_mode():  # as callers may have it
         first = session.segment(write_phantom(), attention=True).attention
     checkpoint.unlink()
@@ -216,7 +217,8 @@ def test_files_are_on_the_cts_own_grid_and_read_as_shares(
         assert 0 < shares.max() <= 1 + 1e-6
 
 
-def test_the_mask_is_the_same_with_maps_and_without(session: Segmenter, write_phantom: WritePhantom) -> None:
+def test_the_mask_is_the_same_with_maps_and_without(tiny_checkpoint: Path, write_phantom: WritePhantom) -> None:
+    session = Segmenter(tiny_checkpoint, device="cpu", precision="fp32", **TINY)
     for ct in (write_phantom("LPS"), write_phantom("oblique", 2)):
         plain, with_maps = session.segment(ct), session.segment(ct, attention=True)
         assert plain.attention is None
@@ -314,7 +316,7 @@ def test_writing_that_fails_leaves_nothing(
 def test_a_case_can_be_cancelled_before_each_window_of_its_maps(
     tiny_checkpoint: Path, write_phantom: WritePhantom, tmp_path: Path
 ) -> None:
-    session = Segmenter(tiny_checkpoint, "cpu", "fp32", **{**TINY, "max_window_voxels": None})
+    session = Segmenter(tiny_checkpoint, "cpu", "fp32", **{**ONE_SIZE, "max_window_voxels": None})
     steps: list[tuple[str, int, int]] = []
     windows = session.segment(write_phantom(), attention=True, progress=lambda *s: steps.append(s)).record["windows"]
     assert windows["run"] > 1
@@ -389,7 +391,7 @@ def test_the_plan_counts_maps_on_the_model_grid() -> None:
 
 @pytest.fixture
 def run(run: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
-    changes = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
+    changes = [word for name, value in ONE_SIZE.items() for word in ("--set", f"{name}={value}")]
     return lambda *arguments: run("segment", *arguments, "--precision", "fp32", *changes)
 
 

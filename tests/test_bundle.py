@@ -15,8 +15,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import HANG, PLAIN, ROOT, TINY
 from monai.bundle import ConfigParser, ConfigWorkflow
+from processes import ranks, run_module
 
 from attunet3d import Segmenter, bundle_root, workflow
 from attunet3d.config import defines
@@ -34,18 +35,24 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def monai_bundle(*arguments: object, cwd: Path, launcher: tuple[str, ...] = (sys.executable,)) -> str:
-    """Run ``python -m monai.bundle`` in a folder that is not the bundle's; returns what it printed."""
-    done = subprocess.run(
-        [*launcher, "-m", "monai.bundle", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=400,  # a deadlock must fail, not hang
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+def monai_bundle(*arguments: object, cwd: Path) -> str:
+    """``python -m monai.bundle`` in a folder that is not the bundle's, where imports take no time; what it printed."""
+    return run_module("monai.bundle", arguments, cwd)
+
+
+def torchrun_monai_bundle(*arguments: object, cwd: Path) -> None:
+    """The same in two processes, by the command of the documentation, which imports everything anew."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "monai.bundle",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *map(str, arguments)], cwd=cwd, env=environment, check=True, timeout=HANG)
 
 
 def ids(values: dict[str, Any]) -> list[str]:
@@ -218,9 +225,6 @@ def test_run_trains_evaluates_and_segments(phantoms: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(np.asarray(nib.load(evaluated).dataobj), ours.mask)
 
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-
-
 def files(*names: str) -> str:
     return "[" + ",".join(f"'{CONFIGS / name}'" for name in names) + "]"
 
@@ -234,7 +238,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(phantoms: Path, tmp_pat
     common |= {"max_epochs": 6, "val_interval": 3, "cache_dir": tmp_path / "cache"}
     config = files("train.yaml", "multi_gpu_train.yaml")
     two = ids({**common, "batch_size": 1, "ckpt_dir": tmp_path / "two"})
-    monai_bundle("run", "--config_file", config, *two, cwd=tmp_path, launcher=TORCHRUN)
+    torchrun_monai_bundle("run", "--config_file", config, *two, cwd=tmp_path)
     one = ids({**common, "batch_size": 2, "ckpt_dir": tmp_path / "one"})
     monai_bundle("run", "--config_file", CONFIGS / "train.yaml", *one, cwd=tmp_path)
 
@@ -257,18 +261,21 @@ def test_two_processes_evaluate(phantoms: Path, tiny_checkpoint: Path, tmp_path:
         datalist = tmp_path / f"{count}.json"
         datalist.write_text(json.dumps({"validation": cases[:count]}))
         config = files("train.yaml", "evaluate.yaml", "multi_gpu_evaluate.yaml")
-        options = {**TINY, "dataset_dir": phantoms, "datalist": datalist, "checkpoint": tiny_checkpoint}
+        options = {**TINY, **PLAIN, "dataset_dir": phantoms, "datalist": datalist, "checkpoint": tiny_checkpoint}
         options |= {"output_dir": tmp_path / f"two{count}", "precision": "fp32"}
-        monai_bundle("run", "--config_file", config, *ids(options), cwd=tmp_path, launcher=TORCHRUN)
+        with ranks(2) as environments:
+            run_module("monai.bundle", ["run", "--config_file", config, *ids(options)], tmp_path, environments)
         tables[count] = (tmp_path / f"two{count}" / "metrics.csv").read_text()
         assert len(tables[count].splitlines()) == 1 + count
         assert (tmp_path / f"two{count}" / "report.html").is_file()
-    workflow.evaluate(phantoms, tmp_path / "3.json", tiny_checkpoint, tmp_path / "one", **TINY, precision="fp32")
+    workflow.evaluate(
+        phantoms, tmp_path / "3.json", tiny_checkpoint, tmp_path / "one", **TINY, **PLAIN, precision="fp32"
+    )
     assert (tmp_path / "one" / "metrics.csv").read_text() == tables[3]
 
 
 def test_train_and_evaluate_from_python(phantoms: Path, tmp_path: Path) -> None:
     best = workflow.train(phantoms, phantoms / "datalist.json", tmp_path / "run", **{**SMALL, "max_epochs": 1})
     assert best == tmp_path / "run" / "model.pt"
-    values = workflow.evaluate(phantoms, phantoms / "datalist.json", best, tmp_path / "eval", **TINY)
+    values = workflow.evaluate(phantoms, phantoms / "datalist.json", best, tmp_path / "eval", **TINY, **PLAIN)
     assert 0.0 <= values["val_dice"] <= 1.0

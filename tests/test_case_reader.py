@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import HANG
 from dicom_files import phantom, write_series
 
 from attunet3d import case_reader
@@ -56,7 +57,7 @@ class Watch:
     def wait_for(self, count: int) -> None:
         """Until so many have been read: a CT that is never read must fail, not hang."""
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.read) >= count, timeout=60)
+            assert self.changed.wait_for(lambda: len(self.read) >= count, timeout=HANG)
 
 
 @pytest.fixture

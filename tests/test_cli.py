@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from dicom_files import phantom, write_series
 
 from attunet3d import __version__
 
-TINY_ARGUMENTS = [argument for name, value in TINY.items() for argument in ("--set", f"{name}={value}")]
+ONE_SIZE = {**TINY, "scales": [1.0]}
+TINY_ARGUMENTS = [argument for name, value in ONE_SIZE.items() for argument in ("--set", f"{name}={value}")]
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -305,16 +305,15 @@ def test_score_and_phantom(run: Run, tmp_path: Path) -> None:
     assert stderr.count("\n") == 1
 
 
-def test_help_has_examples_and_is_immediate(run: Run) -> None:
-    start = time.perf_counter()
+def test_help_has_examples_and_does_not_wait_for_torch(run: Run) -> None:
     shown = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "attunet3d", "--help"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert time.perf_counter() - start < 30
-    assert "torch" not in shown.stderr, "--help must not wait for torch"
+    for slow in ("torch", "monai", "numpy", "matplotlib"):
+        assert slow not in shown.stderr, "of what takes seconds to import nothing is"
     for verb in (
         "segment",
         "inspect",

@@ -48,7 +48,7 @@ def plan(shape: tuple[int, ...] = SHAPE, model: tuple[int, ...] = MODEL, **kwarg
     window=st.integers(1, 3_000_000),
     keeps_ct=st.booleans(),
 )
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 def test_larger_volumes_never_take_less(
     shape: tuple[int, ...], model: tuple[int, ...], more: tuple[int, ...], window: int, keeps_ct: bool
 ) -> None:
@@ -113,7 +113,7 @@ def test_tight_memory_limits_what_goes_through_the_network() -> None:
 
 
 @given(short=st.integers(0, 3 * GB), per_voxel=st.integers(1, 3000), window=st.integers(SMALLEST, 3_000_000))
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 def test_a_plan_stays_within_what_is_allowed_or_there_is_none(short: int, per_voxel: int, window: int) -> None:
     ample = plan(window=window, per_voxel=per_voxel)
     limit = ample.peak_bytes - short

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import PLAIN, TINY
 from torch import Tensor
 
 from attunet3d import workflow
@@ -118,7 +118,7 @@ def test_a_label_whose_axes_run_another_way_counts_the_same(
     ):
         datalist = tmp_path / f"{name}.json"
         datalist.write_text(json.dumps({"validation": [{"image": str(ct), "label": str(path)}]}))
-        options = ["--set", "precision=fp32", *(f"--set={key}={value}" for key, value in TINY.items())]
+        options = ["--set", "precision=fp32", *(f"--set={key}={value}" for key, value in (TINY | PLAIN).items())]
         data = ["--dataset-dir", ct.parent, "--datalist", datalist, "--checkpoint", tiny_checkpoint]
         table, *_ = products("evaluate", *data, "-o", tmp_path / name, *options)
         tables.append(Path(table).read_text())
@@ -145,7 +145,7 @@ def test_maps_of_the_report_are_made_without_gradients(
     ct = write_phantom("RAS")
     case = {"image": ct.name, "label": ct.name.replace(".nii.gz", "_label.nii.gz")}
     (tmp_path / "d.json").write_text(json.dumps({"validation": [case]}))
-    options = ["--checkpoint", tiny_checkpoint, *(f"--set={key}={value}" for key, value in TINY.items())]
+    options = ["--checkpoint", tiny_checkpoint, *(f"--set={key}={value}" for key, value in (TINY | PLAIN).items())]
     products("evaluate", "--dataset-dir", ct.parent, "--datalist", tmp_path / "d.json", "-o", tmp_path / "e", *options)
     assert found == [False]
     assert "level 4" in (tmp_path / "e" / "report.html").read_text()
@@ -163,6 +163,6 @@ def test_masks_of_one_name_are_refused_before_anything_is_read(
     (tmp_path / "d.json").write_text(json.dumps({"validation": cases}))
     with pytest.raises(ConfigError, match='2 masks would be "ct_seg"'):
         workflow.evaluate(tmp_path / "p1" / "none", tmp_path / "d.json", tiny_checkpoint, tmp_path / "e", **TINY)
-    workflow.evaluate(tmp_path, tmp_path / "d.json", tiny_checkpoint, tmp_path / "e", **TINY, precision="fp32")
+    workflow.evaluate(tmp_path, tmp_path / "d.json", tiny_checkpoint, tmp_path / "e", **TINY, **PLAIN, precision="fp32")
     assert (tmp_path / "e" / "p1" / "ct_seg.nii.gz").is_file()
     assert (tmp_path / "e" / "p2" / "ct_seg.nii.gz").is_file()

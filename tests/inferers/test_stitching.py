@@ -18,7 +18,7 @@ from attunet3d.inferers.stitching import body_box, embed, gaussian, stitch
     channels=st.integers(1, 2),
     places=st.lists(st.tuples(*[st.integers(0, 2**16)] * 5), max_size=4),
 )
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 def test_body_box_is_the_smallest_that_holds_every_voxel_above(
     size: tuple[int, int, int], batch: int, channels: int, places: list[tuple[int, ...]]
 ) -> None:

@@ -14,7 +14,7 @@ from monai.inferers.utils import _get_scan_interval
 
 from attunet3d.inferers.tiling import Tiling, cover, scan
 
-examples = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+examples = settings(max_examples=150)
 
 
 @dataclass(frozen=True)

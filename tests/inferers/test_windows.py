@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 # Stands for any device but the CPU: tensors of any size without memory.
 GPU_LIKE = torch.device("meta")
 
-examples = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+examples = settings(max_examples=100)
 
 
 @dataclass(frozen=True)

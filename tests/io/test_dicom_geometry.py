@@ -102,7 +102,7 @@ def test_uneven_slices(tmp_path, case, tilt):
     ) in volume.source["warnings"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(gaps=st.lists(st.sampled_from([1, 1.5, 2, 3, 4.5, 7]), min_size=2, max_size=8))
 def test_interpolation_is_exact_where_hu_change_linearly(tmp_path, gaps):
     """Each plane has the HU of its height, whatever the gaps, to the half HU that rounding takes."""

@@ -69,7 +69,7 @@ def test_geometry_of_another_grid_is_not_copied(tmp_path):
     np.testing.assert_array_equal(nib.load(write_mask(tmp_path / "m.nii", MASK, coarse, like=like)).affine, coarse)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     order=st.permutations([0, 1, 2]),
     signs=st.tuples(*[st.sampled_from([-1, 1])] * 3),

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +17,9 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from conftest import SHARED_DATA, needs_data
+from conftest import HANG, SHARED_DATA, needs_data
 from dicom_files import write_series
-from label_server import MODEL, TINY_ARGUMENTS, TRAINING, Client, attunet3d, differing_voxels, server
+from label_server import MODEL, TINY_ARGUMENTS, TRAINING, Client, attunet3d, differing_voxels, free_port, server
 from pydicom.uid import generate_uid
 
 from attunet3d.datasets.phantom import make_phantom
@@ -63,10 +62,10 @@ class Archive:
         import requests
 
         found = []
-        for name in requests.get(f"{self.url}/series", timeout=30).json():
-            series = requests.get(f"{self.url}/series/{name}", timeout=30).json()
+        for name in requests.get(f"{self.url}/series", timeout=HANG).json():
+            series = requests.get(f"{self.url}/series/{name}", timeout=HANG).json()
             if series["MainDicomTags"]["Modality"] == "SEG":
-                file = requests.get(f"{self.url}/instances/{series['Instances'][0]}/file", timeout=30)
+                file = requests.get(f"{self.url}/instances/{series['Instances'][0]}/file", timeout=HANG)
                 found.append(pydicom.dcmread(io.BytesIO(file.content)))
         return found
 
@@ -80,9 +79,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path
 
         def start(folder: Path) -> Archive:
             home = tmp_path_factory.mktemp("orthanc")
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
+            port = stack.enter_context(free_port())
             settings = {
                 "StorageDirectory": str(home / "images"),
                 "IndexDirectory": str(home / "images"),
@@ -96,20 +93,20 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path
             (home / "orthanc.json").write_text(json.dumps(settings))
             log = stack.enter_context((home / "log").open("w"))
             process = subprocess.Popen([str(ORTHANC), str(home / "orthanc.json")], stdout=log, stderr=log)
-            stack.callback(process.wait, 20)
+            stack.callback(process.wait, HANG)
             stack.callback(process.terminate)
             url = f"http://127.0.0.1:{port}"
-            give_up = time.monotonic() + 60
+            give_up = time.monotonic() + HANG
             while True:
                 try:
-                    requests.get(f"{url}/system", timeout=10)
+                    requests.get(f"{url}/system", timeout=HANG)
                     break
                 except requests.ConnectionError:
                     if process.poll() is not None or time.monotonic() > give_up:
                         pytest.fail((home / "log").read_text())
                     time.sleep(0.1)
             for path in folder.iterdir():
-                requests.post(f"{url}/instances", data=path.read_bytes(), timeout=30).raise_for_status()
+                requests.post(f"{url}/instances", data=path.read_bytes(), timeout=HANG).raise_for_status()
             header = pydicom.dcmread(next(folder.iterdir()), stop_before_pixels=True)
             return Archive(url, folder, str(header.SeriesInstanceUID), str(header.StudyInstanceUID))
 
@@ -143,7 +140,7 @@ def browse(url: str, folder: Path) -> tuple[str, Path]:
     options = ["--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     size = ["--window-size=1500,900", "--virtual-time-budget=30000", f"--user-data-dir={folder / 'profile'}"]
     command = [str(CHROMIUM), *options, *size, f"--screenshot={picture}", "--dump-dom", url]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    page = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=True)
     return page.stdout, picture
 
 
@@ -188,7 +185,7 @@ def test_a_series_that_the_command_line_refuses_is_refused_with_its_reason(
     archive = orthanc(folder)
     with server(archive.studies, tmp_path / "app") as client:
         query = {"image": archive.series, "output": "image"}
-        answer = requests.post(f"{client.url}/infer/{MODEL}", params=query, timeout=120)
+        answer = requests.post(f"{client.url}/infer/{MODEL}", params=query, timeout=HANG)
     assert answer.status_code == 422
     assert "slice" in answer.json()["detail"]
 

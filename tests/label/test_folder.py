@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -98,14 +99,21 @@ def test_studies_are_a_folder_or_a_url(tmp_path: Path) -> None:
     assert "secret" not in str(error.value)
 
 
+@contextmanager
+def held_port() -> Iterator[tuple[socket.socket, int]]:
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held, held.getsockname()[1]
+
+
 def test_an_address_that_cannot_be_had_is_refused() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    """Held, so that nobody else takes it, an address can still be had; not where somebody listens."""
+    with held_port() as (held, port):
+        assert check_address("127.0.0.1", port) == f"http://127.0.0.1:{port}/"
+        held.listen()
         with pytest.raises(ConfigError, match=f"127.0.0.1, port {port}: Address already in use; choose another --port"):
             check_address("127.0.0.1", port)
-    assert check_address("127.0.0.1", port) == f"http://127.0.0.1:{port}/"
     with pytest.raises(ConfigError, match="--host"):
         check_address("192.0.2.1", port)  # reserved for documentation: no machine's
 
@@ -127,12 +135,10 @@ def test_a_server_for_other_machines_warns(
     calls = []
     monkeypatch.setattr(server, "serve", lambda *arguments: calls.append(arguments))
     app = tmp_path / "app"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code, stdout, stderr = run("label", tmp_path, "--app", app, "--port", port)
-    assert (code, stdout, stderr) == (0, f"http://127.0.0.1:{port}/\n", "")
-    code, stdout, stderr = run("label", tmp_path, "--app", app, "--host", "0.0.0.0", "--port", port)
+    with held_port() as (_, port):
+        code, stdout, stderr = run("label", tmp_path, "--app", app, "--port", port)
+        assert (code, stdout, stderr) == (0, f"http://127.0.0.1:{port}/\n", "")
+        code, stdout, stderr = run("label", tmp_path, "--app", app, "--host", "0.0.0.0", "--port", port)
     assert (code, stdout) == (0, f"http://0.0.0.0:{port}/\n")
     assert "no login by default" in stderr
     assert [call[2:] for call in calls] == [("127.0.0.1", port, False), ("0.0.0.0", port, False)]

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from label_server import MODEL, TINY_ARGUMENTS, TRAINING, Client, attunet3d, differing_voxels, server
+from label_server import (
+    CASES,
+    MODEL,
+    TINY_ARGUMENTS,
+    TRAINING,
+    Client,
+    attunet3d,
+    differing_voxels,
+    server,
+    write_cases,
+)
 
 from attunet3d.checkpoint import file_sha256
 from attunet3d.config import installed_bundle
-from attunet3d.datasets.phantom import write_phantoms
 
 pytestmark = pytest.mark.label
-
-CASES = [f"phantom_{number:04d}" for number in range(6)]
 
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, len(CASES), seed=1, spacing=(6.0, 6.0, 6.0))
-    return folder
+    return write_cases(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -122,54 +124,3 @@ def test_new_weights_are_used_by_the_next_inference(
     if pretrained and labels == 1:  # later ones come from weights that were fresh, and find nothing
         assert differing_voxels(after, before) > 0
     assert file_sha256(installed_bundle() / "models" / "model.pt") == installed
-
-
-def test_training_starts_from_the_weights_that_are_there(phantoms: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    """With a learning rate of almost nothing they come out as they went in, and a restart keeps them."""
-    import torch
-
-    from attunet3d.checkpoint import read_weights
-
-    app = tmp_path / "app"
-    still = ["--set", "learning_rate=1e-12", "--set", "ema_decay=0"]
-    options = [*TINY_ARGUMENTS, *TRAINING]
-    with server(phantoms / "imagesTr", app, "--checkpoint", str(tiny_checkpoint), *options, *still) as client:
-        client.save_label(CASES[0], phantoms / "labelsTr" / f"{CASES[0]}.nii.gz")
-        assert client.train(max_epochs=1)["status"] == "DONE"
-    trained = app / "model" / MODEL / "models" / "model.pt"
-    weights, started = read_weights(trained), read_weights(tiny_checkpoint)
-    parameters = [name for name in started if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
-    assert all(torch.allclose(weights[name], started[name], atol=1e-6) for name in parameters)
-    hashed = file_sha256(trained)
-    with server(phantoms / "imagesTr", app, *options) as client:
-        assert list(client.info()["models"]) == [MODEL]
-        assert file_sha256(trained) == hashed
-
-
-def test_cases_are_scored_when_asked_for(phantoms: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    """Without --epistemic nothing runs in the background; the strategy is there all the same."""
-    studies = tmp_path / "studies"
-    studies.mkdir()
-    for case in CASES[:2]:
-        shutil.copy(phantoms / "imagesTr" / f"{case}.nii.gz", studies)
-    with server(studies, tmp_path / "app", "--checkpoint", str(tiny_checkpoint), *TINY_ARGUMENTS) as client:
-        assert client.next_sample("epistemic")["epistemic_entropy"]["score"] == 0
-        client.score()
-        assert client.next_sample("epistemic")["epistemic_entropy"] > 0
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_that_is_told_to_stop_stops_its_training(
-    phantoms: Path, tmp_path: Path, tiny_checkpoint: Path, how: signal.Signals
-) -> None:
-    import psutil
-
-    start = ["--checkpoint", str(tiny_checkpoint), *TINY_ARGUMENTS, *TRAINING]
-    with server(phantoms / "imagesTr", tmp_path / "app", *start) as client:
-        client.save_label(CASES[0], phantoms / "labelsTr" / f"{CASES[0]}.nii.gz")
-        client.ask("POST", f"/train/{MODEL}", json={"max_epochs": 100_000})
-        while not (children := psutil.Process(client.process.pid).children(recursive=True)):
-            time.sleep(0.1)
-        client.process.send_signal(how)
-        client.process.wait(30)
-        assert not any(child.is_running() for child in children)

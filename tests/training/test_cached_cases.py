@@ -19,7 +19,7 @@ from dicom_files import write_series
 from monai.data import DataLoader
 from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, LoadImaged, MapTransform, RandGaussianNoised
-from processes import SERVER, file_size_limit
+from processes import SERVER, file_size_limit, run_all
 from torch import Tensor, nn
 
 from attunet3d.errors import AttUNet3dError, ConfigError, InputNotFoundError, OutputError, UnreadableInputError
@@ -365,10 +365,7 @@ def prepare_all(data: list[dict[str, str]], cache: Path) -> None:
 
 def test_two_processes_may_prepare_the_same_case(data: list[dict[str, str]], tmp_path: Path) -> None:
     running = [SERVER.Process(target=prepare_all, args=(data, tmp_path / "cache")) for _ in range(2)]
-    for process in running:
-        process.start()
-    for process in running:
-        process.join(timeout=60)
+    run_all(running)
     assert [process.exitcode for process in running] == [0, 0]
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 6
     cases, alone = (CachedCases(data, steps(), tmp_path / name) for name in ("cache", "alone"))

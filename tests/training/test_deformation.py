@@ -38,7 +38,7 @@ def test_the_same_numbers_give_the_same_flow() -> None:
     assert torch.equal(flow(**options), flow(**options))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), step=st.tuples(*[st.sampled_from([6.0, 12.0, 16.0])] * 3))
 def test_nothing_folds(seed: int, step: tuple[float, float, float]) -> None:
     """With the moves of the preset few_cases a piece of tissue keeps its handedness everywhere."""

@@ -95,7 +95,7 @@ def test_linear_field_in_all_48_orientations(order: tuple[int, ...], signs: tupl
     assert_field_is_reproduced(source, target)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40)
 @given(
     orientation=st.sampled_from(ORIENTATIONS),
     spacing=st.tuples(*[st.floats(0.4, 5.0)] * 3),
@@ -316,7 +316,7 @@ def test_rounding_in_the_affine_adds_no_voxel(dtype: type) -> None:
     assert model_grid(source, (2.0, 0.7, 1 / 3)).shape == (200, 512, 201)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(
     angles=st.tuples(*[st.floats(-180, 180)] * 3),
     spacing=st.tuples(*[st.floats(0.4, 6.0)] * 3),
@@ -582,7 +582,7 @@ def boxes(draw: st.DrawFn, shape: tuple[int, int, int]) -> tuple[slice, slice, s
 
 
 @given(data=st.data(), grid=grids())
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 def test_voxels_of_a_crop_stay_where_they_were(data: st.DataObject, grid: Grid) -> None:
     box = data.draw(boxes(grid.shape))
     kept = grid.affine.copy()
@@ -592,7 +592,7 @@ def test_voxels_of_a_crop_stay_where_they_were(data: st.DataObject, grid: Grid) 
 
 
 @given(source=grids(), target=grids())
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150)
 def test_no_voxel_in_the_source_is_outside_the_box_that_is_looked_at(source: Grid, target: Grid) -> None:
     box = _covered(source, target)
     inside = within(source, positions(target), 0.5)
@@ -610,7 +610,7 @@ def test_no_voxel_in_the_source_is_outside_the_box_that_is_looked_at(source: Gri
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @given(data=st.data(), model=grids(), ct=grids(largest=16))
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 def test_logits_of_a_box_give_the_mask_that_all_logits_give(
     channels: int, data: st.DataObject, model: Grid, ct: Grid
 ) -> None:
