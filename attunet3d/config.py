@@ -29,6 +29,7 @@ INFERENCE_IDS = (
     "precision",
     "backend",
     "allow_uneven",
+    "allow_smaller_windows",
     "spacing",
     "hu_window",
     "roi_size",

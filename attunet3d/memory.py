@@ -1,4 +1,12 @@
-"""How much memory a case takes, how much there is, and what to do where it is tight."""
+"""How much memory a case takes, how much there is, and what to do where it is tight.
+
+Windows are fixed by the config and the image: the mask must not depend on what else a machine is doing. Where they do
+not fit, first what changes no voxel is reduced, then the case is refused, or run in smaller windows when that was asked
+for.
+
+The prediction, beside the peaks of fresh processes (two threads; VmHWM, which the record has as ``memory_mb``) of
+``attunet3d segment CT -o OUT``: see docs/memory.md.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +17,38 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from attunet3d.errors import MemoryLimitError
+from attunet3d.free_memory import available_bytes
 from attunet3d.inferers.windows import SMALLEST_SIDE, SlidingWindow, WindowPlan
 
 logger = logging.getLogger(__name__)
 
-_SLAB_BYTES_PER_PIXEL = 16 * 4 * 4  # the resampler's slab: 16 planes, float32, a few copies
-# Features of a window at the finest level, as multiples of one skip and one upsampled set; with the coarser levels, the
-# convolution's own buffers and what the allocator keeps. Measured: 2.4 in bf16 on a CPU, 2.4 with the concatenation.
-_FEATURE_COPIES = 2.5
+# While resampling, for each pixel of a slice: slabs of 8 planes in float32, and their neighbours. Turned against the
+# model grid, the way back also takes the places of the eight neighbours of each voxel.
+_SLAB_BYTES_PER_PIXEL, _OBLIQUE_BYTES_PER_PIXEL = 160, 1120
+# Features of a window at the finest level, as multiples of one skip and one upsampled set, where they are concatenated;
+# with the coarser levels, the convolution's own buffers and what the allocator keeps.
+_JOINED_COPIES = 2.5
+_COPIES_IN_GATE = 6  # of a skip: it, gated, convolved, put together and combined
 _IMAGES_BESIDE_NETWORK = 4  # of float32 on the model grid: the image, its logits, their weights, and one for sums
+_IMAGES_IN_NETWORK = 4  # of float32 of a window, at the largest of the sizes it is looked at: it, its logits, sums
+# Whatever the image: what libraries load with a first case, code and buffers that oneDNN makes, small tensors.
+FIRST_CASE_BYTES = 80 * 2**20
+_PICTURE_BYTES = 80 * 2**20  # matplotlib, and the figure
 _RESERVE = 0.05  # of what is free is left to others
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt's parameters in glibc
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # mallopt's parameters in glibc
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "alloc_failed")  # in lower case
+_CURE_OF_SIZE = "close other programs, crop the CT to the abdomen, or use a machine with more"
+_CURE_OF_WINDOWS = (
+    "close other programs, use a machine with more, or allow smaller windows (--allow-smaller-windows), whose mask is "
+    "not that of full ones"
+)
 
 
 @dataclass(frozen=True)
@@ -34,18 +56,36 @@ class MemoryPlan:
     """What a case will take.
 
     Attributes:
-        peak_bytes: predicted peak of this process.
+        peak_bytes: predicted peak of this process, at most: which windows the image needs is known when it is there.
         allowed_bytes: what this process may take at most, or None where it is unknown.
         limit_voxels: voxels that may go through the network at once, or None if nothing has to be limited.
+        elsewhere_bytes: predicted peak of this process, but for the network.
+        beside_bytes: on the network's device, while it runs, without what runs through it.
+        bytes_per_voxel: on that device, for each voxel that goes through the network at once.
+        room_bytes: on that device, for both.
+        on_gpu: whether that device has a memory of its own.
     """
 
     peak_bytes: int
     allowed_bytes: int | None
     limit_voxels: int | None
+    elsewhere_bytes: int = 0
+    beside_bytes: int = 0
+    bytes_per_voxel: int = 0
+    room_bytes: int | None = None
+    on_gpu: bool = False
 
     def has_room_for(self, more_bytes: int) -> bool:
         """Whether something else fits beside the case."""
         return self.allowed_bytes is None or self.peak_bytes + more_bytes <= self.allowed_bytes
+
+    def network_bytes(self, voxels: int) -> int:
+        """On the network's device, where so many voxels go through it at once."""
+        return self.beside_bytes + voxels * self.bytes_per_voxel
+
+    def peak_with(self, voxels: int) -> int:
+        """Predicted peak of this process, bytes, where so many voxels go through the network at once."""
+        return self.elsewhere_bytes if self.on_gpu else max(self.elsewhere_bytes, self.network_bytes(voxels))
 
 
 def plan_memory(
@@ -56,55 +96,103 @@ def plan_memory(
     device: torch.device,
     *,
     base_bytes: int,
+    smallest_voxels: int = SMALLEST_SIDE**3,
+    oblique: bool = False,
     keeps_ct: bool = False,
     maps: int = 0,
     limit_bytes: int | None = None,
 ) -> MemoryPlan:
-    """Predict a case's peak from its header, and limit the windows where it would not fit.
+    """Predict a case's peak from its header, and what may go through the network at once.
 
     Args:
         shape: voxels of the CT.
         model_shape: voxels on the model grid.
-        window_voxels: voxels that go through the network at once if nothing limits them.
+        window_voxels: voxels that go through the network at once, at most.
         bytes_per_voxel: of the network, see `network_bytes_per_voxel`.
         device: where the network runs.
-        base_bytes: what this process holds without a case.
-        keeps_ct: whether the CT is needed until the end (for a picture).
+        base_bytes: what this process holds without the case's images.
+        smallest_voxels: the fewest that can go through the network at once.
+        oblique: whether the CT's axes are turned against the model grid's.
+        keeps_ct: whether the CT is needed until the end, for a picture.
         maps: attention maps, made beside the logits and kept on the model grid; one at a time is brought to the CT's.
         limit_bytes: most that this process may take; by default what the machine has left.
 
     Raises:
         MemoryLimitError: it does not fit, however small the windows; the message says what is needed and what there is.
     """
-    voxels, model = math.prod(shape), math.prod(model_shape)
+    voxels, model, pixels = math.prod(shape), math.prod(model_shape), shape[0] * shape[1]
     hu, mask, image = 2 * voxels, voxels, 4 * model
     images = (_IMAGES_BESIDE_NETWORK + maps) * image
-    slab = _SLAB_BYTES_PER_PIXEL * shape[0] * shape[1]
-    smallest = SMALLEST_SIDE**3
-    size = " x ".join(map(str, shape))
-    # Stage by stage; the CT goes when it has been resampled, unless it is kept.
-    kept = hu if keeps_ct else 0
-    resampling = max(hu + image + slab, kept + 2 * mask + (1 + maps) * image + slab)
-    beside_network = base_bytes + kept + images
+    # Stage by stage; the CT goes when it has been resampled, unless it is kept. Turned, it is copied for that.
+    kept, picture = (hu, 3 * mask + _PICTURE_BYTES) if keeps_ct else (0, 0)
+    there = (2 * hu if oblique else hu) + image + _SLAB_BYTES_PER_PIXEL * pixels
+    slab = _OBLIQUE_BYTES_PER_PIXEL if oblique else _SLAB_BYTES_PER_PIXEL
+    back = kept + 2 * mask + (1 + maps) * image + slab * pixels
+    elsewhere = base_bytes + max(there, back, kept + picture)
     allowed = _allowed_bytes(base_bytes, limit_bytes)
-    limit: int | None = None
-    if device.type == "cuda":
-        room = int(torch.cuda.mem_get_info(device)[0] * (1 - _RESERVE)) - hu - images
-        limit = room // bytes_per_voxel
-        if limit < smallest:
-            raise MemoryLimitError(f"a CT of {size} voxels does not fit into what is free on {device}: use device cpu")
-        at_once = 0
+    on_gpu = device.type == "cuda"
+    room: int | None
+    if on_gpu:
+        beside, room = images, int(_free_on(device) * (1 - _RESERVE))
+        least = max(there, back)
     else:
-        if allowed is not None:
-            limit = (allowed - beside_network) // bytes_per_voxel
-        at_once = window_voxels if limit is None else max(min(window_voxels, limit), smallest)
-    peak = max(base_bytes + resampling, beside_network + at_once * bytes_per_voxel)
-    if allowed is not None and peak > allowed:
+        beside, room = base_bytes + kept + images, allowed
+        least = elsewhere
+    smallest = min(smallest_voxels, window_voxels)
+    for bytes_needed, bytes_there, where in (
+        (max(least, beside + smallest * bytes_per_voxel), room, f" on {device}" if on_gpu else ""),
+        (elsewhere, allowed, ""),
+    ):
+        if bytes_there is not None and bytes_needed > bytes_there:
+            helps = max(least, beside + SMALLEST_SIDE**3 * bytes_per_voxel) <= bytes_there and bytes_needed > least
+            cure = _CURE_OF_WINDOWS if helps else _CURE_OF_SIZE + (", or device cpu" if where else "")
+            raise MemoryLimitError(
+                f"a CT of {_size(shape)} voxels needs {_gib(bytes_needed)} of memory{where}, and there are "
+                f"{_gib(bytes_there)}: {cure}"
+            )
+    limit = None if room is None else (room - beside) // bytes_per_voxel
+    if limit is not None and window_voxels <= limit:
+        limit = None
+    at_once = window_voxels if limit is None else limit
+    plan = MemoryPlan(0, allowed, limit, elsewhere, beside, bytes_per_voxel, room, on_gpu)
+    return replace(plan, peak_bytes=plan.peak_with(at_once))
+
+
+def windows_in_memory(
+    window: SlidingWindow, image: Tensor, plan: WindowPlan, memory: MemoryPlan, smaller: bool
+) -> WindowPlan:
+    """An image's windows, fewer of them at once where memory is short, and smaller ones only if that is allowed.
+
+    Args:
+        window: the windows' settings.
+        image: (1, C, X, Y, Z).
+        plan: the windows that these settings give for the image.
+        memory: the case's.
+        smaller: whether windows may be smaller than that.
+
+    Raises:
+        MemoryLimitError: one window does not fit, and smaller ones were not allowed.
+    """
+    limit, one = memory.limit_voxels, math.prod(plan.roi)
+    if limit is None or plan.voxels <= limit:
+        return plan
+    if one <= limit:
+        return replace(plan, batch=limit // one)
+    if not smaller:
+        where = f" on {image.device}" if memory.on_gpu else ""
         raise MemoryLimitError(
-            f"a CT of {size} voxels needs {_gib(peak)} of memory, and there are {_gib(allowed)}: close other programs, "
-            "crop the CT to the abdomen, or use a machine with more"
+            f"windows of {_size(plan.roi)} voxels need {_gib(memory.network_bytes(one))} of memory{where}, and there "
+            f"are {_gib(memory.room_bytes or 0)}: {_CURE_OF_WINDOWS}"
         )
-    return MemoryPlan(peak, allowed, None if limit is None or window_voxels <= limit else limit)
+    return window.plan(image, limit)
+
+
+def smaller_windows(full: WindowPlan, small: WindowPlan) -> str:
+    """What a record says where windows were smaller than those that the settings give."""
+    return (
+        f"memory was short: windows of {_size(small.roi)} voxels were run in place of {_size(full.roi)}; they see less "
+        "around each voxel, and the mask is not that of full windows"
+    )
 
 
 def run_in_memory(
@@ -113,8 +201,11 @@ def run_in_memory(
     image: Tensor,
     network: nn.Module,
     plan: WindowPlan,
+    smaller: bool = False,
 ) -> tuple[Tensor, WindowPlan]:
-    """``run(image, network, plan)`` and the plan that it took: with smaller windows where memory runs out all the same.
+    """``run(image, network, plan)`` and the plan that it took, where memory runs out all the same.
+
+    Then fewer windows are run at once, and if one is too much, smaller ones where they are allowed.
 
     Args:
         window: what the plan is of.
@@ -122,29 +213,67 @@ def run_in_memory(
         image: (1, C, X, Y, Z).
         network: what is run on the windows.
         plan: the windows to begin with.
+        smaller: whether windows may become smaller.
 
     Raises:
-        MemoryLimitError: not even the smallest windows fit.
+        MemoryLimitError: one window does not fit, and none that is smaller was allowed or fits.
     """
     while True:
         try:
             with keep_freed_memory():
                 return run(image, network, plan), plan
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
+            if plan.batch > 1:
+                plan = replace(plan, batch=plan.batch // 2)
+                continue
+            where = f"out of memory on {image.device} with windows of {_size(plan.roi)} voxels"
+            if not smaller:
+                raise MemoryLimitError(f"{where}: {_CURE_OF_WINDOWS}") from error
             limit_voxels = plan.voxels // 2
             if limit_voxels < SMALLEST_SIDE**3:
-                raise MemoryLimitError(f"the smallest windows do not fit into the memory of {image.device}") from error
-            logger.warning("out of memory with windows of %s: smaller ones are tried", plan.roi)
+                raise MemoryLimitError(f"{where}, and there are no smaller ones: {_CURE_OF_SIZE}") from error
+            logger.warning("%s: smaller ones are tried", where)
             plan = window.plan(image, limit_voxels)
 
 
-def network_bytes_per_voxel(network: nn.Module, dtype: torch.dtype) -> int:
-    """Memory that a forward pass takes per voxel of the input, bytes; a generous guess for networks of others."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in the words of Python, torch or the libraries below it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def network_bytes_per_voxel(network: nn.Module, dtype: torch.dtype, split: bool = False) -> int:
+    """Memory that a forward pass takes per voxel of the input, bytes; a generous guess for networks of others.
+
+    Args:
+        network: what runs.
+        dtype: of its features.
+        split: whether it is folded for CPUs, where skip and upsampled features are not concatenated.
+    """
     channels = getattr(network, "channels", None) or (64, 128)
     size = torch.empty((), dtype=dtype).element_size()
-    return int(_FEATURE_COPIES * (channels[0] + channels[1]) * size) + 16  # and the image and its logits
+    if split and _finest_is_plain(network):
+        # By level, the finest first: features there; in the decoder the finer skips are there too, and what the coarser
+        # levels have found. At the finest level the sum, a part of the upsampled features, and half of that part; in
+        # float32 the second convolution also copies what it reads. At the others the gate makes copies.
+        features = [c / 8**level for level, c in enumerate(channels)]
+        at_once = [
+            sum(features) + (copies - 1) * of_level
+            for copies, of_level in zip([2.5] + [_COPIES_IN_GATE] * (len(features) - 1), features, strict=True)
+        ]
+        most = max(*at_once, 3 * features[0] if dtype == torch.float32 else 0)
+    else:
+        most = _JOINED_COPIES * (channels[0] + channels[1])
+    return math.ceil(most * size) + 4 * _IMAGES_IN_NETWORK
+
+
+def _finest_is_plain(network: nn.Module) -> bool:
+    """Whether the finest level of an `AttentionUNet` only upsamples: no gate there, and no convolution for it."""
+    decoder = getattr(network, "decoder", None)
+    return decoder is not None and decoder[-1].gate is None and decoder[-1].up_conv is None
 
 
 def resident_bytes() -> int | None:
@@ -158,6 +287,12 @@ def resident_bytes() -> int | None:
 def peak_bytes() -> int | None:
     """Peak resident memory of this process so far; unknown on Windows."""
     try:
+        # Linux's other account goes on from that of the process that started this one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        pass
+    try:
         import resource
     except ImportError:
         return None
@@ -165,20 +300,15 @@ def peak_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def available_bytes() -> int | None:
-    """Memory that this process could still take: what the machine has left, or its container; None if unknown."""
-    found = [n for n in (_machine_available(), _cgroup_available()) if n is not None]
-    return min(found) if found else None
-
-
 @contextmanager
 def keep_freed_memory(always: bool = False) -> Iterator[None]:
     """Let glibc reuse the memory of freed tensors, and return it to the system at the end only.
 
     By default each large tensor is fresh memory, whose pages the system has to clear: a sixth of a forward pass. With
-    huge pages (see `ask_for_huge_pages`) that is soon done, so memory is only returned; but a step of training, which
-    makes and frees some gigabytes, still takes a third longer without ``always``. Elsewhere than on glibc this does
-    nothing.
+    huge pages (see `ask_for_huge_pages`) that is soon done, so memory is only returned, of tensors that fill a huge
+    page at once: left to itself glibc keeps what is smaller than 32 MB, in holes that add a quarter to the peak. A step
+    of training, which makes and frees some gigabytes, still takes a third longer without ``always``. Elsewhere than on
+    glibc this does nothing.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -190,12 +320,16 @@ def keep_freed_memory(always: bool = False) -> Iterator[None]:
     if keep:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    else:
+        mallopt(_M_MMAP_THRESHOLD, 2 * 2**20)
     try:
         yield
     finally:
         if keep:
             mallopt(_M_MMAP_MAX, 65536)  # glibc's defaults
             mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+        else:
+            mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc comes to by itself
         trim(0)
 
 
@@ -206,34 +340,15 @@ def _allowed_bytes(base: int, limit_bytes: int | None) -> int | None:
     return min((n for n in (free, limit_bytes) if n is not None), default=None)
 
 
-def _machine_available() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
+def _free_on(device: torch.device) -> int:
+    """Memory of a GPU that this process may take, with what torch keeps there for itself and does not use."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + max(kept, 0)
 
 
-def _cgroup_available() -> int | None:
-    """What the container may still take: cgroup v2, then v1. Caches that the kernel can drop do not count as taken."""
-    for limit, usage, stat, cache in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-    ):
-        root = Path("/sys/fs/cgroup")
-        try:
-            most = (root / limit).read_text().strip()
-            if most == "max":
-                return None
-            taken = int((root / usage).read_text())
-            reclaimable = dict(line.split() for line in (root / stat).read_text().splitlines())
-            return max(int(most) - taken + int(reclaimable.get(cache, 0)), 0)
-        except (OSError, ValueError):
-            continue
-    return None
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _gib(n: int) -> str:
-    return f"{n / 2**30:.1f} GiB"
+    return f"{n / 2**30:.2f} GiB"

@@ -21,7 +21,14 @@ from attunet3d.errors import ConfigError
 from attunet3d.io.cases import case_name
 from attunet3d.io.reader import PathLike
 from attunet3d.io.slabs import StoredImage
-from attunet3d.io.writer import atomic_path, make_folder, save_map, save_mask
+from attunet3d.io.writer import (
+    make_folder,
+    remove_left_behind,
+    replace_as_one,
+    save_map,
+    save_mask,
+    temporary_path,
+)
 from attunet3d.memory import peak_bytes
 from attunet3d.record import megabytes
 
@@ -73,6 +80,11 @@ class Outputs:
     def __post_init__(self) -> None:
         check_format(self.output_format)
 
+    def remove_left_behind(self) -> None:
+        """Clear the folder of what processes that are dead did not finish there."""
+        if self.folder is not None:
+            remove_left_behind(self.folder)
+
     def check_source(self, image: StoredImage) -> None:
         """Raise UnsupportedImageError for a CT that a mask of this format cannot refer to; its header is enough."""
         if self.output_format in SEG_TYPES:
@@ -100,6 +112,7 @@ class CaseWriter:
     ) -> None:
         self._outputs = outputs
         self._name = name or case_name(ct)
+        self._mask_suffix = MASK_SUFFIXES[outputs.output_format]
         self._affine = read.grid.affine
         self._facts = read.facts
         self._save: Callable[[Path, np.ndarray, np.ndarray], None] = partial(save_mask, like=read.facts)
@@ -125,6 +138,8 @@ class CaseWriter:
     ) -> Path | None:
         """Write what is wanted, and give the mask's path; None where nothing is written.
 
+        A former result of the same name is replaced as one, with all its files: also those that are not written again.
+
         Args:
             mask: uint8 (X, Y, Z).
             record: gets the names of the files.
@@ -138,27 +153,48 @@ class CaseWriter:
         if self._outputs.folder is None:
             return None
         folder = make_folder(self._outputs.folder)
-        mask_suffix = MASK_SUFFIXES[self._outputs.output_format]
-        # The mask takes its place last: where it is, the others are.
-        names = {suffix: f"{self._name}_seg{suffix}" for suffix in (mask_suffix, ".json")}
-        map_names = {level: f"{self._name}_attention_{level}.nii.gz" for level in maps}
-        # All or nothing: each file is complete before the first one takes its place.
+        place = {suffix: folder / f"{self._name}_seg{suffix}" for suffix in (self._mask_suffix, ".json", ".png")}
+        map_places = {level: folder / f"{self._name}_attention_{level}.nii.gz" for level in maps}
+        new: list[tuple[Path, Path]] = []
         with ExitStack() as files:
-            new = {k: files.enter_context(atomic_path(folder / file)) for k, file in (names | map_names).items()}
+
+            def temporary(path: Path) -> Path:
+                new.append((files.enter_context(temporary_path(path)), path))
+                return new[-1][0]
+
+            # All or nothing: each file is complete before the first one takes its place.
             with writing:
-                self._save(new[mask_suffix], mask, self._affine)
-                record["mask_sha256"] = file_sha256(new[mask_suffix])
-                for level in maps:
-                    save_map(new[level], maps[level], self._affine, like=self._facts)
+                self._save(temporary(place[self._mask_suffix]), mask, self._affine)
+                record["mask_sha256"] = file_sha256(new[0][0])
+                for level, path in map_places.items():
+                    save_map(temporary(path), maps[level], self._affine, like=self._facts)
                 picture = None if hu is None else self._picture(mask, record, hu)
                 if picture is not None:
-                    files.enter_context(atomic_path(folder / f"{self._name}_seg.png")).write_bytes(picture)
-            record |= {"output": names[mask_suffix], "output_format": self._outputs.output_format}
+                    temporary(place[".png"]).write_bytes(picture)
+            record |= {"output": place[self._mask_suffix].name, "output_format": self._outputs.output_format}
             if maps:
-                record |= {"attention": map_names, "attention_meaning": MEANING}
+                names = {level: path.name for level, path in map_places.items()}
+                record |= {"attention": names, "attention_meaning": MEANING}
             record["memory_mb"]["peak"] = megabytes(peak_bytes())
-            new[".json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        return folder / names[mask_suffix]
+            temporary(place[".json"]).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            # The mask stands for the result. The record goes before what it describes: it says what belongs to it.
+            mask_file, *others, record_file = new
+            former = self._former(folder, place[".json"])
+            replace_as_one([record_file, *others, mask_file], former)
+        return place[self._mask_suffix]
+
+    def _former(self, folder: Path, record: Path) -> list[Path]:
+        """The files of the result that a record in the same place describes, but for the record: its mask first.
+
+        Files that no record names are not known to be of a result; so without a record there are none.
+        """
+        try:
+            described = json.loads(record.read_text(encoding="utf-8"))
+            named = [described["output"], *described.get("attention", {}).values(), f"{self._name}_seg.png"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return []
+        own = (f"{self._name}_seg.", f"{self._name}_attention_")
+        return [folder / file for file in named if isinstance(file, str) and file.startswith(own) and "/" not in file]
 
     def _picture(self, mask: np.ndarray, record: dict[str, Any], hu: np.ndarray) -> bytes | None:
         """A PNG; None, and a warning in the record, where it cannot be drawn: that must not cost the mask."""

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from attunet3d.checkpoint import load_weights
 from attunet3d.config import inference_values
-from attunet3d.errors import ConfigError
+from attunet3d.errors import ConfigError, MemoryLimitError
 from attunet3d.folding import fold
+from attunet3d.memory import is_out_of_memory
 from attunet3d.openvino_backend import OpenVINONetwork, is_installed
 from attunet3d.scales import check_scales, logits_over_scales
 
@@ -130,9 +131,11 @@ class FastNetwork(MixedPrecision):
 
     Raises:
         ConfigError: an unknown backend, or scales or a threshold that cannot be.
+        MemoryLimitError: at the first image, there is not even memory for the test.
 
     Attributes:
-        form: what runs, after the first image: "torch bfloat16", ...
+        form: what runs, after the first image: "torch bfloat16", ...; "..., joined" on a CPU where skip and upsampled
+            features are concatenated, see `fold`.
     """
 
     def __init__(
@@ -193,6 +196,11 @@ class FastNetwork(MixedPrecision):
                     form = build(example)
                     error = _relative_error(form(example), exact)
                 except Exception as problem:  # a backend may fail in ways of its own; the plain form remains
+                    if is_out_of_memory(problem):  # the form, and with it the mask, must not depend on that
+                        raise MemoryLimitError(
+                            f"out of memory on {x.device} while the network is made ready: close other programs, or "
+                            "use a machine with more"
+                        ) from problem
                     logger.warning("%s does not run (%s): the next form is tried", name, problem)
                     continue
                 if error <= _TOLERANCE[dtype]:
@@ -213,7 +221,7 @@ class FastNetwork(MixedPrecision):
             name = f"torch {_name(dtype)}"
             if on_cpu:
                 yield name, dtype, partial(self._torch_form, dtype, True)
-            yield name, dtype, partial(self._torch_form, dtype, False)
+            yield name + ", joined" * on_cpu, dtype, partial(self._torch_form, dtype, False)
 
     def _openvino_form(self, example: Tensor) -> Form:
         smallest = int(getattr(self.network, "min_size", min(example.shape[2:])))

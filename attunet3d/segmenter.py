@@ -24,21 +24,25 @@ from attunet3d.io.cases import case_name
 from attunet3d.io.reader import PathLike
 from attunet3d.io.slabs import StoredImage
 from attunet3d.memory import (
+    FIRST_CASE_BYTES,
     MemoryPlan,
+    is_out_of_memory,
     keep_freed_memory,
     network_bytes_per_voxel,
     peak_bytes,
     plan_memory,
     resident_bytes,
     run_in_memory,
+    smaller_windows,
+    windows_in_memory,
 )
 from attunet3d.outputs import CaseWriter, Outputs, Segmentation
 from attunet3d.record import case_record, made_with, megabytes, session_record
-from attunet3d.runtime import FastNetwork, build_network, choose_device, choose_precision
+from attunet3d.runtime import PRECISIONS, FastNetwork, build_network, choose_device, choose_precision
 from attunet3d.scales import memory_factor
 from attunet3d.transforms.components import keep_largest_component
 from attunet3d.transforms.intensity import scale_hu_
-from attunet3d.transforms.resample import AIR_HU, Grid, crop, mask_from_logits, resample_image
+from attunet3d.transforms.resample import AIR_HU, Grid, crop, is_oblique, mask_from_logits, resample_image
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,8 +64,9 @@ class Segmenter:
         device: "auto", "cpu", "cuda", "cuda:1".
         precision: "auto", "fp32", "bf16" or "fp16".
         presets: preset names or files, merged in order over the bundle's inference config.
-        memory_limit: most that this process may take, GB; by default what the machine, or its container, has left.
-        overrides: ids of that config and their values, e.g. ``overlap=0.5``.
+        memory_limit: most that this process may take, GB; by default what the machine, or its cgroups, have left.
+        overrides: ids of that config and their values, e.g. ``overlap=0.5``, or ``allow_smaller_windows=True`` for
+            CTs whose windows do not fit into memory: the record's warnings say where the mask is not that of full ones.
 
     Raises:
         CheckpointError: the weights cannot be read or do not fit the network.
@@ -83,10 +88,9 @@ class Segmenter:
         values = inference_values(presets, changes)
         self.device = choose_device(values["device"])
         self.checkpoint = Path(values["checkpoint"])
-        self._allow_uneven = values["allow_uneven"]
+        self._allow_uneven = _switch(values, "allow_uneven")
+        self._allow_smaller_windows = _switch(values, "allow_smaller_windows")
         self._keep_components = values["keep_components"]
-        if not isinstance(self._allow_uneven, bool):
-            raise ConfigError(f"allow_uneven must be true or false, got {self._allow_uneven!r}")
         try:
             self._spacing = _three(values["spacing"])
             self._hu_window = tuple(float(hu) for hu in values["hu_window"])
@@ -118,14 +122,15 @@ class Segmenter:
         self._attention: FastNetwork | None = None
         load_weights(network, self.checkpoint)
         self._limit_bytes = None if memory_limit is None else int(memory_limit * 1e9)
-        more = memory_factor(values["scales"])
-        self._bytes_per_voxel = int(more * network_bytes_per_voxel(network, precision_used))
         self._precision = precision_used
         with torch.inference_mode(), keep_freed_memory():  # the fast form is made and tested now, not in the first case
             self._network(torch.zeros((1, 1, *[2 * int(getattr(network, "min_size", 16))] * 3), device=self.device))
         self._network.keep_fast_form_only()
+        self._bytes_per_voxel = int(
+            memory_factor(values["scales"]) * network_bytes_per_voxel(network, *_features_of(self._network.form))
+        )
         self._session = session_record(self.checkpoint, self.device, self._network.form, presets, values)
-        self._base_bytes = resident_bytes() or 0
+        self._base_bytes = (resident_bytes() or 0) + FIRST_CASE_BYTES
 
     def segment(
         self,
@@ -218,9 +223,11 @@ class Segmenter:
     def reader(self, outputs: Outputs) -> CaseReader:
         """What reads CTs that fit, with their maps if those are wanted, and whose masks can be written.
 
-        What it reads is for `segment_read` with the same outputs. Errors as `segment`.
+        What killed processes left in the output folder is removed. What it reads is for `segment_read` with the same
+        outputs. Errors as `segment`.
         """
         maps = len(self._attention_maps().network.names) if outputs.attention else 0
+        outputs.remove_left_behind()
         return CaseReader(self._spacing, partial(self._plan, outputs, maps), self._allow_uneven, outputs.folder)
 
     def _attention_maps(self) -> FastNetwork:
@@ -229,7 +236,7 @@ class Segmenter:
             network = self._session["config"]["network_def"]
             sha256 = self._session["checkpoint"]["sha256"]
             self._attention = load_attention_maps(network, self.checkpoint, sha256, self.device, self._precision)
-            self._base_bytes = max(self._base_bytes, resident_bytes() or 0)
+            self._base_bytes = max(self._base_bytes, (resident_bytes() or 0) + FIRST_CASE_BYTES)
         return self._attention
 
     def _plan(self, outputs: Outputs, maps: int, image: StoredImage, model: Grid, qc: bool) -> MemoryPlan:
@@ -242,6 +249,8 @@ class Segmenter:
                 self._bytes_per_voxel,
                 self.device,
                 base_bytes=self._base_bytes,
+                smallest_voxels=self._window.least_voxels(model.shape, self._allow_smaller_windows),
+                oblique=is_oblique(Grid(image.shape, image.affine), model),
                 keeps_ct=qc,
                 maps=maps,
                 limit_bytes=self._limit_bytes,
@@ -261,7 +270,8 @@ class Segmenter:
         """Segment a CT that `reader` has read; one at a time, in any thread. Arguments and errors as `segment`."""
         notify = notify or _silent
         seconds = {"read": read.seconds}
-        stage = partial(self._stage, seconds, notify, cancel)
+        stage = partial(self._stage, ct, seconds, notify, cancel)
+        memory, smaller = read.memory, self._allow_smaller_windows
         writer = CaseWriter(outputs, ct, name, read, self._session["checkpoint"]["sha256"])
         hu: np.ndarray | None = read.take()
         maps: Mapping[str, np.ndarray] = {}
@@ -275,16 +285,21 @@ class Segmenter:
                 image = scale_hu_(image, self._hu_window)[None, None]
             with stage("network"):
                 self._window.progress, self._window.cancel = partial(notify, "network"), cancel
-                plan = self._window.plan(image, read.memory.limit_voxels)
-                logits, plan = run_in_memory(self._window, self._window.run, image, self._network, plan)
+                full = self._window.plan(image)
+                plan = windows_in_memory(self._window, image, full, memory, smaller)
+                predicted = memory.peak_with(plan.voxels)
+                logits, plan = run_in_memory(self._window, self._window.run, image, self._network, plan, smaller)
                 self._network.release_memory()
+                warnings = [*read.facts["warnings"]] + [smaller_windows(full, plan)] * (plan.roi != full.roi)
                 region = plan.region(read.model.shape)
                 logits = embed(logits, plan.box, region)
             if outputs.attention:
                 with stage("attention"):
                     self._window.progress = partial(notify, "attention")
                     gates = self._attention_maps()
-                    alphas, _ = run_in_memory(self._window, self._window.average, image, gates, plan)
+                    alphas, seen = run_in_memory(self._window, self._window.average, image, gates, plan, smaller)
+                    if seen.roi != plan.roi:
+                        warnings.append(f"attention maps: {smaller_windows(plan, seen)}")
                     maps = MapsOnCT(gates.network.names, alphas[0].cpu(), crop(read.model, plan.box), read.grid)
                     del alphas
             del image
@@ -297,9 +312,10 @@ class Segmenter:
             "model_grid_shape": list(read.model.shape),
             "windows": {"size": list(plan.roi), "run": len(plan.jobs), "skipped": plan.skipped, "batch": plan.batch},
             "seconds": seconds,
-            "memory_mb": {"predicted": megabytes(read.memory.peak_bytes), "peak": megabytes(peak_bytes())},
+            "memory_mb": {"predicted": megabytes(predicted), "peak": megabytes(peak_bytes())},
         }
-        record = case_record(ct, mask, read.grid, read.facts, self._session, run, outputs.keep_uids)
+        facts = {**read.facts, "warnings": warnings}
+        record = case_record(ct, mask, read.grid, facts, self._session, run, outputs.keep_uids)
         path = writer.write(mask, record, maps, hu, stage("write"))
         return Segmentation(mask, read.grid.affine, path, record, maps or None)
 
@@ -308,13 +324,24 @@ class Segmenter:
         return made_with(record, self._session)
 
     @contextmanager
-    def _stage(self, seconds: dict[str, float], notify: Progress, cancel: Cancel | None, name: str) -> Iterator[None]:
-        """Time a stage, unless it is to be cancelled."""
+    def _stage(
+        self, ct: PathLike, seconds: dict[str, float], notify: Progress, cancel: Cancel | None, name: str
+    ) -> Iterator[None]:
+        """Time a stage, unless it is to be cancelled; memory errors name the CT."""
         if cancel is not None and cancel():
             raise CancelledError("cancelled")
         notify(name, 0, 1)
         start = time.perf_counter()
-        yield
+        try:
+            yield
+        except MemoryLimitError as error:
+            raise MemoryLimitError(f"{ct}: {error}") from None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryLimitError(
+                f"{ct}: out of memory in stage {name}: close other programs, or use a machine with more"
+            ) from error
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds[name] = round(time.perf_counter() - start, 3)
@@ -328,6 +355,20 @@ def segment(ct: PathLike, output: PathLike | None = None, **kwargs: Any) -> Segm
 def _three(values: Any) -> tuple[float, float, float]:
     x, y, z = (values,) * 3 if isinstance(values, int | float) else values
     return float(x), float(y), float(z)
+
+
+def _switch(values: Mapping[str, Any], name: str) -> bool:
+    if not isinstance(values[name], bool):
+        raise ConfigError(f"{name} must be true or false, got {values[name]!r}")
+    return bool(values[name])
+
+
+def _features_of(form: str) -> tuple[torch.dtype, bool]:
+    """Of `FastNetwork.form`: the dtype of its features, and whether skip and upsampled ones are kept apart."""
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in PRECISIONS.values()}
+    backend, _, rest = form.partition(" ")
+    dtype, _, how = rest.partition(", ")
+    return names[dtype], backend == "torch" and not how
 
 
 def _silent(*args: Any) -> None:

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attunet3d import AttentionUNet, Segmenter, memory
-from attunet3d.errors import MemoryLimitError
+from attunet3d.errors import ConfigError, MemoryLimitError
+from attunet3d.folding import fold
 from attunet3d.memory import MemoryPlan, keep_freed_memory, network_bytes_per_voxel, plan_memory
 
 CPU = torch.device("cpu")
@@ -82,8 +83,13 @@ def test_bytes_of_a_network_grow_with_its_width_and_precision() -> None:
     wide, narrow = AttentionUNet(), AttentionUNet(channels=(4, 4, 8, 8, 8))
     assert network_bytes_per_voxel(wide, torch.float32) > network_bytes_per_voxel(narrow, torch.float32)
     assert network_bytes_per_voxel(wide, torch.float32) > 1.8 * network_bytes_per_voxel(wide, torch.bfloat16)
-    # Skip and upsampled features of the finest level are there at once.
+    # Skip and upsampled features of the finest level are there at once; apart, twice or three times one of them.
     assert network_bytes_per_voxel(wide, torch.float32) >= (16 + 32) * 4
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        apart = network_bytes_per_voxel(wide, dtype, split=True)
+        assert (2.5 * 16 + 5) * size < apart < network_bytes_per_voxel(wide, dtype)
+    gated = AttentionUNet(gate_first_skip=True)  # makes more copies at the finest level
+    assert network_bytes_per_voxel(gated, torch.float32, split=True) == network_bytes_per_voxel(gated, torch.float32)
     assert network_bytes_per_voxel(torch.nn.Identity(), torch.float32) >= network_bytes_per_voxel(wide, torch.float32)
 
 
@@ -151,9 +157,20 @@ def test_what_does_not_fit_is_refused_with_size_need_rest_and_cure() -> None:
     with pytest.raises(MemoryLimitError) as refused:
         plan(limit_bytes=2**29)
     assert str(refused.value) == (
-        f"a CT of 512 x 512 x 300 voxels needs {needed / 2**30:.1f} GiB of memory, and there are 0.5 GiB: "
+        f"a CT of 512 x 512 x 300 voxels needs {needed / 2**30:.2f} GiB of memory, and there are 0.50 GiB: "
         "close other programs, crop the CT to the abdomen, or use a machine with more"
     )
+
+
+def test_a_ct_turned_against_the_model_grid_takes_more_to_resample() -> None:
+    """Its copy on the way there; on the way back, for each voxel of a slab, the places of its neighbours."""
+    straight, turned = (plan(window=SMALLEST, per_voxel=1, oblique=oblique).peak_bytes for oblique in (False, True))
+    assert turned > straight + 0.9 * 2 * math.prod(SHAPE)
+    flat = (512, 512, 20)
+    straight, turned = (
+        plan(flat, (120, 120, 20), window=SMALLEST, oblique=oblique).peak_bytes for oblique in (False, True)
+    )
+    assert turned > straight + 900 * 512 * 512
 
 
 def test_room_beside_a_case() -> None:
@@ -164,12 +181,10 @@ def test_room_beside_a_case() -> None:
 
 # --- what there is
 
-MEMINFO = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:    {kib} kB\nBuffers:  1 kB\n"
-
 
 @pytest.fixture
 def system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[dict[str, str]], None]:
-    """system({"/proc/meminfo": text, ...}): the only files that there are."""
+    """system({"/proc/self/statm": text, ...}): the only files that there are."""
 
     def write(files: dict[str, str]) -> None:
         for name, text in files.items():
@@ -179,51 +194,6 @@ def system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[dict[st
         monkeypatch.setattr(memory, "Path", lambda name: tmp_path / name.lstrip("/"))
 
     return write
-
-
-def cgroup2(most: str, current: int, inactive: int) -> dict[str, str]:
-    root = "/sys/fs/cgroup/memory."
-    return {
-        f"{root}max": f"{most}\n",
-        f"{root}current": f"{current}\n",
-        f"{root}stat": f"anon 5\nfile 7\ninactive_file {inactive}\nslab 3\n",
-    }
-
-
-def cgroup1(most: int, usage: int, inactive: int) -> dict[str, str]:
-    root = "/sys/fs/cgroup/memory/memory."
-    return {
-        f"{root}limit_in_bytes": f"{most}\n",
-        f"{root}usage_in_bytes": f"{usage}\n",
-        f"{root}stat": f"cache 9\ninactive_file 1\ntotal_inactive_file {inactive}\n",
-    }
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, None),
-        ({"/proc/meminfo": MEMINFO.format(kib=2000)}, 2000 * 1024),
-        ({"/proc/meminfo": "MemTotal: 5 kB\n"}, None),  # a kernel before 3.14
-        ({"/proc/meminfo": "MemAvailable: many kB\n"}, None),
-        # A container may take what it has not taken yet, and what the kernel can drop of that.
-        (cgroup2("10000", 7000, 500), 3500),
-        (cgroup2("max", 7000, 500), None),
-        (cgroup2("10000", 12000, 500), 0),
-        (cgroup1(10000, 7000, 600), 3600),
-        (cgroup1(2**63 - 4096, 7000, 0), 2**63 - 4096 - 7000),  # version 1's word for "no limit"
-        # The less of the two counts, whichever it is.
-        ({"/proc/meminfo": MEMINFO.format(kib=2), **cgroup2("10000", 7000, 500)}, 2048),
-        ({"/proc/meminfo": MEMINFO.format(kib=2000), **cgroup2("10000", 7000, 500)}, 3500),
-        ({"/proc/meminfo": MEMINFO.format(kib=2000), **cgroup2("max", 7000, 500)}, 2000 * 1024),
-        ({"/proc/meminfo": MEMINFO.format(kib=2000), "/sys/fs/cgroup/memory.max": "10000\n"}, 2000 * 1024),
-    ],
-)
-def test_available_memory_is_that_of_the_machine_or_its_container(
-    system: Callable[[dict[str, str]], None], files: dict[str, str], expected: int | None
-) -> None:
-    system(files)
-    assert memory.available_bytes() == expected
 
 
 def test_resident_memory_is_read_in_pages(
@@ -265,6 +235,8 @@ class Libc:
 
 KEEP = [("mallopt", -4, 0), ("mallopt", -1, 2**31 - 1)]  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
 GIVE_BACK = [("mallopt", -4, 65536), ("mallopt", -1, 128 * 1024), ("malloc_trim", 0)]
+RETURN_AT_ONCE = [("mallopt", -3, 2 * 2**20)]  # M_MMAP_THRESHOLD: a huge page
+AS_BEFORE = [("mallopt", -3, 32 * 2**20), ("malloc_trim", 0)]
 
 
 @pytest.fixture
@@ -295,11 +267,11 @@ def test_freed_memory_is_returned_after_an_error_and_from_within_another(libc: L
 
 
 def test_huge_pages_are_not_kept_but_returned(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are cleared so fast that keeping them has no use."""
+    """They are cleared so fast that keeping them has no use; smaller tensors than those are kept all the same."""
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
     with keep_freed_memory():
-        assert libc.calls == []
-    assert libc.calls == GIVE_BACK[-1:]
+        assert libc.calls == RETURN_AT_ONCE
+    assert libc.calls == RETURN_AT_ONCE + AS_BEFORE
     libc.calls.clear()
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     with keep_freed_memory():
@@ -336,6 +308,7 @@ BASE = 500 * MB
 def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Segmenter]]:
     """limited(checkpoint, bytes, ...): a session that may take this much beyond what it holds without a case."""
     monkeypatch.setattr("attunet3d.segmenter.resident_bytes", lambda: BASE)
+    monkeypatch.setattr("attunet3d.segmenter.FIRST_CASE_BYTES", 0)
 
     def make(checkpoint: Path, beyond: int | None, **overrides: Any) -> Segmenter:
         limit = None if beyond is None else (BASE + beyond) / 1e9
@@ -346,24 +319,76 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Segmenter
         yield make
 
 
-def test_a_session_with_little_memory_takes_smaller_windows(
+def for_voxels(record: dict[str, Any], voxels: int, network: torch.nn.Module | None = None) -> int:
+    """Memory for the images of a case and for so many voxels in the network, and half of one more."""
+    tiny = network or AttentionUNet(channels=TINY["channels"])
+    per_voxel = network_bytes_per_voxel(tiny, torch.float32, split=True)
+    return 4 * 4 * math.prod(record["model_grid_shape"]) + voxels * per_voxel + per_voxel // 2
+
+
+def test_the_mask_does_not_depend_on_memory(
+    limited: Callable[..., Segmenter], tiny_checkpoint: Path, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With room for the windows it is the one mask; without, there is none, and the message says what would help."""
+    ct = write_phantom()
+    ample = limited(tiny_checkpoint, None).segment(ct)
+    size = ample.record["windows"]["size"]
+    assert ample.record["windows"]["run"] == 1
+    just_enough = limited(tiny_checkpoint, for_voxels(ample.record, math.prod(size))).segment(ct)
+    assert just_enough.record["windows"] == ample.record["windows"]
+    assert just_enough.record["warnings"] == ample.record["warnings"]
+    assert (just_enough.mask == ample.mask).all()
+    assert ample.mask.any()
+    tight = limited(tiny_checkpoint, for_voxels(ample.record, math.prod(size) - 1))
+    with pytest.raises(MemoryLimitError) as refused:
+        tight.segment(ct, tmp_path / "out")
+    assert str(refused.value) == (
+        f"{ct}: windows of {size[0]} x {size[1]} x {size[2]} voxels need 0.48 GiB of memory, and there are 0.48 GiB: "
+        "close other programs, use a machine with more, or allow smaller windows (--allow-smaller-windows), whose mask "
+        "is not that of full ones"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_windows_are_run_at_once_before_anything_is_refused(
+    limited: Callable[..., Segmenter], tiny_checkpoint: Path, write_phantom: Callable[..., Path]
+) -> None:
+    ct = write_phantom()
+    values = {"max_window_voxels": 40_000, "sw_batch_size": 3}
+    ample = limited(tiny_checkpoint, None, **values).segment(ct)
+    window = math.prod(ample.record["windows"]["size"])
+    assert ample.record["windows"]["batch"] == 3
+    assert ample.record["windows"]["run"] > 3
+    for batch in (1, 2):
+        tight = limited(tiny_checkpoint, for_voxels(ample.record, batch * window), **values).segment(ct)
+        assert tight.record["windows"] == {**ample.record["windows"], "batch": batch}
+        assert (tight.mask == ample.mask).all()
+        assert tight.record["warnings"] == ample.record["warnings"]
+        assert tight.record["memory_mb"]["predicted"] < ample.record["memory_mb"]["predicted"]
+
+
+def test_smaller_windows_are_taken_where_that_is_allowed_and_said(
     limited: Callable[..., Segmenter], tiny_checkpoint: Path, write_phantom: Callable[..., Path]
 ) -> None:
     """Those, and that mask, which a session has whose windows were set to be as small."""
     ct = write_phantom()
-    ample = limited(tiny_checkpoint, None).segment(ct).record
-    assert ample["windows"]["run"] == 1
+    ample = limited(tiny_checkpoint, None, allow_smaller_windows=True).segment(ct).record
+    assert not ample["warnings"]
     third = math.prod(ample["windows"]["size"]) // 3
-    per_voxel = network_bytes_per_voxel(AttentionUNet(channels=TINY["channels"]), torch.float32)
-    images = 4 * 4 * math.prod(ample["model_grid_shape"])
-    tight = limited(tiny_checkpoint, images + third * per_voxel + per_voxel // 2).segment(ct)
+    tight = limited(tiny_checkpoint, for_voxels(ample, third), allow_smaller_windows=True).segment(ct)
     windows = tight.record["windows"]
     assert windows["run"] > 1
     assert min(windows["size"]) >= 32
     assert windows["batch"] * math.prod(windows["size"]) <= third
     assert tight.record["memory_mb"]["predicted"] < ample["memory_mb"]["predicted"]
+    ran, full = (" x ".join(map(str, size)) for size in (windows["size"], ample["windows"]["size"]))
+    assert tight.record["warnings"] == [
+        f"memory was short: windows of {ran} voxels were run in place of {full}; they see less around each voxel, and "
+        "the mask is not that of full windows"
+    ]
     small = limited(tiny_checkpoint, None, max_window_voxels=third).segment(ct)
     assert small.record["windows"] == windows
+    assert not small.record["warnings"]  # windows that are set are full ones
     assert (small.mask == tight.mask).all()
     assert tight.mask.any()
 
@@ -377,12 +402,11 @@ def test_little_memory_changes_nothing_where_the_network_sees_each_voxel_alone(
     pointwise = {
         "network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
         "hu_window": [-160.0, 240.0],  # 40 HU is half way
+        "allow_smaller_windows": True,
     }
     ct = write_phantom()
     ample = limited(checkpoint, None, **pointwise).segment(ct)
-    per_voxel = network_bytes_per_voxel(torch.nn.Identity(), torch.float32)
-    images = 4 * 4 * math.prod(ample.record["model_grid_shape"])
-    tight = limited(checkpoint, images + 40_000 * per_voxel, **pointwise).segment(ct)
+    tight = limited(checkpoint, for_voxels(ample.record, 40_000, torch.nn.Identity()), **pointwise).segment(ct)
     assert (ample.record["windows"]["run"], tight.record["windows"]["run"] > 1) == (1, True)
     assert 0.05 < ample.mask.mean() < 0.9
     # Blending rounds: of voxels whose logit is 0 but for that, some may change sides.
@@ -393,9 +417,92 @@ def test_a_session_with_far_too_little_memory_refuses_and_writes_nothing(
     limited: Callable[..., Segmenter], tiny_checkpoint: Path, write_phantom: Callable[..., Path], tmp_path: Path
 ) -> None:
     session = limited(tiny_checkpoint, 1 * MB)
-    message = r"a CT of 60 x 56 x 44 voxels needs .* and there are 0\.5 GiB: close"
+    message = r"a CT of 60 x 56 x 44 voxels needs .* and there are 0\.47 GiB: close"
     with pytest.raises(MemoryLimitError, match=message):
         session.segment(write_phantom(), tmp_path / "out")
     (case,) = session.segment_all([write_phantom()], tmp_path / "out")
     assert isinstance(case.error, MemoryLimitError)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_ct_is_refused_before_it_is_read_where_no_window_can_fit(
+    limited: Callable[..., Segmenter],
+    tiny_checkpoint: Path,
+    write_phantom: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No window is smaller than roi_size, unless smaller ones are allowed."""
+    ct = write_phantom()
+    record = limited(tiny_checkpoint, None).segment(ct).record
+    monkeypatch.setattr("attunet3d.case_reader.to_hu", lambda image: pytest.fail("the voxels were read"))
+    values = {"roi_size": [48, 48, 48]}
+    with pytest.raises(MemoryLimitError, match=r"a CT of 60 x 56 x 44 .*--allow-smaller-windows"):
+        limited(tiny_checkpoint, for_voxels(record, 40**3), **values).segment(ct)
+    with pytest.raises(pytest.fail.Exception, match="the voxels were read"):
+        limited(tiny_checkpoint, for_voxels(record, 40**3), **values, allow_smaller_windows=True).segment(ct)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_allow_smaller_windows_is_a_switch(tiny_checkpoint: Path, value: object) -> None:
+    with pytest.raises(ConfigError, match="allow_smaller_windows must be true or false"):
+        Segmenter(tiny_checkpoint, **TINY, allow_smaller_windows=value)
+
+
+def test_the_form_that_runs_is_the_one_that_is_counted(
+    limited: Callable[..., Segmenter], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float32 where the precision that was asked for does not run, and features together where they cannot be apart."""
+    usual = limited(tiny_checkpoint, None)._bytes_per_voxel
+    monkeypatch.setattr("attunet3d.runtime.fold", _fail_if_split)
+    assert limited(tiny_checkpoint, None)._bytes_per_voxel > usual
+
+
+def _fail_if_split(network: torch.nn.Module, difference: bool = False, split: bool = False) -> torch.nn.Module:
+    if split:
+        raise RuntimeError("no such operator")
+    return fold(network, difference)
+
+
+# --- a GPU
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """gpu(free, kept, used): what a GPU has left, what torch has taken of it, and what of that is in use."""
+
+    def set_up(free: int, kept: int = 0, used: int = 0) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * GB))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: kept)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
+
+    return set_up
+
+
+def plan_on_gpu(**kwargs: Any) -> MemoryPlan:
+    with machine(None):
+        cuda = torch.device("cuda", 0)
+        return plan_memory(SHAPE, MODEL, 2_500_000, 300, cuda, base_bytes=0, limit_bytes=100 * GB, **kwargs)
+
+
+def test_a_gpu_with_room_limits_nothing(gpu: Callable[..., None]) -> None:
+    gpu(free=10 * GB)
+    found = plan_on_gpu()
+    assert found.limit_voxels is None
+    assert found.peak_bytes == found.peak_with(1) == found.peak_with(10**9)  # of this process: the network is elsewhere
+
+
+def test_what_torch_keeps_of_a_gpu_for_itself_is_free(gpu: Callable[..., None]) -> None:
+    """After a first case nearly all of the GPU can be torch's: the next case must not be refused for that."""
+    gpu(free=100 * MB, kept=10 * GB, used=1 * GB)
+    assert plan_on_gpu().limit_voxels is None
+
+
+def test_a_gpu_that_is_tight_limits_the_voxels_and_a_full_one_is_refused(gpu: Callable[..., None]) -> None:
+    gpu(free=600 * MB)
+    images = 4 * 4 * math.prod(MODEL)
+    assert plan_on_gpu().limit_voxels == (570 * MB - images) // 300
+    with pytest.raises(MemoryLimitError, match=r"needs .* of memory on cuda:0, and there are .*smaller windows"):
+        plan_on_gpu(smallest_voxels=2_000_000)
+    gpu(free=100 * MB)
+    with pytest.raises(MemoryLimitError, match=r"of memory on cuda:0, .* or device cpu"):
+        plan_on_gpu()

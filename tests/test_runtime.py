@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from attunet3d import AttentionUNet, load_network, runtime
 from attunet3d.checkpoint import load_weights
 from attunet3d.config import inference_values
-from attunet3d.errors import ConfigError
+from attunet3d.errors import ConfigError, MemoryLimitError
+from attunet3d.folding import fold
 from attunet3d.runtime import FastNetwork, MixedPrecision, build_network, choose_device, choose_precision, prepare
 
 CPU = torch.device("cpu")
@@ -415,3 +416,30 @@ def test_checkpoints_fit_a_network_whether_it_is_prepared_or_not() -> None:
         assert list(prepared.state_dict()) == list(network.state_dict())
         prepared.load_state_dict({name: torch.zeros_like(value) for name, value in network.state_dict().items()})
         assert not any(value.any() for value in prepared.network.state_dict().values())
+
+
+def test_memory_that_runs_out_in_the_self_test_does_not_choose_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another form has other voxels: which one runs must not depend on what else the machine is doing."""
+
+    def full(network: object, *args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("attunet3d.runtime.fold", full)
+    network = FastNetwork(small(), CPU, torch.float32, "torch").eval()
+    with pytest.raises(MemoryLimitError, match="out of memory on cpu while the network is made ready: close"):
+        network(image())
+
+
+@torch.no_grad()
+def test_a_form_says_where_features_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take more memory, which the prediction has to know."""
+
+    def only_joined(network: torch.nn.Module, difference: bool = False, split: bool = False) -> torch.nn.Module:
+        if split:
+            raise RuntimeError("no such operator")
+        return fold(network, difference)
+
+    monkeypatch.setattr("attunet3d.runtime.fold", only_joined)
+    network = FastNetwork(small(), CPU, torch.float32, "torch").eval()
+    network(image())
+    assert network.form == "torch float32, joined"

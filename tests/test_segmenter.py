@@ -28,6 +28,7 @@ from attunet3d.errors import (
     MemoryLimitError,
     OutputError,
 )
+from attunet3d.inferers.windows import SlidingWindow
 from attunet3d.io.cases import case_name
 from attunet3d.io.slabs import StoredImage
 from attunet3d.workflow import make_workflow
@@ -359,29 +360,65 @@ class Narrow(torch.nn.Module):
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    MemoryError("std::bad_alloc"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
 ]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["GPU", "CPU"])
-def test_smaller_windows_are_tried_where_memory_runs_out(
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["GPU", "CPU", "libraries", "cuDNN"])
+def test_where_memory_runs_out_all_the_same_the_case_is_refused(
+    session: Segmenter, write_phantom: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The mask must not depend on what else a machine was doing: that of smaller windows would be another."""
+    ct = write_phantom()
+    size = session.segment(ct).record["windows"]["size"]
+    monkeypatch.setattr(session, "_network", Narrow(session._network, math.prod(size) - 1, error))
+    with pytest.raises(MemoryLimitError) as refused:
+        session.segment(ct)
+    shown = " x ".join(map(str, size))
+    message = f"{ct}: out of memory on cpu with windows of {shown} voxels: close other programs, "
+    assert str(refused.value).startswith(message)
+    assert "--allow-smaller-windows" in str(refused.value)
+
+
+def test_where_memory_runs_out_fewer_windows_are_run_at_once(
+    tiny_checkpoint: Path, write_phantom: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same windows, and the same mask."""
+    values = {**TINY, **PLAIN, "max_window_voxels": 40_000, "sw_batch_size": 5}
+    session = Segmenter(tiny_checkpoint, "cpu", "fp32", **values)
+    whole = session.segment(write_phantom())
+    window = math.prod(whole.record["windows"]["size"])
+    narrow = Narrow(session._network, 3 * window - 1, OUT_OF_MEMORY[0])
+    monkeypatch.setattr(session, "_network", narrow)
+    found = session.segment(write_phantom())
+    assert (whole.record["windows"]["batch"], found.record["windows"]["batch"]) == (5, 2)
+    assert found.record["windows"] == {**whole.record["windows"], "batch": 2}
+    assert not found.record["warnings"]
+    np.testing.assert_array_equal(found.mask, whole.mask)
+
+
+def test_smaller_windows_are_tried_where_they_are_allowed(
     tiny_checkpoint: Path,
     write_phantom: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    error: Exception,
 ) -> None:
-    session = Segmenter(tiny_checkpoint, "cpu", "fp32", **TINY, **PLAIN)
+    session = Segmenter(tiny_checkpoint, "cpu", "fp32", **TINY, **PLAIN, allow_smaller_windows=True)
     whole = session.segment(write_phantom()).record["windows"]
     assert whole["run"] == 1
-    narrow = Narrow(session._network, math.prod(whole["size"]) - 1, error)
+    narrow = Narrow(session._network, math.prod(whole["size"]) - 1, OUT_OF_MEMORY[0])
     monkeypatch.setattr(session, "_network", narrow)
     found = session.segment(write_phantom())
     windows = found.record["windows"]
     assert windows["run"] == len(narrow.run) > 1
     assert set(narrow.run) == {tuple(windows["size"])}
+    full, ran = (" x ".join(map(str, size)) for size in (whole["size"], windows["size"]))
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
-        f"out of memory with windows of {tuple(whole['size'])}: smaller ones are tried"
+        f"out of memory on cpu with windows of {full} voxels: smaller ones are tried"
     ]
+    (warning,) = found.record["warnings"]
+    assert warning.startswith(f"memory was short: windows of {ran} voxels were run in place of {full};")
     # As with windows that were set to be no larger than half of what failed.
     limited = Segmenter(
         tiny_checkpoint, "cpu", "fp32", **TINY, **PLAIN, max_window_voxels=math.prod(whole["size"]) // 2
@@ -390,18 +427,52 @@ def test_smaller_windows_are_tried_where_memory_runs_out(
     np.testing.assert_array_equal(found.mask, limited.mask)
 
 
+def test_attention_maps_of_smaller_windows_say_so(
+    tiny_checkpoint: Path, write_phantom: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Segmenter(tiny_checkpoint, "cpu", "fp32", **TINY, **PLAIN, allow_smaller_windows=True)
+    whole = session.segment(write_phantom(), attention=True)
+    size = math.prod(whole.record["windows"]["size"])
+    average = SlidingWindow.average
+
+    def narrow(window: SlidingWindow, image: torch.Tensor, network: Any, plan: Any) -> torch.Tensor:
+        if plan.voxels >= size:
+            raise OUT_OF_MEMORY[0]
+        return average(window, image, network, plan)
+
+    monkeypatch.setattr(SlidingWindow, "average", narrow)
+    found = session.segment(write_phantom(), attention=True)
+    np.testing.assert_array_equal(found.mask, whole.mask)
+    (warning,) = found.record["warnings"]
+    assert warning.startswith("attention maps: memory was short: windows of ")
+
+
 def test_memory_for_no_window_at_all_is_said_and_other_errors_are_not_hidden(
     tiny_checkpoint: Path, write_phantom: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    session = Segmenter(tiny_checkpoint, "cpu", "fp32", **TINY)
+    session = Segmenter(tiny_checkpoint, "cpu", "fp32", **TINY, allow_smaller_windows=True)
     network = session._network
     monkeypatch.setattr(session, "_network", Narrow(network, 0, OUT_OF_MEMORY[0]))
-    with pytest.raises(MemoryLimitError, match="the smallest windows do not fit into the memory of cpu"):
+    with pytest.raises(
+        MemoryLimitError, match=r"out of memory on cpu with windows of .*, and there are no smaller ones"
+    ):
         session.segment(write_phantom(), tmp_path / "out")
     monkeypatch.setattr(session, "_network", Narrow(network, 0, RuntimeError("shapes do not match")))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         session.segment(write_phantom(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("stage", "broken"), [("preprocess", "resample_image"), ("postprocess", "mask_from_logits")])
+def test_memory_that_runs_out_in_another_stage_is_said_on_a_line(
+    session: Segmenter, write_phantom: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, stage: str, broken: str
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(f"attunet3d.segmenter.{broken}", fail)
+    with pytest.raises(MemoryLimitError, match=f"RAS_0.nii.gz: out of memory in stage {stage}: close other programs"):
+        session.segment(write_phantom())
 
 
 # --- the same voxels as MONAI's bundle

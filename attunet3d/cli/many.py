@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from attunet3d.cli.app import app
+from attunet3d.cli.interrupts import Interrupted, interruptible
 from attunet3d.cli.options import (
     Device,
     Overrides,
     Precision,
     Presets,
     Verbose,
-    interruptible,
     overrides_of,
     products,
     progress_bar,
@@ -81,6 +81,13 @@ def segment_many(
     qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
     format_: Annotated[str, typer.Option("--format", help="Of the masks, as for segment.")] = "nifti",
     no_uids: Annotated[bool, typer.Option("--no-uids", help="No DICOM UID in records and results.csv.")] = False,
+    allow_smaller_windows: Annotated[
+        bool,
+        typer.Option(
+            "--allow-smaller-windows",
+            help="Where memory is short: a mask of smaller windows, which is another, in place of none.",
+        ),
+    ] = False,
     preset: Presets = None,
     set_: Overrides = None,
     verbose: Verbose = False,
@@ -93,9 +100,9 @@ def segment_many(
     refuse_bad_folder(output)
     from attunet3d import many
 
-    overrides = overrides_of(set_, ("checkpoint", "device", "precision", "allow_uneven"))
-    if allow_uneven:
-        overrides["allow_uneven"] = True
+    switches = {"allow_uneven": allow_uneven, "allow_smaller_windows": allow_smaller_windows}
+    overrides = overrides_of(set_, ("checkpoint", "device", "precision", *switches))
+    overrides |= {name: True for name, on in switches.items() if on}
     left_out: list[str] = []
     with products() as product, progress_bar() as (bar, console):
         task = bar.add_task("find the CTs, start the workers", total=None)
@@ -135,10 +142,10 @@ def segment_many(
                     presets=preset or (),
                     **overrides,
                 )
-        except KeyboardInterrupt:
+        except Interrupted as interrupted:
             so_far = f", {seen.by_status['done']} of {seen.total} done" if seen else ""
             say(f"interrupted{so_far}; the same command goes on")
-            raise
+            raise typer.Exit(interrupted.code) from None
         for line in left_out:
             say(f"left out: {UID.sub('UID', one_line(line)) if no_uids else one_line(line)}")
         for line in _lines(summary):

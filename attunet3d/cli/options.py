@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -84,29 +82,6 @@ def progress_bar() -> Iterator[tuple[Any, Any]]:
     bar, console = make_bar()
     with bar:
         yield bar, console
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """In the block SIGTERM, which schedulers and containers send, does as Ctrl-C: KeyboardInterrupt.
-
-    Only the first one counts: what ends in order then is not interrupted again.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        for each in handlers:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    handlers = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, before in handlers.items():
-            signal.signal(each, before)
 
 
 def overrides_of(pairs: list[str] | None, taken: tuple[str, ...]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attunet3d.cli.app import app
+from attunet3d.cli.interrupts import Interrupted, interruptible
 from attunet3d.cli.options import (
     Device,
     Overrides,
@@ -30,6 +31,7 @@ from attunet3d.io.printable import UID, one_line
 
 if TYPE_CHECKING:
     from attunet3d.io.reader import PathLike
+    from attunet3d.segmenter import Case
 
 
 @app.command()
@@ -67,6 +69,13 @@ def segment(
     memory: Annotated[
         float | None, typer.Option(metavar="GB", min=0.0, help="Most to use; by default what there is.")
     ] = None,
+    allow_smaller_windows: Annotated[
+        bool,
+        typer.Option(
+            "--allow-smaller-windows",
+            help="Where memory is short: a mask of smaller windows, which is another, in place of none.",
+        ),
+    ] = False,
     preset: Presets = None,
     set_: Overrides = None,
     verbose: Verbose = False,
@@ -80,16 +89,10 @@ def segment(
     if series is not None and all_series:
         raise ConfigError("--series together with --all-series: give one of them")
     names = _names(cts)
-    failed = 0
+    chosen: list[PathLike] = list(cts)
+    done = failed = 0
     with products() as product, progress_bar() as (bar, console):
         task = bar.add_task("load the network", total=None)
-        from attunet3d.outputs import check_format
-        from attunet3d.segmenter import Segmenter
-
-        check_format(format_)
-        overrides = overrides_of(set_, ("checkpoint", "device", "precision", "allow_uneven"))
-        if allow_uneven:
-            overrides["allow_uneven"] = True
 
         def show(index: int, stage: str, done: int, total: int) -> None:
             label = f"[{index + 1}/{len(chosen)}] {names[index]}"
@@ -99,42 +102,58 @@ def segment(
             text = UID.sub("UID", text) if no_uids else text
             console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
 
-        session = Segmenter(checkpoint, device, precision, preset or (), memory, **overrides)
-        chosen: list[PathLike] = list(cts)
-        if all_series:
-            bar.update(task, description="list the series")
-            chosen, names = _each_series(cts, names, say)
-        cases = session.segment_all(
-            chosen,
-            output,
-            names=names,
-            series_uid=series,
-            qc=qc,
-            attention=attention,
-            output_format=format_,
-            keep_uids=not no_uids,
-            progress=show,
-        )
-        for case in cases:
-            if case.segmentation is not None:
-                for warning in case.segmentation.record["warnings"]:
-                    say("warning", f"{case.ct}: {warning}")
-                product(case.segmentation.path)
-                for file in case.segmentation.record.get("attention", {}).values():
-                    product(output / file)
-                continue
-            failed += 1
-            if isinstance(case.error, AttUNet3dError):
-                # The message names the folder of the images, which may hold several series.
-                of = "" if isinstance(case.ct, Path) else f"{case.ct}: "
-                say("error", of + one_line(case.error))
-            elif case.error is not None:
-                # A case that breaks in an unforeseen way must not take the others with it.
-                found = f"unexpected {type(case.error).__name__}: {one_line(case.error)}"
-                say("error", f"{case.ct}: {found} (--verbose shows the traceback)")
-                logging.getLogger(__name__).info("traceback", exc_info=case.error)
+        try:
+            with interruptible():
+                from attunet3d.outputs import check_format
+                from attunet3d.segmenter import Segmenter
+
+                check_format(format_)
+                switches = {"allow_uneven": allow_uneven, "allow_smaller_windows": allow_smaller_windows}
+                overrides = overrides_of(set_, ("checkpoint", "device", "precision", *switches))
+                overrides |= {name: True for name, on in switches.items() if on}
+                session = Segmenter(checkpoint, device, precision, preset or (), memory, **overrides)
+                if all_series:
+                    bar.update(task, description="list the series")
+                    chosen, names = _each_series(cts, names, say)
+                cases = session.segment_all(
+                    chosen,
+                    output,
+                    names=names,
+                    series_uid=series,
+                    qc=qc,
+                    attention=attention,
+                    output_format=format_,
+                    keep_uids=not no_uids,
+                    progress=show,
+                )
+                for case in cases:
+                    if case.segmentation is None:
+                        failed += 1
+                        say("error", _what_went_wrong(case))
+                        continue
+                    done += 1
+                    for warning in case.segmentation.record["warnings"]:
+                        say("warning", f"{case.ct}: {warning}")
+                    product(case.segmentation.path)
+                    for file in case.segmentation.record.get("attention", {}).values():
+                        product(output / file)
+        except Interrupted as interrupted:
+            console.print(f"interrupted, {done} of {len(chosen)} done", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(interrupted.code) from None
     if failed:
         raise typer.Exit(1)
+
+
+def _what_went_wrong(case: Case) -> str:
+    error = case.error
+    if isinstance(error, AttUNet3dError):
+        # The message names the folder of the images, which may hold several series.
+        of = "" if isinstance(case.ct, Path) or str(error).startswith(f"{case.ct}: ") else f"{case.ct}: "
+        return of + one_line(error)
+    # A case that breaks in an unforeseen way must not take the others with it.
+    logging.getLogger(__name__).info("traceback", exc_info=error)
+    found = f"unexpected {type(error).__name__}: {one_line(error or '')}"
+    return f"{case.ct}: {found} (--verbose shows the traceback)"
 
 
 def _names(cts: list[Path]) -> list[str]:

@@ -151,6 +151,12 @@ class SlidingWindow:
             return max(window, _GPU_BATCH_VOXELS)
         return window * self._batch(window, device)
 
+    def least_voxels(self, size: Sequence[int], smaller: bool) -> int:
+        """Voxels per forward pass, at least, for an image of this size; ``smaller``: if windows may be as small as it
+        takes."""
+        whole = math.prod(self._roi(size))
+        return min(whole, SMALLEST_SIDE ** len(size)) if smaller else whole
+
     def run(
         self,
         image: Tensor,

@@ -1,9 +1,13 @@
 """Results out: whole or not at all. Each file is written beside its place and then renamed into it."""
 
 import errno
+import hashlib
 import os
+import re
+import socket
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,13 +20,15 @@ from attunet3d.errors import OutputError
 
 # Largest difference in mm (or mm per voxel) at which a quaternion, stored as float32, still stands for the affine.
 QFORM_TOLERANCE = 1e-4
+# Of a temporary file: random, then where and by which process it is written; before version 0.6 random alone.
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(?:(?P<place>[0-9a-f]{8})-(?P<process>\d+)-)?.+", re.DOTALL)
+_LEFT_BEHIND_SECONDS = 7 * 24 * 3600
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path in the same folder and with the same suffix; renamed to `path` if the block succeeds.
+def temporary_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path` and with its suffix; what is there when the block ends is removed.
 
-    When the block fails, or is interrupted, the temporary file is removed and a former `path` stays as it was.
     Raises OutputError for an OSError in the block: the block should only write.
     """
     path = Path(path)
@@ -30,12 +36,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"{path}: is a folder; give a file name")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it or choose another")
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
-        with temporary.open("rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
     except OSError as e:
         reason = e.strerror or " ".join(str(e).split())
         cure = "free some space" if e.errno == errno.ENOSPC else "choose another folder"
@@ -43,6 +46,101 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path in the same folder and with the same suffix; renamed to `path` if the block succeeds.
+
+    When the block fails, or is interrupted, the temporary file is removed and a former `path` stays as it was.
+    Errors as `temporary_path`.
+    """
+    with temporary_path(path) as temporary:
+        yield temporary
+        replace_as_one([(temporary, Path(path))])
+
+
+def replace_as_one(new: Sequence[tuple[Path, Path]], former: Sequence[Path] = ()) -> None:
+    """Put the files of a result in place of those of a former one, in one folder; wherever that ends, none are mixed.
+
+    The last of `new` is the one that stands for the result. Its place is the first to be empty, if anything else is
+    replaced, and the last to be filled: where it is, all the others belong to it. A power failure finds the same.
+
+    Args:
+        new: whole files at temporary paths, and their places.
+        former: what else there is of the former result; what is not there does not matter.
+    """
+    temporary, place = new[-1]
+    for file, _ in new:
+        with file.open("rb+") as f:
+            os.fsync(f.fileno())
+    if len(new) > 1 or former:
+        for old in (place, *former):
+            with suppress(FileNotFoundError):
+                os.unlink(old)
+        _sync_folder(place.parent)
+        for file, other in new[:-1]:
+            os.replace(file, other)
+        _sync_folder(place.parent)
+    os.replace(temporary, place)
+    _sync_folder(place.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have renames on the disk before anything later is; not on Windows, and some network storage cannot."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def temporary_name(name: str) -> str:
+    """A name that no other file has, and that says which process writes it, see `remove_left_behind`."""
+    return f".tmp-{uuid.uuid4().hex[:8]}-{_place()}-{os.getpid()}-{name}"
+
+
+def remove_left_behind(folder: str | os.PathLike[str]) -> None:
+    """Remove temporary files whose process is dead: of this machine by its number, of others after a week.
+
+    No file takes as long to write, and what a living process of this machine writes is never touched.
+    """
+    try:
+        found = [(entry, _TEMPORARY.fullmatch(entry.name)) for entry in os.scandir(folder)]
+    except OSError:  # it does not exist yet, or will be refused when it is written to
+        return
+    for entry, match in found:
+        if match is None:
+            continue
+        with suppress(OSError):
+            if match["place"] == _place():
+                dead = not _is_alive(int(match["process"]))
+            else:
+                dead = time.time() - entry.stat(follow_symlinks=False).st_mtime > _LEFT_BEHIND_SECONDS
+            if dead:
+                os.unlink(entry.path)
+
+
+def _place() -> str:
+    """Where process numbers mean what they mean here: the machine, or the container."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # there, asking by a signal would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

@@ -58,7 +58,7 @@ class Worker:
         import torch
 
         from attunet3d.cli.options import set_up_logging
-        from attunet3d.memory import available_bytes
+        from attunet3d.free_memory import available_bytes
         from attunet3d.outputs import Outputs
         from attunet3d.segmenter import Segmenter
 

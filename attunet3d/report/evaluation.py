@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.errors import CancelledError, ConfigError, own_error
-from attunet3d.io import atomic_path
-from attunet3d.io.writer import make_folder
+from attunet3d.io.writer import make_folder, replace_as_one, temporary_path
 from attunet3d.metrics import summarize, write_metrics_csv
 from attunet3d.report.case_pictures import AttentionMaps, CasePictures, case_pictures
 from attunet3d.report.html import Column, Report, ShownCase, page
@@ -104,10 +103,12 @@ def write_report(
     text = json.dumps({**facts, **summary, "settings": settings}, indent=2, ensure_ascii=False, allow_nan=False)
     # All or nothing: each file is complete before the first one takes its place.
     with ExitStack() as files:
-        new = [files.enter_context(atomic_path(folder / n)) for n in ("metrics.csv", "summary.json", "report.html")]
+        places = [folder / name for name in ("metrics.csv", "summary.json", "report.html")]
+        new = [files.enter_context(temporary_path(place)) for place in places]
         write_metrics_csv(new[0], rows)
         new[1].write_text(text + "\n", encoding="utf-8")
         new[2].write_text(html, encoding="utf-8")
+        replace_as_one(list(zip(new, places, strict=True)))
     return folder / "report.html"
 
 

@@ -165,6 +165,12 @@ def _covered(source: Grid, target: Grid) -> tuple[slice, slice, slice]:
     return slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2])
 
 
+def is_oblique(source: Grid, target: Grid) -> bool:
+    """Whether the axes of two grids are turned, or sheared, against each other: resampling then takes more memory."""
+    to_source = np.linalg.inv(np.asarray(source.affine, np.float64)) @ np.asarray(target.affine, np.float64)
+    return _aligned_axes(to_source, target.shape) is None
+
+
 def _aligned_axes(to_source: np.ndarray, shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
     """For each target axis the source axis it runs along, or None if the grids are rotated or sheared."""
     linear = to_source[:3, :3]

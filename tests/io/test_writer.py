@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +17,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
 from attunet3d.errors import OutputError
-from attunet3d.io import atomic_path, read_label, read_volume, write_mask, write_text_atomic
+from attunet3d.io import atomic_path, read_label, read_volume, write_mask, write_text_atomic, writer
 
 AFFINE = np.array([[-0.75, 0, 0, 100], [0, 0.5, 0, -50], [0, 0, 2.5, 20], [0, 0, 0, 1]])
 MASK = (np.arange(8 * 6 * 4).reshape(8, 6, 4) % 3).astype(np.uint8)
@@ -212,3 +214,79 @@ def test_a_nifti2_ct_keeps_its_double_precision_affine(tmp_path: Path) -> None:
     volume = read_volume(tmp_path / "ct.nii.gz")
     write_mask(tmp_path / "mask.nii.gz", np.ones(ct.shape, np.uint8), volume.affine, like=volume.source)
     np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii.gz").affine, affine)
+
+
+# --- what killed processes leave
+
+
+def _left(folder: Path, process: int, place: str | None = None) -> Path:
+    """A temporary file as that process, here or in another place, would have left it."""
+    real = writer.temporary_name("ct_seg.nii.gz")
+    before, _, rest = real.partition(f"-{writer._place()}-{os.getpid()}-")
+    path = folder / f"{before}-{place or writer._place()}-{process}-{rest}"
+    path.write_bytes(b"half")
+    return path
+
+
+def _days_ago(path: Path, days: float) -> Path:
+    then = time.time() - days * 24 * 3600
+    os.utime(path, (then, then))
+    return path
+
+
+def test_a_temporary_file_says_who_writes_it(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "m.nii.gz") as temporary:
+        assert re.fullmatch(rf"\.tmp-[0-9a-f]{{8}}-{writer._place()}-{os.getpid()}-m\.nii\.gz", temporary.name)
+        temporary.write_bytes(b"")
+
+
+def test_of_this_machine_the_files_of_dead_processes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However new they are; and those of living ones, of any user, stay however old."""
+
+    def kill(process: int, number: int) -> None:
+        assert number == 0
+        if process == 111:
+            raise ProcessLookupError
+        if process == 222:
+            raise PermissionError
+
+    monkeypatch.setattr(writer.os, "kill", kill)
+    dead, others, alive = (_left(tmp_path, process) for process in (111, 222, 333))
+    _days_ago(others, 99)
+    _days_ago(alive, 99)
+    (tmp_path / "ct_seg.nii.gz").write_bytes(b"whole")
+    writer.remove_left_behind(tmp_path)
+    assert not dead.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([others, alive, tmp_path / "ct_seg.nii.gz"])
+
+
+def test_of_other_machines_only_what_is_too_old_to_be_written_still(tmp_path: Path) -> None:
+    """There a process of that number may live: nothing says so here."""
+    new, old = (_days_ago(_left(tmp_path, 2**22 + 5, "00000000"), days) for days in (6.5, 7.5))
+    for name, days in ((".tmp-0123abcd-m.nii.gz", 7.5), (".tmp-0123abce-m.nii.gz", 1), (".tmp-mine", 99)):
+        (tmp_path / name).write_bytes(b"")
+        _days_ago(tmp_path / name, days)
+    writer.remove_left_behind(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([new.name, ".tmp-0123abce-m.nii.gz", ".tmp-mine"])
+    assert not old.exists()
+
+
+def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+    writer.remove_left_behind(tmp_path / "none")
+
+
+def test_processes_are_known_by_their_numbers() -> None:
+    assert writer._is_alive(os.getpid())
+    assert not writer._is_alive(2**22 + 5)  # beyond the most that Linux gives
+    assert writer._is_alive(2**80)  # no number at all: nothing is known of it
+
+
+def test_renames_are_on_the_disk_when_a_file_has_taken_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replace = writer._sync_folder, os.replace
+    monkeypatch.setattr(writer, "_sync_folder", lambda folder: (done.append(f"sync {folder.name}"), sync(folder)))
+    monkeypatch.setattr("os.replace", lambda old, new: (done.append("place"), replace(old, new)))
+    write_text_atomic(tmp_path / "a.txt", "a")
+    assert done == ["place", f"sync {tmp_path.name}"]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 from conftest import Run
 
-from attunet3d.cli.options import interruptible
 from attunet3d.errors import ConfigError
 from attunet3d.many import segment_many
 from attunet3d.many.actors import reason_of
@@ -62,22 +59,3 @@ def test_a_manifest_is_refused_before_ray_starts(
 def test_the_reason_that_ray_gives(said: str, reason: str) -> None:
     assert reason_of(said) == reason
     assert len(reason_of("x" * 1000)) == 300
-
-
-def test_sigterm_is_as_ctrl_c_and_only_the_first_one_counts() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    cleaned = []
-
-    def terminated() -> None:
-        with interruptible():
-            try:
-                os.kill(os.getpid(), signal.SIGTERM)
-            finally:
-                os.kill(os.getpid(), signal.SIGTERM)
-                os.kill(os.getpid(), signal.SIGINT)
-                cleaned.append(True)
-
-    with pytest.raises(KeyboardInterrupt):
-        terminated()
-    assert cleaned == [True]
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -67,10 +67,10 @@ def test_a_full_disk_and_a_folder_that_goes(tmp_path: Path, monkeypatch: pytest.
 def test_two_runs_on_one_folder(tmp_path: Path) -> None:
     """The second is refused while the first lives, and the system frees the folder when the first is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from attunet3d.io.locking import locked\n"
-        f"with locked(Path({str(tmp_path)!r})): print('in', flush=True); time.sleep(60)"
+        "import sys; from pathlib import Path; from attunet3d.io.locking import locked\n"
+        f"with locked(Path({str(tmp_path)!r})): print('in', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         try:
             assert other.stdout is not None
             assert other.stdout.readline() == b"in\n"
