@@ -39,8 +39,8 @@ _COPIES_IN_GATE = 6  # of a skip: it, gated, convolved, put together and combine
 _IMAGES_BESIDE_NETWORK = 4  # of float32 on the model grid: the image, its logits, their weights, and one for sums
 _IMAGES_IN_NETWORK = 4  # of float32 of a window, at the largest of the sizes it is looked at: it, its logits, sums
 # Whatever the image: what libraries load with a first case, code and buffers that oneDNN makes, small tensors.
-FIRST_CASE_BYTES = 80 * 2**20
-_PICTURE_BYTES = 80 * 2**20  # matplotlib, and the figure
+FIRST_CASE_BYTES = 64 * 2**20
+_LIBRARY_BYTES = 80 * 2**20  # matplotlib and its figure, or highdicom
 _RESERVE = 0.05  # of what is free is left to others
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # mallopt's parameters in glibc
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "alloc_failed")  # in lower case
@@ -99,6 +99,7 @@ def plan_memory(
     smallest_voxels: int = SMALLEST_SIDE**3,
     oblique: bool = False,
     keeps_ct: bool = False,
+    dicom_seg: bool = False,
     maps: int = 0,
     limit_bytes: int | None = None,
 ) -> MemoryPlan:
@@ -114,6 +115,7 @@ def plan_memory(
         smallest_voxels: the fewest that can go through the network at once.
         oblique: whether the CT's axes are turned against the model grid's.
         keeps_ct: whether the CT is needed until the end, for a picture.
+        dicom_seg: whether the mask is written as one.
         maps: attention maps, made beside the logits and kept on the model grid; one at a time is brought to the CT's.
         limit_bytes: most that this process may take; by default what the machine has left.
 
@@ -124,11 +126,13 @@ def plan_memory(
     hu, mask, image = 2 * voxels, voxels, 4 * model
     images = (_IMAGES_BESIDE_NETWORK + maps) * image
     # Stage by stage; the CT goes when it has been resampled, unless it is kept. Turned, it is copied for that.
-    kept, picture = (hu, 3 * mask + _PICTURE_BYTES) if keeps_ct else (0, 0)
+    kept = hu if keeps_ct else 0
     there = (2 * hu if oblique else hu) + image + _SLAB_BYTES_PER_PIXEL * pixels
     slab = _OBLIQUE_BYTES_PER_PIXEL if oblique else _SLAB_BYTES_PER_PIXEL
     back = kept + 2 * mask + (1 + maps) * image + slab * pixels
-    elsewhere = base_bytes + max(there, back, kept + picture)
+    # The mask is copied to find its fullest slices, and for a DICOM SEG, which is read again and compared.
+    written = kept + max(keeps_ct * (3 * mask + _LIBRARY_BYTES), dicom_seg * (5 * mask + _LIBRARY_BYTES))
+    elsewhere = base_bytes + max(there, back, written)
     allowed = _allowed_bytes(base_bytes, limit_bytes)
     on_gpu = device.type == "cuda"
     room: int | None
@@ -187,12 +191,19 @@ def windows_in_memory(
     return window.plan(image, limit)
 
 
-def smaller_windows(full: WindowPlan, small: WindowPlan) -> str:
-    """What a record says where windows were smaller than those that the settings give."""
-    return (
-        f"memory was short: windows of {_size(small.roi)} voxels were run in place of {_size(full.roi)}; they see less "
-        "around each voxel, and the mask is not that of full windows"
-    )
+def said_of_windows(full: WindowPlan, run: WindowPlan, device: torch.device) -> list[str]:
+    """What a record says where windows were not run as the settings give them; nothing where no voxel can differ."""
+    if run.roi != full.roi:
+        return [
+            f"memory was short: windows of {_size(run.roi)} voxels were run in place of {_size(full.roi)}; they see "
+            "less around each voxel, and the mask is not that of full windows"
+        ]
+    if run.batch != full.batch and device.type != "cpu":  # other kernels may be chosen there
+        return [
+            f"memory was short: {run.batch} windows were run at once in place of {full.batch}; on this device that may "
+            "round differently, which can move single voxels of the mask's surface"
+        ]
+    return []
 
 
 def run_in_memory(

@@ -33,10 +33,10 @@ from attunet3d.memory import (
     plan_memory,
     resident_bytes,
     run_in_memory,
-    smaller_windows,
+    said_of_windows,
     windows_in_memory,
 )
-from attunet3d.outputs import CaseWriter, Outputs, Segmentation
+from attunet3d.outputs import SEG_TYPES, CaseWriter, Outputs, Segmentation
 from attunet3d.record import case_record, made_with, megabytes, session_record
 from attunet3d.runtime import PRECISIONS, FastNetwork, build_network, choose_device, choose_precision
 from attunet3d.scales import memory_factor
@@ -252,6 +252,7 @@ class Segmenter:
                 smallest_voxels=self._window.least_voxels(model.shape, self._allow_smaller_windows),
                 oblique=is_oblique(Grid(image.shape, image.affine), model),
                 keeps_ct=qc,
+                dicom_seg=outputs.output_format in SEG_TYPES,
                 maps=maps,
                 limit_bytes=self._limit_bytes,
             )
@@ -290,7 +291,7 @@ class Segmenter:
                 predicted = memory.peak_with(plan.voxels)
                 logits, plan = run_in_memory(self._window, self._window.run, image, self._network, plan, smaller)
                 self._network.release_memory()
-                warnings = [*read.facts["warnings"]] + [smaller_windows(full, plan)] * (plan.roi != full.roi)
+                warnings = [*read.facts["warnings"], *said_of_windows(full, plan, self.device)]
                 region = plan.region(read.model.shape)
                 logits = embed(logits, plan.box, region)
             if outputs.attention:
@@ -298,8 +299,7 @@ class Segmenter:
                     self._window.progress = partial(notify, "attention")
                     gates = self._attention_maps()
                     alphas, seen = run_in_memory(self._window, self._window.average, image, gates, plan, smaller)
-                    if seen.roi != plan.roi:
-                        warnings.append(f"attention maps: {smaller_windows(plan, seen)}")
+                    warnings += [f"attention maps: {said}" for said in said_of_windows(plan, seen, self.device)]
                     maps = MapsOnCT(gates.network.names, alphas[0].cpu(), crop(read.model, plan.box), read.grid)
                     del alphas
             del image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from attunet3d import AttentionUNet, Segmenter, memory
 from attunet3d.errors import ConfigError, MemoryLimitError
 from attunet3d.folding import fold
-from attunet3d.memory import MemoryPlan, keep_freed_memory, network_bytes_per_voxel, plan_memory
+from attunet3d.inferers.windows import WindowPlan
+from attunet3d.memory import MemoryPlan, keep_freed_memory, network_bytes_per_voxel, plan_memory, said_of_windows
 
 CPU = torch.device("cpu")
 MB, GB = 10**6, 10**9
@@ -76,6 +78,10 @@ def test_what_is_held_is_counted() -> None:
     # With the CT kept for a picture, it and the mask, twice while it is made, beside the logits.
     assert plan(window=SMALLEST, per_voxel=1, keeps_ct=True).peak_bytes - 500 * MB > 2 * ct + image
     assert plan(base_bytes=800 * MB).peak_bytes == plan().peak_bytes + 300 * MB
+    # A DICOM SEG is made of copies of the mask, which a large CT has to have room for when the network is done.
+    large = (512, 512, 1500)
+    assert plan(large, dicom_seg=True).peak_bytes - 500 * MB > 5 * math.prod(large)
+    assert plan(dicom_seg=True).peak_bytes == plan().peak_bytes
 
 
 @torch.no_grad()
@@ -464,6 +470,17 @@ def _fail_if_split(network: torch.nn.Module, difference: bool = False, split: bo
 
 
 # --- a GPU
+
+
+def test_fewer_windows_at_once_are_said_where_they_may_round_differently() -> None:
+    full = WindowPlan((64, 64, 64), [], 0, (slice(0, 64),) * 3, 4)
+    for batch, device, said in ((4, "cuda", 0), (2, "cuda", 1), (2, "cpu", 0)):
+        found = said_of_windows(full, replace(full, batch=batch), torch.device(device))
+        assert len(found) == said
+    assert (
+        "2 windows were run at once in place of 4"
+        in said_of_windows(full, replace(full, batch=2), torch.device("cuda"))[0]
+    )
 
 
 @pytest.fixture
