@@ -38,6 +38,12 @@ settings.load_profile("attunet3d")
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(autouse=True)
+def _ample_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other programs leave of the machine's memory decides over windows and refusals, but over no test."""
+    monkeypatch.setattr("attunet3d.memory.available_bytes", lambda: None)
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The program in this process: `run("segment", ...)` gives exit code, stdout and stderr."""

@@ -54,8 +54,8 @@ def together(work: Callable[..., Any], folder: Path, *arguments: Any, processes:
 
 def run_module(
     module: str, arguments: Sequence[object], folder: Path, environments: Sequence[dict[str, str]] = ({},)
-) -> str:
-    """What ``python -m module arguments`` in a folder prints, once for each environment, all at the same time."""
+) -> None:
+    """``python -m module arguments`` in a folder, once for each environment, all at the same time; none may fail."""
     outputs = [folder / f"output{number}.txt" for number in range(len(environments))]
     texts = [str(argument) for argument in arguments]
     running = [
@@ -63,28 +63,24 @@ def run_module(
         for environment, output in zip(environments, outputs, strict=True)
     ]
     run_all(running)
-    printed = "\n".join(output.read_text() for output in outputs)
-    assert [process.exitcode for process in running] == [0] * len(running), printed[-5000:]
-    return printed
+    printed = "\n".join(output.read_text()[-3000:] for output in outputs)
+    assert [process.exitcode for process in running] == [0] * len(running), printed
 
 
 def run_all(processes: Sequence[ForkServerProcess]) -> None:
     """Start them and wait for all; where one fails or hangs, the others, which may wait for it, are ended."""
     for process in processes:
         process.start()
-    left = list(processes)
-    while left:
-        ended = wait([process.sentinel for process in left], HANG)
-        for process in [process for process in left if process.sentinel in ended]:
+    left = {process.sentinel: process for process in processes}
+    failed = False
+    while left and not failed:
+        ended = [left.pop(sentinel) for sentinel in wait(list(left), HANG)]
+        for process in ended:
             process.join()
-            left.remove(process)
-            if process.exitcode:
-                ended = []
-        if not ended:
-            for process in left:
-                process.kill()
-                process.join()
-            return
+        failed = not ended or any(process.exitcode for process in ended)
+    for process in left.values():
+        process.kill()
+        process.join()
 
 
 @contextmanager
@@ -94,7 +90,6 @@ def ranks(count: int) -> Iterator[list[dict[str, str]]]:
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(count)}
     common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     yield [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    del store
 
 
 def _run(

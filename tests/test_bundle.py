@@ -35,24 +35,16 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def monai_bundle(*arguments: object, cwd: Path) -> str:
-    """``python -m monai.bundle`` in a folder that is not the bundle's, where imports take no time; what it printed."""
-    return run_module("monai.bundle", arguments, cwd)
+def monai_bundle(*arguments: object, cwd: Path) -> None:
+    """``python -m monai.bundle`` in a folder that is not the bundle's, but for the time that imports take."""
+    run_module("monai.bundle", arguments, cwd)
 
 
 def torchrun_monai_bundle(*arguments: object, cwd: Path) -> None:
     """The same in two processes, by the command of the documentation, which imports everything anew."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "monai.bundle",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *map(str, arguments)], cwd=cwd, env=environment, check=True, timeout=HANG)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, "-m", "monai.bundle", *map(str, arguments)]
+    subprocess.run(command, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=HANG)
 
 
 def ids(values: dict[str, Any]) -> list[str]:

@@ -31,9 +31,7 @@ class Killed(BaseException):
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path | None]:
     """write(run, qc=False, maps=(), suffix=".nii.gz"): a result whose every file says which run made it."""
-    monkeypatch.setattr(
-        "attunet3d.report.qc.qc_picture", lambda path, hu, mask, *rest: path.write_text(str(hu[0, 0, 0]))
-    )
+    monkeypatch.setattr("attunet3d.report.qc.qc_picture", lambda file, hu, mask, *rest: file.write(b"%d" % hu[0, 0, 0]))
 
     def call(run: int, qc: bool = False, maps: tuple[str, ...] = (), suffix: str = ".nii.gz") -> Path | None:
         read = SimpleNamespace(grid=Grid(SHAPE, np.eye(4)), facts={"warnings": []}, files=(), frames=())
@@ -42,7 +40,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
             case._mask_suffix = suffix
             case._save = lambda path, mask, affine: path.write_bytes(mask.tobytes()[:1])
         array = np.full(SHAPE, run, np.uint8)
-        record: dict[str, Any] = {"run": run, "volume_ml": 0.0, "memory_mb": {}}
+        record: dict[str, Any] = {"run": run, "volume_ml": 0.0, "memory_mb": {}, "warnings": []}
         hu = np.full(SHAPE, run, np.int16) if qc else None
         return case.write(array, record, dict.fromkeys(maps, array), hu, nullcontext())
 

@@ -31,6 +31,7 @@ from attunet3d.errors import (
 from attunet3d.inferers.windows import SlidingWindow
 from attunet3d.io.cases import case_name
 from attunet3d.io.slabs import StoredImage
+from attunet3d.metrics import place_on
 from attunet3d.workflow import make_workflow
 
 
@@ -555,5 +556,5 @@ def test_real_ct_keeps_its_grid(session: Segmenter, tmp_path: Path) -> None:
     result = session.segment(SHARED_DATA / "lidc0001" / "dicom", tmp_path)
     labels = nib.load(SHARED_DATA / "lidc0001" / "totalsegmentator_organs.nii.gz")
     assert result.mask.shape == labels.shape
-    reference = SHARED_DATA / "lidc0001" / "totalsegmentator_organs.nii.gz"
-    assert score(result.path, reference, reference_label=7)["reference_ml"] > 0
+    affine = nib.load(result.path).affine
+    assert place_on(np.asarray(labels.dataobj), labels.affine, result.mask.shape, affine, "mask and labels").any()
