@@ -300,7 +300,7 @@ def test_shares_become_the_nearest_of_256_values() -> None:
 def test_writing_that_fails_leaves_nothing(
     session: Segmenter, write_phantom: WritePhantom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str
 ) -> None:
-    write = nib.save
+    ct, write = write_phantom(), nib.save
 
     def full(image: nib.Nifti1Image, path: Path) -> None:
         if ("level4" in path.name) == (stop == "map"):
@@ -309,7 +309,7 @@ def test_writing_that_fails_leaves_nothing(
 
     monkeypatch.setattr(nib, "save", full)
     with pytest.raises(OutputError, match="No space left"):
-        session.segment(write_phantom(), tmp_path / "out", qc=True, attention=True)
+        session.segment(ct, tmp_path / "out", qc=True, attention=True)
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -15,7 +15,7 @@ from attunet3d.many.deaths import HEALTH_SECONDS, MOST_IN_ALL, WAVE_SECONDS
 from attunet3d.many.manifest import ManyCase
 
 SIMULATION = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
