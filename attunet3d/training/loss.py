@@ -22,7 +22,7 @@ class DiceCELoss(nn.Module):
         auxiliary_weight: of that loss.
 
     Where a label is negative (see `UnlabelledClassesd`), the voxel is background or one of the classes that nobody drew
-    in this case, and the loss asks for no more: their probabilities count together as background's in the cross-entropy,
+    in this case, and the loss asks for no more: their probabilities count together as background in the cross-entropy,
     and the voxel has no part in their Dice.
 
     Source: Milletari et al., V-Net, arXiv 1606.04797 (Dice, here with plain sums in the denominator). Partial labels:
