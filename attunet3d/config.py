@@ -30,6 +30,7 @@ INFERENCE_IDS = (
     "backend",
     "allow_uneven",
     "spacing",
+    "antialias",
     "hu_window",
     "roi_size",
     "max_window_voxels",

@@ -85,8 +85,10 @@ class Segmenter:
         self.checkpoint = Path(values["checkpoint"])
         self._allow_uneven = values["allow_uneven"]
         self._keep_components = values["keep_components"]
-        if not isinstance(self._allow_uneven, bool):
-            raise ConfigError(f"allow_uneven must be true or false, got {self._allow_uneven!r}")
+        self._antialias = values["antialias"]
+        for name in ("allow_uneven", "antialias"):
+            if not isinstance(values[name], bool):
+                raise ConfigError(f"{name} must be true or false, got {values[name]!r}")
         try:
             self._spacing = _three(values["spacing"])
             self._hu_window = tuple(float(hu) for hu in values["hu_window"])
@@ -270,7 +272,7 @@ class Segmenter:
                 volume = torch.from_numpy(hu).to(self.device)
                 if not outputs.qc:
                     hu = None
-                image = resample_image(volume, read.grid, read.model, fill=AIR_HU)
+                image = resample_image(volume, read.grid, read.model, fill=AIR_HU, antialias=self._antialias)
                 del volume
                 image = scale_hu_(image, self._hu_window)[None, None]
             with stage("network"):
