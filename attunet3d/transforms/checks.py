@@ -30,7 +30,7 @@ class CheckLabeld(MapTransform):
     """Check label maps as `attunet3d prepare` does: their values, and that the pancreas lies in the body. What is odd
     and no error is logged.
 
-    A case with a true "negative", or with a "labelled" that does not name it, must be without pancreas; others must not.
+    A case with a true "negative", or with a "labelled" that does not name it, must be without; others must have some.
 
     Args:
         keys: label maps (1, X, Y, Z) of integers, on the voxels of the image.
