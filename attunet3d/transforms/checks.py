@@ -67,7 +67,7 @@ class CheckLabeld(MapTransform):
             notes = check_values(path, label, self.values, may_lack=negative)
             if negative and not notes:
                 raise UnsupportedImageError(
-                    f'{path}: has pancreas, though the datalist says ("negative", "labelled") that it has none'
+                    f'{path}: has pancreas, though the datalist calls the case "negative", or "labelled" without it'
                 )
             if not negative:
                 found = check_place(path, label, hu, self.values, voxel_ml(grid_of(d[self.image]).affine))
