@@ -31,6 +31,7 @@ INFERENCE_IDS = (
     "allow_uneven",
     "allow_smaller_windows",
     "spacing",
+    "antialias",
     "hu_window",
     "roi_size",
     "max_window_voxels",

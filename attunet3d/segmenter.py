@@ -90,6 +90,7 @@ class Segmenter:
         self.checkpoint = Path(values["checkpoint"])
         self._allow_uneven = _switch(values, "allow_uneven")
         self._allow_smaller_windows = _switch(values, "allow_smaller_windows")
+        self._antialias = _switch(values, "antialias")
         self._keep_components = values["keep_components"]
         try:
             self._spacing = _three(values["spacing"])
@@ -281,7 +282,7 @@ class Segmenter:
                 volume = torch.from_numpy(hu).to(self.device)
                 if not outputs.qc:
                     hu = None
-                image = resample_image(volume, read.grid, read.model, fill=AIR_HU)
+                image = resample_image(volume, read.grid, read.model, fill=AIR_HU, antialias=self._antialias)
                 del volume
                 image = scale_hu_(image, self._hu_window)[None, None]
             with stage("network"):

@@ -17,7 +17,7 @@ SECTIONS = ("training", "validation", "test")
 # What others call them. MONAI's Auto3DSeg has "testing" for "test".
 _TESTING = "testing"
 _MEANT = {"train": "training", "trainset": "training", "val": "validation", "valid": "validation", "dev": "validation"}
-_CASE_KEYS = ("image", "label", "fold", "negative")
+_CASE_KEYS = ("image", "label", "fold", "negative", "labelled")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def load_cases(
 
     Where the cases under "training" have folds and there is no "validation", the cases of ``fold`` are for validation
     and all others for training. Otherwise a section is what the datalist lists under its name. A training case whose
-    entry has "negative": true may be without pancreas; its dict has that key too.
+    entry has "negative": true may be without pancreas; its dict has that key too. Where not every organ was drawn, the
+    entry says which were: "labelled", names of the config's ``classes``; a training case's dict has it too.
 
     Args:
         datalist: a datalist of MONAI's format.
@@ -212,6 +213,14 @@ def _case(entry: _Entry, datalist: str | Path, dataset_dir: str | Path, section:
                 '(without a "fold" a case is always for training)'
             )
         case["negative"] = True
+    labelled = entry.keys.get("labelled")
+    if labelled is not None:
+        if not isinstance(labelled, list) or not all(isinstance(name, str) for name in labelled):
+            raise ConfigError(f'{entry.where}: "labelled" is {labelled!r}, and should be a list of names of organs')
+        if section == "training":
+            case["labelled"] = labelled
+        elif "pancreas" not in labelled:
+            raise ConfigError(f"{entry.where}: no pancreas was drawn; it cannot judge one: take it out of {section}")
     return case
 
 

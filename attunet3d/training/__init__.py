@@ -19,6 +19,7 @@ _PUBLIC = {
     "ReuseMemory": "handlers",
     "RunCheckpoint": "run_checkpoint",
     "TargetClassesd": "targets",
+    "UnlabelledClassesd": "targets",
     "distributed_network": "distributed",
     "fill_cache": "cases",
     "loader_workers": "cases",
@@ -41,6 +42,7 @@ __all__ = [
     "ReuseMemory",
     "RunCheckpoint",
     "TargetClassesd",
+    "UnlabelledClassesd",
     "distributed_network",
     "fill_cache",
     "loader_workers",
@@ -60,6 +62,6 @@ if TYPE_CHECKING:
     from attunet3d.training.patches import RandPatchd
     from attunet3d.training.run_checkpoint import RunCheckpoint
     from attunet3d.training.schedule import warmup_polynomial
-    from attunet3d.training.targets import TargetClassesd
+    from attunet3d.training.targets import TargetClassesd, UnlabelledClassesd
 
 __getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

@@ -45,7 +45,7 @@ class CachedCases(Dataset[Any]):
     that is resumed sees what it would have seen.
 
     Args:
-        data: cases as {"image": path, "label": path}; what else they say goes to the transforms.
+        data: cases as {"image": path, "label": path}; what else they say goes to the transforms, "labelled" to all.
         transform: a ``Compose`` with one `ToModelGridd`, whose keys are kept: images as int16 HU, labels as uint8.
         cache_dir: folder for the files; made if it does not exist.
         seed: of the random transforms.
@@ -81,6 +81,8 @@ class CachedCases(Dataset[Any]):
         if index not in self._ready:
             self._ready[index] = self._prepared(index)
         item = _mapped(self._ready[index])
+        if "labelled" in self.data[index]:
+            item["labelled"] = self.data[index]["labelled"]
         self._then.set_random_state(seed=int(np.random.SeedSequence((self.seed, key)).generate_state(1)[0]))
         return self._then(item)
 

@@ -21,7 +21,12 @@ class DiceCELoss(nn.Module):
             classes of the label, target, other organs and background, and have a loss of their own.
         auxiliary_weight: of that loss.
 
-    Source: Milletari et al., V-Net, arXiv 1606.04797 (Dice, here with plain sums in the denominator).
+    Where a label is negative (see `UnlabelledClassesd`), the voxel is background or one of the classes that nobody drew
+    in this case, and the loss asks for no more: their probabilities count together as background in the cross-entropy,
+    and the voxel has no part in their Dice.
+
+    Source: Milletari et al., V-Net, arXiv 1606.04797 (Dice, here with plain sums in the denominator). Partial labels:
+    Fang and Yan, IEEE TMI 39, 2020; Shi et al., Medical Image Analysis 70, 2021 (marginal loss).
     """
 
     def __init__(
@@ -42,25 +47,48 @@ class DiceCELoss(nn.Module):
         self.auxiliary_weight = auxiliary_weight
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Logits (B, C, X, Y, Z) and label (B, 1, X, Y, Z) of class numbers -> scalar."""
-        label = label.long()
+        """Logits (B, C, X, Y, Z) and label (B, 1, X, Y, Z), see `split_label` -> scalar."""
+        known, maybe = split_label(label[:, 0].long())
         count = self.num_classes
         if count is None or logits.shape[1] == count:
-            return self._loss(logits, label)
-        target = self._loss(logits[:, :count], label * (label < count))
-        return target + self.auxiliary_weight * self._loss(logits[:, count:], label)
+            return self._loss(logits, known, maybe)
+        of_target = None if maybe is None else maybe & (1 << count) - 1
+        target = self._loss(logits[:, :count], known * (known < count), of_target)
+        return target + self.auxiliary_weight * self._loss(logits[:, count:], known, maybe)
 
-    def _loss(self, logits: Tensor, label: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, label: Tensor, maybe: Tensor | None) -> Tensor:
         log_p = F.log_softmax(logits, dim=1)
         p = log_p.exp()
         classes = range(self.first, logits.shape[1])
-        inside = torch.stack([(p[:, c] * (label[:, 0] == c)).sum() for c in classes])
-        predicted = torch.stack([p[:, c].sum() for c in classes])
+        inside = torch.stack([(p[:, c] * (label == c)).sum() for c in classes])
+        predicted = torch.stack([(p[:, c] if maybe is None else p[:, c] * ~_has(maybe, c)).sum() for c in classes])
         labelled = torch.stack([(label == c).sum() for c in classes]).to(p.dtype)
         inside, predicted, labelled = _over_processes(torch.stack([inside, predicted, labelled]))
         dice = (2 * inside + self.smooth) / (predicted + labelled + self.smooth)
-        cross_entropy = F.nll_loss(log_p, label[:, 0])
+        if maybe is not None:
+            log_p = torch.cat([_log_background(log_p, maybe), log_p[:, 1:]], dim=1)
+        cross_entropy = F.nll_loss(log_p, label)
         return self.dice_weight * (1 - dice.mean()) + self.ce_weight * cross_entropy
+
+
+def split_label(label: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Of labels that may be negative: class numbers, and where they are 0 bit c of what class c the voxel may be.
+
+    The second is None where every voxel's class is known.
+    """
+    maybe = (-label).clamp(min=0)
+    return label.clamp(min=0), maybe if bool(maybe.any()) else None
+
+
+def _has(maybe: Tensor, number: int) -> Tensor:
+    return (maybe >> number & 1).bool()
+
+
+def _log_background(log_p: Tensor, maybe: Tensor) -> Tensor:
+    """Log probability (B, 1, X, Y, Z) of background, or of anything that the voxel may be."""
+    classes = torch.arange(1, log_p.shape[1], device=log_p.device).reshape(-1, 1, 1, 1)
+    other = log_p[:, 1:].masked_fill(~_has(maybe[:, None], classes), -torch.inf)
+    return torch.cat([log_p[:, :1], other], dim=1).logsumexp(dim=1, keepdim=True)
 
 
 def _over_processes(sums: Tensor) -> Tensor:

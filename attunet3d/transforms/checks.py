@@ -30,7 +30,7 @@ class CheckLabeld(MapTransform):
     """Check label maps as `attunet3d prepare` does: their values, and that the pancreas lies in the body. What is odd
     and no error is logged.
 
-    A case with a true "negative" must be without pancreas; others must have some.
+    A case with a true "negative", or with a "labelled" that does not name it, must be without; others must have some.
 
     Args:
         keys: label maps (1, X, Y, Z) of integers, on the voxels of the image.
@@ -60,13 +60,15 @@ class CheckLabeld(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        negative = bool(d.get("negative", False))
+        negative = bool(d.get("negative", False)) or "pancreas" not in d.get("labelled", ["pancreas"])
         for key in self.key_iterator(d):
             path = str(d[key].meta.get("filename_or_obj", key))
             label, hu = (d[name].as_tensor()[0].cpu().numpy() for name in (key, self.image))
             notes = check_values(path, label, self.values, may_lack=negative)
             if negative and not notes:
-                raise UnsupportedImageError(f'{path}: has pancreas, though the datalist calls the case "negative"')
+                raise UnsupportedImageError(
+                    f'{path}: has pancreas, though the datalist calls the case "negative", or "labelled" without it'
+                )
             if not negative:
                 found = check_place(path, label, hu, self.values, voxel_ml(grid_of(d[self.image]).affine))
                 notes = [f"{path}: {note}" for note in found]

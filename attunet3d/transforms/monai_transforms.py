@@ -67,6 +67,7 @@ class ToModelGridd(MapTransform):
         keys: items of shape (1, X, Y, Z) with an affine.
         spacing: mm, one number or three.
         mode: "linear" for images (float32, air outside), "label" for label maps (uint8, background outside), per key.
+        antialias: see `resample`.
         allow_missing_keys: as in MONAI.
 
     Raises:
@@ -79,9 +80,11 @@ class ToModelGridd(MapTransform):
         keys: KeysCollection,
         spacing: float | Sequence[float],
         mode: str | Sequence[str] = "linear",
+        antialias: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.antialias = antialias
         x, y, z = (float(s) for s in ensure_tuple_rep(spacing, 3))
         self.spacing = (x, y, z)
         self.mode = ensure_tuple_rep(mode, len(self.keys))
@@ -99,9 +102,9 @@ class ToModelGridd(MapTransform):
                 target = model_grid(source, self.spacing)
             volume = image.as_tensor()
             if mode == "linear":
-                values = resample_image(volume, source, target, fill=AIR_HU)
+                values = resample_image(volume, source, target, fill=AIR_HU, antialias=self.antialias)
             else:
-                values = resample_label(volume[0], source, target)[None]
+                values = resample_label(volume[0], source, target, antialias=self.antialias)[None]
             meta = _meta_without_affine(image)
             meta[_SOURCE_SHAPE] = torch.tensor(source.shape)
             meta[_SOURCE_AFFINE] = torch.as_tensor(source.affine)

@@ -3,10 +3,15 @@
 Conventions: arrays are (..., X, Y, Z); an affine maps voxel indices (voxel centres) to RAS+ millimetres. A voxel covers
 half a voxel on each side of its centre: inside that extent values are held constant beyond the outermost centres,
 outside it the fill value is taken. Only one slab is ever held in floating point, whatever the volume's size.
+
+Linear interpolation looks at the two nearest voxels, however coarse the target: what lies between them is lost, and
+noise stays. With ``antialias`` each value on a coarser target is the mean over all voxels that are nearer than one of
+its own steps, with weights that fall linearly to 0 there. Where the target is as fine, both are the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +24,8 @@ from attunet3d.errors import ConfigError
 AIR_HU = -1024.0  # outside the scanned field
 # Two grids count as aligned when treating them so moves no sample by more than this (voxels of the source).
 _ALIGNED_TOLERANCE = 1e-3
+# Lower and upper neighbour of each position, and the upper one's weight.
+Taps = tuple[Tensor, Tensor, Tensor]
 # Shares of two classes that differ by less are equal but for rounding.
 _TIE = 1e-4
 
@@ -54,7 +61,7 @@ def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Gri
 
 
 def resample_slabs(
-    volume: Tensor, source: Grid, target: Grid, *, fill: float, slab: int = 8
+    volume: Tensor, source: Grid, target: Grid, *, fill: float, antialias: bool = False, slab: int = 8
 ) -> Iterator[tuple[slice, Tensor]]:
     """Resample ``volume`` linearly onto ``target``, a slab at a time.
 
@@ -63,6 +70,7 @@ def resample_slabs(
         source: the grid of ``volume``.
         target: the grid to sample on.
         fill: value outside the source volume.
+        antialias: take the mean where the target is coarser; along the source's axes where the grids are rotated.
         slab: planes of the target's last axis per step.
 
     Yields:
@@ -70,23 +78,26 @@ def resample_slabs(
     """
     to_source = np.linalg.inv(np.asarray(source.affine, np.float64)) @ np.asarray(target.affine, np.float64)
     axes = _aligned_axes(to_source, target.shape)
+    if axes is None and antialias:
+        volume, source = _shrunk(volume, source, np.linalg.norm(to_source[:3, :3], axis=1), fill)
+        to_source = np.linalg.inv(source.affine) @ np.asarray(target.affine, np.float64)
     for start in range(0, target.shape[2], slab):
         planes = slice(start, min(start + slab, target.shape[2]))
         if axes is None:
             yield planes, _sample_general(volume, to_source, target.shape, planes, fill)
         else:
-            yield planes, _sample_separable(volume, to_source, axes, target.shape, planes, fill)
+            yield planes, _sample_separable(volume, to_source, axes, target.shape, planes, fill, antialias)
 
 
-def resample_image(volume: Tensor, source: Grid, target: Grid, *, fill: float) -> Tensor:
+def resample_image(volume: Tensor, source: Grid, target: Grid, *, fill: float, antialias: bool = False) -> Tensor:
     """``volume`` (..., X, Y, Z) resampled linearly onto ``target``, float32."""
     out = torch.empty((*volume.shape[:-3], *target.shape), dtype=torch.float32, device=volume.device)
-    for planes, values in resample_slabs(volume, source, target, fill=fill):
+    for planes, values in resample_slabs(volume, source, target, fill=fill, antialias=antialias):
         out[..., planes] = values
     return out
 
 
-def resample_label(label: Tensor, source: Grid, target: Grid) -> Tensor:
+def resample_label(label: Tensor, source: Grid, target: Grid, *, antialias: bool = False) -> Tensor:
     """Integer label map (X, Y, Z) on ``target``: each voxel takes the class with the largest linear share, uint8.
 
     Two classes give the half-way surface of linear interpolation. Grids whose spacings are multiples of each other put
@@ -97,11 +108,12 @@ def resample_label(label: Tensor, source: Grid, target: Grid) -> Tensor:
     out = torch.zeros(target.shape, dtype=torch.uint8, device=label.device)
     share = torch.full(target.shape, 0.5 if len(classes) == 1 else 0.0, device=label.device)
     if len(classes) > 1:
-        share = resample_image((label == 0).to(torch.uint8), source, target, fill=1.0)
+        share = resample_image((label == 0).to(torch.uint8), source, target, fill=1.0, antialias=antialias)
     odd = [torch.arange(n, device=label.device) % 2 == 1 for n in target.shape]
     share += torch.where(odd[0][:, None, None] ^ odd[1][:, None] ^ odd[2], -_TIE, _TIE)
     for value in classes:
-        for planes, values in resample_slabs((label == value).to(torch.uint8), source, target, fill=0.0):
+        one = (label == value).to(torch.uint8)
+        for planes, values in resample_slabs(one, source, target, fill=0.0, antialias=antialias):
             wins = values > share[..., planes]
             out[..., planes][wins] = value
             share[..., planes][wins] = values[wins]
@@ -183,14 +195,53 @@ def _aligned_axes(to_source: np.ndarray, shape: tuple[int, int, int]) -> tuple[i
     return (int(axes[0]), int(axes[1]), int(axes[2])) if moved.max() < _ALIGNED_TOLERANCE else None
 
 
-def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lower and upper neighbour (int64), the upper one's weight (float32), and whether the position is inside."""
-    inside = (position >= -0.5 - 1e-6) & (position <= size - 0.5 + 1e-6)
+def _is_inside(position: Tensor, size: int) -> Tensor:
+    return (position >= -0.5 - 1e-6) & (position <= size - 0.5 + 1e-6)
+
+
+def _neighbours(position: Tensor, size: int) -> Taps:
+    """Lower and upper neighbour (int64), and the upper one's weight (float32); at the borders the outermost voxel."""
     position = position.clamp(0, size - 1)
     lower = position.floor().clamp(max=max(size - 2, 0))
     weight = (position - lower).to(torch.float32)
     lower = lower.to(torch.int64)
-    return lower, (lower + 1).clamp(max=size - 1), weight, inside
+    return lower, (lower + 1).clamp(max=size - 1), weight
+
+
+def _mean_weights(position: Tensor, size: int, step: float) -> Tensor:
+    """Weights (size, positions), float32, of the mean over the voxels nearer than ``step`` to each position."""
+    distance = (torch.arange(size, dtype=torch.float64)[:, None] - position.clamp(0, size - 1)).abs()
+    weights = (1 - distance / step).clamp(min=0)
+    return (weights / weights.sum(dim=0)).to(torch.float32)
+
+
+def _weighted(values: Tensor, dim: int, taps: Taps | Tensor) -> Tensor:
+    """Each position along ``dim``: between two neighbours, or as a weighted mean of all voxels there; float32."""
+    if isinstance(taps, Tensor):
+        values, weights = values.to(torch.float32), taps.to(values.device)
+        if dim == values.ndim - 1:
+            return values @ weights
+        if dim == values.ndim - 2:
+            return weights.mT @ values
+        return (weights.mT @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
+    lower, upper, weight = (part.to(values.device) for part in taps)
+    below = values.index_select(dim, lower).to(torch.float32)
+    above = values.index_select(dim, upper).to(torch.float32)
+    return below.lerp_(above, weight.view(_along(dim, values)))
+
+
+def _along(dim: int, values: Tensor) -> list[int]:
+    return [-1 if axis == dim else 1 for axis in range(values.ndim)]
+
+
+def _shrunk(volume: Tensor, source: Grid, steps: np.ndarray, fill: float) -> tuple[Tensor, Grid]:
+    """``volume`` as means along its own axes, on a grid that is coarser by ``steps`` where they are more than 1."""
+    steps = np.maximum(steps, 1.0)
+    shape = tuple(int(n) for n in np.maximum(np.ceil(np.array(source.shape) / steps - _ALIGNED_TOLERANCE), 1))
+    to_source = np.diag([*steps, 1.0])
+    to_source[:3, 3] = (np.array(source.shape) - 1) / 2 - steps * (np.array(shape) - 1) / 2  # centred
+    grid = Grid((shape[0], shape[1], shape[2]), np.asarray(source.affine, np.float64) @ to_source)
+    return resample_image(volume, source, grid, fill=fill, antialias=True), grid
 
 
 def _sample_separable(
@@ -200,35 +251,35 @@ def _sample_separable(
     shape: tuple[int, int, int],
     planes: slice,
     fill: float,
+    antialias: bool = False,
 ) -> Tensor:
     # Worked on as (..., Z, Y, X): so files and readers hold CTs, and index_select then moves whole planes and rows.
     first = volume.ndim - 3
     values = volume.permute(*range(first), *(first + axis for axis in reversed(axes)))
     centre = (np.asarray(shape) - 1) / 2  # the small off-axis terms count at the middle, where they err least
-    samples: list[tuple[float, int, tuple[Tensor, Tensor, Tensor, Tensor]]] = []
+    samples: list[tuple[float, int, Taps | Tensor]] = []
+    outside: list[Tensor] = []
     for axis in range(3):
         dim = first + 2 - axis
         start, stop = (planes.start, planes.stop) if axis == 2 else (0, shape[axis])
         row = to_source[axes[axis]]
         offset = row[3] + sum(row[other] * centre[other] for other in range(3) if other != axis)
         position = torch.from_numpy(row[axis] * np.arange(start, stop, dtype=np.float64) + offset)
-        lower, upper, weight, inside = _neighbours(position, values.shape[dim])
-        growth = shape[axis] / values.shape[dim]
-        if axis == 2:  # of the source only the planes that the slab needs
-            low, high = int(lower.min()), int(upper.max())
-            values = values.narrow(dim, low, high - low + 1)
-            lower, upper = lower - low, upper - low
-        samples.append((growth, dim, (lower, upper, weight, inside)))
-    outside: list[Tensor] = []
-    # The axis that shrinks most comes first: the others have less to do.
-    for _, dim, (lower, upper, weight, inside) in sorted(samples, key=lambda sample: sample[0]):
-        view = [1] * values.ndim
-        view[dim] = -1
-        below = values.index_select(dim, lower.to(values.device)).to(torch.float32)
-        above = values.index_select(dim, upper.to(values.device)).to(torch.float32)
-        values = below.lerp_(above, weight.view(view).to(values.device))
+        size, step = values.shape[dim], abs(float(row[axis]))
+        inside = _is_inside(position, size)
         if not bool(inside.all()):
-            outside.append(~inside.view(view).to(values.device))
+            outside.append(~inside.view(_along(dim, values)).to(values.device))
+        reach = step if antialias else 1.0
+        if axis == 2:  # of the source only the planes that the slab needs
+            nearest = position.clamp(0, size - 1)
+            low = max(math.floor(float(nearest.min()) - reach), 0)
+            high = min(math.ceil(float(nearest.max()) + reach), size - 1)
+            values, position, size = values.narrow(dim, low, high - low + 1), position - low, high - low + 1
+        taps = _mean_weights(position, size, step) if reach > 1 + _ALIGNED_TOLERANCE else _neighbours(position, size)
+        samples.append((shape[axis] / volume.shape[axes[axis] - 3], dim, taps))
+    # The axis that shrinks most comes first: the others have less to do.
+    for _, dim, taps in sorted(samples, key=lambda sample: sample[0]):
+        values = _weighted(values, dim, taps)
     for mask in outside:
         values.masked_fill_(mask, fill)
     return values.transpose(first, first + 2)  # (..., X, Y, n)
@@ -250,7 +301,8 @@ def _sample_general(
     for axis in range(3):
         row = to_source[axis]
         position = index[0] * row[0] + index[1] * row[1] + index[2] * row[2] + row[3]  # (X, Y, n)
-        lower, upper, weight, within = _neighbours(position, size[axis])
+        lower, upper, weight = _neighbours(position, size[axis])
+        within = _is_inside(position, size[axis])
         inside = within if inside is None else inside & within
         corners.append((lower * strides[axis], upper * strides[axis], weight))
     flat = volume.reshape(*volume.shape[:-3], -1)

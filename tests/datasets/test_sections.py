@@ -194,3 +194,18 @@ def test_a_case_without_pancreas_can_teach_and_not_judge(dataset: Path) -> None:
         ConfigError, match=r"i2.nii.gz\): has no pancreas .* cannot judge one; take it out of validation"
     ):
         load(dataset, content, "validation")
+
+
+def test_organs_that_were_drawn(dataset: Path) -> None:
+    """A case says which; one without the pancreas teaches other organs, and judges nothing."""
+    part, whole = case(0, labelled=["liver", "spleen"]), case(2, labelled=["pancreas", "liver"])
+    content = {"training": [part, case(1)], "validation": [whole], "test": [part]}
+    path = dataset / "d.json"
+    path.write_text(json.dumps(content))
+    cases = load_cases(path, dataset, "training")
+    assert [found.get("labelled") for found in cases] == [["liver", "spleen"], None]
+    assert "labelled" not in load_cases(path, dataset, "validation")[0]
+    with pytest.raises(ConfigError, match=r"case 1 under \"test\" .*no pancreas was drawn"):
+        load_cases(path, dataset, "test")
+    with pytest.raises(ConfigError, match=r"\"labelled\" is 'liver', and should be a list"):
+        load(dataset, {"training": [case(0, labelled="liver")]})

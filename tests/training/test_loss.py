@@ -21,8 +21,8 @@ def logits_of(label: Tensor, classes: int = 2) -> Tensor:
     return SURE * nn.functional.one_hot(label[:, 0].long(), classes).movedim(-1, 1).float()
 
 
-def line(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.uint8).reshape(1, 1, -1, 1, 1)
+def line(*values: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    return torch.tensor(values, dtype=dtype).reshape(1, 1, -1, 1, 1)
 
 
 def test_a_perfect_prediction_costs_nothing() -> None:
@@ -149,3 +149,67 @@ def test_other_organs_have_a_loss_of_their_own() -> None:
     assert float(loss(wrong, label)) == pytest.approx(0.5 * float(alone))
     missed = torch.cat((logits_of(line(0, 0, 0, 0)), organs), dim=1)
     assert float(loss(missed, label)) == pytest.approx(float(DiceCELoss()(missed[:, :2], line(0, 1, 0, 0))))
+
+
+def gradient(loss: DiceCELoss, logits: Tensor, label: Tensor) -> Tensor:
+    logits = logits.clone().requires_grad_()
+    loss(logits, label).backward()
+    assert logits.grad is not None
+    return logits.grad
+
+
+def moved(logits: Tensor, gradient: Tensor, first: int, second: int) -> Tensor:
+    """How the loss changes when probability goes from one class to another, per voxel."""
+    p = logits.softmax(dim=1)
+    # d logits that moves p from `first` to `second` and leaves all other classes as they are: +-1/p of the two.
+    return gradient[:, second] / p[:, second] - gradient[:, first] / p[:, first]
+
+
+MAYBE_2 = -(2**2)  # background, or class 2, which nobody drew
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_class_that_was_not_drawn_has_no_say(background: bool) -> None:
+    """It costs nothing, and gains nothing, to call background the organ that nobody drew."""
+    torch.manual_seed(0)
+    logits, label = torch.randn(1, 4, 6, 1, 1), line(0, 0, 1, 3, 0, 0).int()
+    partial = torch.where(label == 0, MAYBE_2, label)
+    loss = DiceCELoss(include_background=background, dice_weight=0.0)
+    slope = moved(logits, gradient(loss, logits, partial), 0, 2)[0, :, 0, 0]
+    undrawn = partial.flatten() < 0
+    assert slope[undrawn].abs().max() < 1e-6
+    assert moved(logits, gradient(loss, logits, label), 0, 2)[0, :, 0, 0][undrawn].abs().min() > 1e-2
+
+
+def test_where_the_target_was_not_drawn_its_head_learns_nothing() -> None:
+    """Logits of background and pancreas, then of all classes."""
+    torch.manual_seed(0)
+    label = line(-2, -2, -2, -2, dtype=torch.int32)
+    slope = gradient(DiceCELoss(num_classes=2, auxiliary_weight=0.0), torch.randn(1, 5, 4, 1, 1), label)
+    assert slope.abs().max() < 1e-6
+    drawn = gradient(DiceCELoss(num_classes=2, auxiliary_weight=0.0), torch.randn(1, 5, 4, 1, 1), line(0, 0, 0, 0))
+    assert drawn[:, :2].abs().min() > 0
+
+
+def test_dice_leaves_out_what_may_be_either() -> None:
+    """Class 2 is predicted where it may be, which does not count, and where it is not: 1 / (1 + 1)."""
+    label, found = line(MAYBE_2, MAYBE_2, 1, 1, dtype=torch.int32), line(2, 0, 1, 2)
+    dice_2, dice_1 = 1 / 2, (2 + 1) / (1 + 2 + 1)
+    loss = DiceCELoss(ce_weight=0)(logits_of(found, 3), label)
+    assert float(loss) == pytest.approx(1 - (dice_1 + dice_2) / 2)
+    only_1 = DiceCELoss(dice_weight=0)(logits_of(found, 3), label)
+    assert float(only_1) == pytest.approx(SURE / 4)  # the last voxel; nothing of the first
+
+
+def test_labels_in_full_and_in_part_in_one_batch() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(2, 3, 5, 1, 1)
+    label = torch.cat([line(0, 1, 2, 0, 0), line(0, 1, 0, 0, 1)]).int()
+    in_full = DiceCELoss()(logits, label)
+    in_part = torch.cat([label[:1], torch.where(label[1:] == 0, MAYBE_2, label[1:])])
+    p = logits.softmax(dim=1)
+    nll = torch.cat([p.log()[0].gather(0, label[0].long())[0], p[1].log()[1:2, [1, 4]].flatten()[:, None, None]])
+    merged = (p[1, 0] + p[1, 2]).log()[[0, 2, 3]]
+    expected = -(nll.sum() + merged.sum()) / 10
+    assert float(DiceCELoss(dice_weight=0)(logits, in_part)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(DiceCELoss()(logits, in_part)) != pytest.approx(float(in_full))
