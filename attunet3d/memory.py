@@ -11,23 +11,20 @@ The prediction, beside the peaks of fresh processes (two threads; VmHWM, which t
 from __future__ import annotations
 
 import ctypes
-import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attunet3d.errors import MemoryLimitError
 from attunet3d.free_memory import available_bytes
-from attunet3d.inferers.windows import SMALLEST_SIDE, SlidingWindow, WindowPlan
-
-logger = logging.getLogger(__name__)
+from attunet3d.inferers.windows import SMALLEST_SIDE
 
 # While resampling, for each pixel of a slice: slabs of 8 planes in float32, and their neighbours. Turned against the
 # model grid, the way back also takes the places of the eight neighbours of each voxel.
@@ -41,11 +38,14 @@ _IMAGES_IN_NETWORK = 4  # of float32 of a window, at the largest of the sizes it
 # Whatever the image: what libraries load with a first case, code and buffers that oneDNN makes, small tensors.
 FIRST_CASE_BYTES = 64 * 2**20
 _LIBRARY_BYTES = 80 * 2**20  # matplotlib and its figure, or highdicom
+# Where freed memory is kept (see `keep_freed_memory`), as a share of what the tensors take: the holes that they leave,
+# if the image is looked at in one size, and in several.
+_HOLES, _HOLES_OF_SEVERAL = 0.25, 1.0
 _RESERVE = 0.05  # of what is free is left to others
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # mallopt's parameters in glibc
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "alloc_failed")  # in lower case
-_CURE_OF_SIZE = "close other programs, crop the CT to the abdomen, or use a machine with more"
-_CURE_OF_WINDOWS = (
+CURE_OF_SIZE = "close other programs, crop the CT to the abdomen, or use a machine with more"
+CURE_OF_WINDOWS = (
     "close other programs, use a machine with more, or allow smaller windows (--allow-smaller-windows), whose mask is "
     "not that of full ones"
 )
@@ -83,9 +83,22 @@ class MemoryPlan:
         """On the network's device, where so many voxels go through it at once."""
         return self.beside_bytes + voxels * self.bytes_per_voxel
 
-    def peak_with(self, voxels: int) -> int:
+    def peak_with(self, voxels: int, holes: int = 0) -> int:
         """Predicted peak of this process, bytes, where so many voxels go through the network at once."""
-        return self.elsewhere_bytes if self.on_gpu else max(self.elsewhere_bytes, self.network_bytes(voxels))
+        return self.elsewhere_bytes if self.on_gpu else max(self.elsewhere_bytes, self.network_bytes(voxels) + holes)
+
+    def holes(self, voxels: int, several: bool) -> int | None:
+        """What is lost where freed memory is kept, bytes; None where there is no room for them, so that it must not be.
+
+        Args:
+            voxels: that go through the network at once.
+            several: whether the image is looked at in several sizes.
+        """
+        if self.on_gpu or has_huge_pages():  # nothing is kept
+            return 0
+        holes = int(voxels * self.bytes_per_voxel * (_HOLES_OF_SEVERAL if several else _HOLES))
+        # Twice: another CT may be read beside.
+        return holes if self.room_bytes is None or self.network_bytes(voxels) + 2 * holes <= self.room_bytes else None
 
 
 def plan_memory(
@@ -149,10 +162,10 @@ def plan_memory(
     ):
         if bytes_there is not None and bytes_needed > bytes_there:
             helps = max(least, beside + SMALLEST_SIDE**3 * bytes_per_voxel) <= bytes_there and bytes_needed > least
-            cure = _CURE_OF_WINDOWS if helps else _CURE_OF_SIZE + (", or device cpu" if where else "")
+            cure = CURE_OF_WINDOWS if helps else CURE_OF_SIZE + (", or device cpu" if where else "")
             raise MemoryLimitError(
-                f"a CT of {_size(shape)} voxels needs {_gib(bytes_needed)} of memory{where}, and there are "
-                f"{_gib(bytes_there)}: {cure}"
+                f"a CT of {by_axis(shape)} voxels needs {gib(bytes_needed)} of memory{where}, and there are "
+                f"{gib(bytes_there)}: {cure}"
             )
     limit = None if room is None else (room - beside) // bytes_per_voxel
     if limit is not None and window_voxels <= limit:
@@ -160,93 +173,6 @@ def plan_memory(
     at_once = window_voxels if limit is None else limit
     plan = MemoryPlan(0, allowed, limit, elsewhere, beside, bytes_per_voxel, room, on_gpu)
     return replace(plan, peak_bytes=plan.peak_with(at_once))
-
-
-def windows_in_memory(
-    window: SlidingWindow, image: Tensor, plan: WindowPlan, memory: MemoryPlan, smaller: bool
-) -> WindowPlan:
-    """An image's windows, fewer of them at once where memory is short, and smaller ones only if that is allowed.
-
-    Args:
-        window: the windows' settings.
-        image: (1, C, X, Y, Z).
-        plan: the windows that these settings give for the image.
-        memory: the case's.
-        smaller: whether windows may be smaller than that.
-
-    Raises:
-        MemoryLimitError: one window does not fit, and smaller ones were not allowed.
-    """
-    limit, one = memory.limit_voxels, math.prod(plan.roi)
-    if limit is None or plan.voxels <= limit:
-        return plan
-    if one <= limit:
-        return replace(plan, batch=limit // one)
-    if not smaller:
-        where = f" on {image.device}" if memory.on_gpu else ""
-        raise MemoryLimitError(
-            f"windows of {_size(plan.roi)} voxels need {_gib(memory.network_bytes(one))} of memory{where}, and there "
-            f"are {_gib(memory.room_bytes or 0)}: {_CURE_OF_WINDOWS}"
-        )
-    return window.plan(image, limit)
-
-
-def said_of_windows(full: WindowPlan, run: WindowPlan, device: torch.device) -> list[str]:
-    """What a record says where windows were not run as the settings give them; nothing where no voxel can differ."""
-    if run.roi != full.roi:
-        return [
-            f"memory was short: windows of {_size(run.roi)} voxels were run in place of {_size(full.roi)}; they see "
-            "less around each voxel, and the mask is not that of full windows"
-        ]
-    if run.batch != full.batch and device.type != "cpu":  # other kernels may be chosen there
-        return [
-            f"memory was short: {run.batch} windows were run at once in place of {full.batch}; on this device that may "
-            "round differently, which can move single voxels of the mask's surface"
-        ]
-    return []
-
-
-def run_in_memory(
-    window: SlidingWindow,
-    run: Callable[[Tensor, nn.Module, WindowPlan], Tensor],
-    image: Tensor,
-    network: nn.Module,
-    plan: WindowPlan,
-    smaller: bool = False,
-) -> tuple[Tensor, WindowPlan]:
-    """``run(image, network, plan)`` and the plan that it took, where memory runs out all the same.
-
-    Then fewer windows are run at once, and if one is too much, smaller ones where they are allowed.
-
-    Args:
-        window: what the plan is of.
-        run: a method of it.
-        image: (1, C, X, Y, Z).
-        network: what is run on the windows.
-        plan: the windows to begin with.
-        smaller: whether windows may become smaller.
-
-    Raises:
-        MemoryLimitError: one window does not fit, and none that is smaller was allowed or fits.
-    """
-    while True:
-        try:
-            with keep_freed_memory():
-                return run(image, network, plan), plan
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if plan.batch > 1:
-                plan = replace(plan, batch=plan.batch // 2)
-                continue
-            where = f"out of memory on {image.device} with windows of {_size(plan.roi)} voxels"
-            if not smaller:
-                raise MemoryLimitError(f"{where}: {_CURE_OF_WINDOWS}") from error
-            limit_voxels = plan.voxels // 2
-            if limit_voxels < SMALLEST_SIDE**3:
-                raise MemoryLimitError(f"{where}, and there are no smaller ones: {_CURE_OF_SIZE}") from error
-            logger.warning("%s: smaller ones are tried", where)
-            plan = window.plan(image, limit_voxels)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -311,15 +237,21 @@ def peak_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def has_huge_pages() -> bool:
+    """Whether torch asks for memory in huge pages, see `ask_for_huge_pages`."""
+    return os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
+
+
 @contextmanager
-def keep_freed_memory(always: bool = False) -> Iterator[None]:
+def keep_freed_memory(always: bool = False, never: bool = False) -> Iterator[None]:
     """Let glibc reuse the memory of freed tensors, and return it to the system at the end only.
 
     By default each large tensor is fresh memory, whose pages the system has to clear: a sixth of a forward pass. With
     huge pages (see `ask_for_huge_pages`) that is soon done, so memory is only returned, of tensors that fill a huge
     page at once: left to itself glibc keeps what is smaller than 32 MB, in holes that add a quarter to the peak. A step
-    of training, which makes and frees some gigabytes, still takes a third longer without ``always``. Elsewhere than on
-    glibc this does nothing.
+    of training, which makes and frees some gigabytes, still takes a third longer without ``always``. With
+    ``never`` it is returned whatever the pages: where there is no room for holes. Elsewhere than on glibc this does
+    nothing.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -327,7 +259,7 @@ def keep_freed_memory(always: bool = False) -> Iterator[None]:
     except (OSError, TypeError, AttributeError):
         yield
         return
-    keep = always or os.environ.get("THP_MEM_ALLOC_ENABLE") != "1"
+    keep = always or not (never or has_huge_pages())
     if keep:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -357,9 +289,11 @@ def _free_on(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + max(kept, 0)
 
 
-def _size(shape: Sequence[int]) -> str:
+def by_axis(shape: Sequence[int]) -> str:
+    """Voxels by axis for a reader: "512 x 512 x 300"."""
     return " x ".join(map(str, shape))
 
 
-def _gib(n: int) -> str:
+def gib(n: int) -> str:
+    """Bytes for a reader."""
     return f"{n / 2**30:.2f} GiB"

@@ -18,6 +18,7 @@ from attunet3d.case_reader import CaseReader, PlannedCT
 from attunet3d.checkpoint import load_weights
 from attunet3d.config import inference_values
 from attunet3d.errors import CancelledError, ConfigError, MemoryLimitError
+from attunet3d.inferers.in_memory import run_in_memory, said_of_windows, windows_in_memory
 from attunet3d.inferers.stitching import Cancel, embed
 from attunet3d.inferers.windows import SlidingWindow
 from attunet3d.io.cases import case_name
@@ -32,9 +33,6 @@ from attunet3d.memory import (
     peak_bytes,
     plan_memory,
     resident_bytes,
-    run_in_memory,
-    said_of_windows,
-    windows_in_memory,
 )
 from attunet3d.outputs import SEG_TYPES, CaseWriter, Outputs, Segmentation
 from attunet3d.record import case_record, made_with, megabytes, session_record
@@ -127,6 +125,7 @@ class Segmenter:
         with torch.inference_mode(), keep_freed_memory():  # the fast form is made and tested now, not in the first case
             self._network(torch.zeros((1, 1, *[2 * int(getattr(network, "min_size", 16))] * 3), device=self.device))
         self._network.keep_fast_form_only()
+        self._several_sizes = len(self._network.scales) > 1
         self._bytes_per_voxel = int(
             memory_factor(values["scales"]) * network_bytes_per_voxel(network, *_features_of(self._network.form))
         )
@@ -289,34 +288,36 @@ class Segmenter:
                 self._window.progress, self._window.cancel = partial(notify, "network"), cancel
                 full = self._window.plan(image)
                 plan = windows_in_memory(self._window, image, full, memory, smaller)
-                predicted = memory.peak_with(plan.voxels)
-                logits, plan = run_in_memory(self._window, self._window.run, image, self._network, plan, smaller)
+                holes = memory.holes(plan.voxels, self._several_sizes)
+                predicted = memory.peak_with(plan.voxels, holes or 0)
+                run = partial(run_in_memory, self._window, image=image, smaller=smaller, keep=holes is not None)
+                logits, plan = run(self._window.run, network=self._network, plan=plan)
                 self._network.release_memory()
-                warnings = [*read.facts["warnings"], *said_of_windows(full, plan, self.device)]
+                warnings = [*read.facts["warnings"], *said_of_windows(full, plan)]
                 region = plan.region(read.model.shape)
                 logits = embed(logits, plan.box, region)
             if outputs.attention:
                 with stage("attention"):
                     self._window.progress = partial(notify, "attention")
                     gates = self._attention_maps()
-                    alphas, seen = run_in_memory(self._window, self._window.average, image, gates, plan, smaller)
-                    warnings += [f"attention maps: {said}" for said in said_of_windows(plan, seen, self.device)]
+                    alphas, seen = run(self._window.average, network=gates, plan=plan)
+                    warnings += [f"attention maps: {said}" for said in said_of_windows(plan, seen)]
                     maps = MapsOnCT(gates.network.names, alphas[0].cpu(), crop(read.model, plan.box), read.grid)
                     del alphas
-            del image
+            del image, run
             with stage("postprocess"):
                 found = mask_from_logits(logits[0], crop(read.model, region), read.grid).cpu()
                 del logits
                 keep_largest_component(found, self._keep_components)
                 mask = found.numpy()
-        run = {
+        how = {
             "model_grid_shape": list(read.model.shape),
             "windows": {"size": list(plan.roi), "run": len(plan.jobs), "skipped": plan.skipped, "batch": plan.batch},
             "seconds": seconds,
             "memory_mb": {"predicted": megabytes(predicted), "peak": megabytes(peak_bytes())},
         }
         facts = {**read.facts, "warnings": warnings}
-        record = case_record(ct, mask, read.grid, facts, self._session, run, outputs.keep_uids)
+        record = case_record(ct, mask, read.grid, facts, self._session, how, outputs.keep_uids)
         path = writer.write(mask, record, maps, hu, stage("write"))
         return Segmentation(mask, read.grid.affine, path, record, maps or None)
 

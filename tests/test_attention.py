@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from attunet3d import AttentionUNet, Segmenter
 from attunet3d.attention import AttentionMaps, MapsOnCT, load_attention_maps
 from attunet3d.checkpoint import file_sha256
-from attunet3d.errors import CancelledError, CheckpointError, ConfigError, OutputError
+from attunet3d.errors import CancelledError, CheckpointError, ConfigError, MemoryLimitError, OutputError
 from attunet3d.inferers.windows import WindowPlan
 from attunet3d.memory import plan_memory
 from attunet3d.transforms.intensity import scale_hu_
@@ -363,7 +363,11 @@ def test_maps_take_smaller_windows_where_memory_runs_out(
         return average(image, network, plan)
 
     monkeypatch.setattr(session._window, "average", narrow)
+    with pytest.raises(MemoryLimitError, match="allow-smaller-windows"):
+        session.segment(write_phantom(), attention=True)
+    monkeypatch.setattr(session, "_allow_smaller_windows", True)
     found = session.segment(write_phantom(), attention=True)
+    assert found.record["warnings"][0].startswith("attention maps: memory was short: windows of ")
     assert whole.record["windows"]["run"] == 1
     assert run[0] > 1
     assert "smaller ones are tried" in caplog.text

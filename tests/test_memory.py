@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,8 +18,7 @@ from hypothesis import strategies as st
 from attunet3d import AttentionUNet, Segmenter, free_memory, memory
 from attunet3d.errors import ConfigError, MemoryLimitError
 from attunet3d.folding import fold
-from attunet3d.inferers.windows import WindowPlan
-from attunet3d.memory import MemoryPlan, keep_freed_memory, network_bytes_per_voxel, plan_memory, said_of_windows
+from attunet3d.memory import MemoryPlan, keep_freed_memory, network_bytes_per_voxel, plan_memory
 
 CPU = torch.device("cpu")
 MB, GB = 10**6, 10**9
@@ -285,6 +283,28 @@ def test_huge_pages_are_not_kept_but_returned(libc: Libc, monkeypatch: pytest.Mo
     assert libc.calls == KEEP + GIVE_BACK
 
 
+def test_where_there_is_no_room_for_holes_freed_memory_is_returned_whatever_the_pages(libc: Libc) -> None:
+    with keep_freed_memory(never=True):
+        assert libc.calls == RETURN_AT_ONCE
+    assert libc.calls == RETURN_AT_ONCE + AS_BEFORE
+
+
+def test_holes_are_counted_where_memory_is_kept_and_it_is_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of several sizes leave more of them."""
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    ample, windows = plan(), 2_500_000
+    one, several = ample.holes(windows, False), ample.holes(windows, True)
+    assert one is not None
+    assert several is not None
+    assert 0 < one < several <= windows * 300
+    assert ample.peak_with(windows, one) == ample.peak_bytes + one
+    assert plan(limit_bytes=ample.peak_bytes + 2 * one).holes(windows, False) == one
+    assert plan(limit_bytes=ample.peak_bytes + 2 * one - 1).holes(windows, False) is None
+    assert plan(limit_bytes=None).holes(windows, False) == one  # what there is is not known
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
+    assert ample.holes(windows, True) == 0
+
+
 @pytest.mark.parametrize("error", [OSError("no such library"), TypeError("None on Windows")])
 def test_without_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def refuse(name: object) -> None:
@@ -368,8 +388,9 @@ def test_fewer_windows_are_run_at_once_before_anything_is_refused(
     for batch in (1, 2):
         tight = limited(tiny_checkpoint, for_voxels(ample.record, batch * window), **values).segment(ct)
         assert tight.record["windows"] == {**ample.record["windows"], "batch": batch}
-        assert (tight.mask == ample.mask).all()
-        assert tight.record["warnings"] == ample.record["warnings"]
+        assert (tight.mask != ample.mask).mean() < 1e-4  # in float32 other kernels may round differently
+        (warning,) = tight.record["warnings"]
+        assert warning.startswith(f"memory was short: {batch} windows were run at once in place of 3; that may round")
         assert tight.record["memory_mb"]["predicted"] < ample.record["memory_mb"]["predicted"]
 
 
@@ -470,17 +491,6 @@ def _fail_if_split(network: torch.nn.Module, difference: bool = False, split: bo
 
 
 # --- a GPU
-
-
-def test_fewer_windows_at_once_are_said_where_they_may_round_differently() -> None:
-    full = WindowPlan((64, 64, 64), [], 0, (slice(0, 64),) * 3, 4)
-    for batch, device, said in ((4, "cuda", 0), (2, "cuda", 1), (2, "cpu", 0)):
-        found = said_of_windows(full, replace(full, batch=batch), torch.device(device))
-        assert len(found) == said
-    assert (
-        "2 windows were run at once in place of 4"
-        in said_of_windows(full, replace(full, batch=2), torch.device("cuda"))[0]
-    )
 
 
 @pytest.fixture
