@@ -345,12 +345,8 @@ def test_a_case_can_be_cancelled_before_each_window_of_its_maps(
 
 
 def test_maps_take_smaller_windows_where_memory_runs_out(
-    tiny_checkpoint: Path,
-    write_phantom: WritePhantom,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    session: Segmenter, write_phantom: WritePhantom, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    session = Segmenter(tiny_checkpoint, "cpu", "fp32", **ONE_SIZE, allow_smaller_windows=True)
     whole = session.segment(write_phantom(), attention=True)
     size = math.prod(whole.record["windows"]["size"])
     average = session._window.average

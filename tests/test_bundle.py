@@ -94,7 +94,8 @@ def test_properties_are_where_monai_looks_for_them(phantoms: Path, tmp_path: Pat
 def test_inference_and_training_agree_on_what_the_network_sees() -> None:
     """A model is only as good as the equality of its grid, intensities and layers in both configs."""
     train, inference = (ConfigParser.load_config_file(CONFIGS / f"{name}.yaml") for name in ("train", "inference"))
-    for name in ("spacing", "hu_window", "channels", "num_classes", "network_def", "roi_size", "overlap", "skip_below"):
+    seen = ("spacing", "antialias", "hu_window", "channels", "num_classes", "network_def")
+    for name in (*seen, "roi_size", "overlap", "skip_below"):
         assert train[name] == inference[name], name
 
 
@@ -116,7 +117,7 @@ def test_presets_override_existing_ids_and_build(preset: Path, phantoms: Path, t
     for key, value in ConfigParser.load_config_file(preset).items():
         assert (train if defines("train", key) else inference).parser[key] == value
     # What the network is, and sees, is the same where it is used.
-    for name in ("spacing", "hu_window", "network_def", "roi_size", "skip_below", "body_threshold"):
+    for name in ("spacing", "antialias", "hu_window", "network_def", "roi_size", "skip_below", "body_threshold"):
         assert inference.parser[name] == train.parser[name], name
     network = inference.parser.get_parsed_content("network_def")
     network.load_state_dict(train.parser.get_parsed_content("network_def").state_dict())
