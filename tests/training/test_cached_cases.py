@@ -275,6 +275,7 @@ def test_preprocessing_without_a_model_grid(tmp_path: Path, grids: int) -> None:
 # Items.
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on one core
 def test_an_item_depends_on_seed_and_key_alone(data: list[dict[str, str]], tmp_path: Path) -> None:
     """In any order, in this process or in others, in a new object as in a used one."""
     keys = [7, 0, 4, 1, 3, 5]
