@@ -24,6 +24,7 @@ from pydicom.uid import generate_uid
 
 from attunet3d.datasets.phantom import make_phantom
 from attunet3d.io import read_ct
+from attunet3d.io.placing import place_on
 
 ORTHANC = shutil.which("Orthanc", path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin")
 DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -194,6 +195,13 @@ def test_a_saved_label_becomes_a_segmentation_in_the_archive_and_is_trained_on(
     client: Client, archive: Archive, tmp_path: Path
 ) -> None:
     mask = client.infer(archive.series, tmp_path / "server.nii.gz")
+    in_body = nib.load(mask)  # what these random weights mark is no label that may be trained on
+    hu = place_on(*read_ct(archive.folder), in_body.shape, in_body.affine, "the CT and its mask")
+    middle = tuple(slice(n // 3, n // 3 + 12) for n in hu.shape)
+    label = np.zeros(hu.shape, np.uint8)
+    label[middle] = (hu[middle] > 0) & (hu[middle] < 150)
+    assert label.any()
+    nib.save(nib.Nifti1Image(label, in_body.affine, in_body.header), mask)
     client.save_label(archive.series, mask)
     (segmentation,) = archive.segmentations()
     assert segmentation.SegmentSequence[0].SegmentLabel == "pancreas"
