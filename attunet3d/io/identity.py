@@ -12,10 +12,10 @@ from pathlib import Path
 from attunet3d.errors import AttUNet3dError
 from attunet3d.io.cases import SeriesCase
 from attunet3d.io.itk_header import MAX_HEADER_BYTES, data_file
+from attunet3d.io.writer import TEMPORARY
 
 FileStates = dict[str, tuple[int, int]]  # size and time of change in ns, by path
 
-_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-.*")  # see `atomic_path`
 _RESULT = re.compile(r"(_seg\.(json|nii\.gz|dcm|png)|_attention_level\d+\.nii\.gz)$")
 _OF_A_RUN = {".run.lock", "results.csv", "run.json", "summary.json"}
 _DETACHED = {".mhd": "metaimage", ".mha": "metaimage", ".nhdr": "nrrd", ".nrrd": "nrrd"}
@@ -80,7 +80,7 @@ def own_files(names: Collection[str]) -> set[str]:
 
     A mask is one if its record lies beside it; ``x_seg.nii.gz`` without ``x_seg.json`` is a file like any other.
     """
-    own = {name for name in names if _TEMPORARY.fullmatch(name)}
+    own = {name for name in names if TEMPORARY.fullmatch(name)}
     if ".run.lock" in names:
         own |= _OF_A_RUN | {name for name in names if name.endswith("_failed.json")}
     stems = {name.removesuffix("_seg.json") for name in names if name.endswith("_seg.json")}

@@ -21,7 +21,7 @@ from attunet3d.errors import OutputError
 # Largest difference in mm (or mm per voxel) at which a quaternion, stored as float32, still stands for the affine.
 QFORM_TOLERANCE = 1e-4
 # Of a temporary file: random, then where and by which process it is written; before version 0.6 random alone.
-_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(?:(?P<place>[0-9a-f]{8})-(?P<process>\d+)-)?.+", re.DOTALL)
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(?:(?P<place>[0-9a-f]{8})-(?P<process>\d+)-)?.+", re.DOTALL)
 _LEFT_BEHIND_SECONDS = 7 * 24 * 3600
 
 
@@ -101,20 +101,23 @@ def temporary_name(name: str) -> str:
     return f".tmp-{uuid.uuid4().hex[:8]}-{_place()}-{os.getpid()}-{name}"
 
 
-def remove_left_behind(folder: str | os.PathLike[str]) -> None:
+def remove_left_behind(folder: str | os.PathLike[str], alone: bool = False) -> None:
     """Remove temporary files whose process is dead: of this machine by its number, of others after a week.
 
-    No file takes as long to write, and what a living process of this machine writes is never touched.
+    No file takes as long to write, and what a living process of this machine writes is never touched. ``alone``: the
+    caller has the folder for itself, and whatever is left in it goes.
     """
     try:
-        found = [(entry, _TEMPORARY.fullmatch(entry.name)) for entry in os.scandir(folder)]
+        found = [(entry, TEMPORARY.fullmatch(entry.name)) for entry in os.scandir(folder)]
     except OSError:  # it does not exist yet, or will be refused when it is written to
         return
     for entry, match in found:
         if match is None:
             continue
         with suppress(OSError):
-            if match["place"] == _place():
+            if alone:
+                dead = True
+            elif match["place"] == _place():
                 dead = not _is_alive(int(match["process"]))
             else:
                 dead = time.time() - entry.stat(follow_symlinks=False).st_mtime > _LEFT_BEHIND_SECONDS

@@ -8,9 +8,7 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,6 @@ DONE, FAILED, SET_ASIDE = "done", "failed", "set aside"
 TABLE, SETTINGS = "results.csv", "run.json"
 # Errors of full or lost storage, whichever file they are met at.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-# Of files that a killed worker did not finish (see `atomic_path`).
-_LEFT_BEHIND = re.compile(r"\.tmp-[0-9a-f]{8}-.*")
 
 
 @dataclass(frozen=True)
@@ -49,14 +45,6 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-
-
-def remove_left_behind(folder: Path) -> None:
-    """Remove what killed workers did not finish."""
-    with suppress(OSError):
-        for name in filter(_LEFT_BEHIND.fullmatch, os.listdir(folder)):
-            with suppress(OSError):
-                os.unlink(folder / name)
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attunet3d.io.writer import write_text_atomic
+from attunet3d.io.writer import remove_left_behind, write_text_atomic
 from attunet3d.many.actors import Actors
 from attunet3d.many.cluster import Resources
 from attunet3d.many.ended import is_unchanged
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.pool import IN_A_WORKER, Pool
-from attunet3d.many.results import DONE, FAILED, SET_ASIDE, ResultsTable, remove_left_behind
+from attunet3d.many.results import DONE, FAILED, SET_ASIDE, ResultsTable
 from attunet3d.many.status import Status
 from attunet3d.many.worker import Job
 
@@ -51,14 +51,14 @@ def run_pool(
     folder = Path(job.output)
     before = ended_before(cases, job, table, {DONE} if retry_failed else {DONE, FAILED, SET_ASIDE})
     todo = deque(case for case in cases if case.id not in before)
-    remove_left_behind(folder)
+    remove_left_behind(folder, alone=True)  # it is locked
     status = Status(len(cases), len(before))
     status.by_status.update(before.values())
     resources = replace(resources, workers=min(resources.workers, len(todo)))
     if todo:
         actors = Actors(job, resources, IN_A_WORKER)
         Pool(todo, job, actors, resources.workers, status, table, watch, case_minutes=case_minutes).run()
-    remove_left_behind(folder)
+    remove_left_behind(folder, alone=True)
     summary = status.summary(resources)
     write_text_atomic(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary

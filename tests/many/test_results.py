@@ -12,7 +12,8 @@ import pytest
 
 from attunet3d.errors import ConfigError, OutputError
 from attunet3d.io.locking import locked
-from attunet3d.many.results import DONE, FAILED, ResultsTable, Row, check_settings, remove_left_behind
+from attunet3d.io.writer import remove_left_behind
+from attunet3d.many.results import DONE, FAILED, ResultsTable, Row, check_settings
 
 
 def test_a_line_that_was_not_finished_is_dropped(tmp_path: Path) -> None:
@@ -97,5 +98,5 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 def test_what_killed_workers_left_is_removed(tmp_path: Path) -> None:
     for name in (".tmp-0123abcd-a_seg.nii.gz", "a_seg.nii.gz", ".tmp-mine"):
         (tmp_path / name).touch()
-    remove_left_behind(tmp_path)
+    remove_left_behind(tmp_path, alone=True)
     assert {p.name for p in tmp_path.iterdir()} == {"a_seg.nii.gz", ".tmp-mine"}
