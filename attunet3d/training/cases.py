@@ -22,6 +22,7 @@ from torch.utils.data.distributed import DistributedSampler
 from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import ConfigError, InputNotFoundError, only_own_error
+from attunet3d.io.identity import input_files
 from attunet3d.io.writer import atomic_path, make_folder, write_text_atomic
 from attunet3d.progress import make_bar
 from attunet3d.transforms.monai_transforms import ToModelGridd
@@ -246,11 +247,9 @@ def _sums(paths: Iterable[Path]) -> str:
 
 def _file_state(path: str) -> list[Any]:
     """What changes when a file, or a file in a folder, does: names, sizes and times."""
-    found = Path(path)
-    if not found.exists():
+    if not os.path.exists(path):
         raise InputNotFoundError(f"{path}: does not exist; check the datalist")
-    files = sorted(p for p in found.rglob("*") if p.is_file()) if found.is_dir() else [found]
-    return [[str(os.path.abspath(p)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return [[os.path.abspath(file), *state] for file, state in sorted(input_files(path).items())]
 
 
 def _described(thing: Any, depth: int = 0) -> Any:
