@@ -11,6 +11,8 @@ import typer
 from attunet3d.cli.app import app
 from attunet3d.cli.interrupts import Interrupted, interruptible
 from attunet3d.cli.options import (
+    AllowSmallerWindows,
+    AllowUneven,
     Device,
     Overrides,
     Precision,
@@ -74,20 +76,11 @@ def segment_many(
     checkpoint: Annotated[Path | None, typer.Option(help="Weights; the bundle's own by default.")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    allow_uneven: Annotated[
-        bool,
-        typer.Option("--allow-uneven", help="Interpolate DICOM slices that are missing or at uneven distances."),
-    ] = False,
+    allow_uneven: AllowUneven = False,
     qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
     format_: Annotated[str, typer.Option("--format", help="Of the masks, as for segment.")] = "nifti",
     no_uids: Annotated[bool, typer.Option("--no-uids", help="No DICOM UID in records and results.csv.")] = False,
-    allow_smaller_windows: Annotated[
-        bool,
-        typer.Option(
-            "--allow-smaller-windows",
-            help="Where memory is short: a mask of smaller windows, which is another, in place of none.",
-        ),
-    ] = False,
+    allow_smaller_windows: AllowSmallerWindows = False,
     preset: Presets = None,
     set_: Overrides = None,
     verbose: Verbose = False,
@@ -100,9 +93,12 @@ def segment_many(
     refuse_bad_folder(output)
     from attunet3d import many
 
-    switches = {"allow_uneven": allow_uneven, "allow_smaller_windows": allow_smaller_windows}
-    overrides = overrides_of(set_, ("checkpoint", "device", "precision", *switches))
-    overrides |= {name: True for name, on in switches.items() if on}
+    overrides = overrides_of(
+        set_,
+        ("checkpoint", "device", "precision"),
+        allow_uneven=allow_uneven,
+        allow_smaller_windows=allow_smaller_windows,
+    )
     left_out: list[str] = []
     with products() as product, progress_bar() as (bar, console):
         task = bar.add_task("find the CTs, start the workers", total=None)

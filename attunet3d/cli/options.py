@@ -24,6 +24,16 @@ Overrides = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+AllowUneven = Annotated[
+    bool, typer.Option("--allow-uneven", help="Interpolate DICOM slices that are missing or at uneven distances.")
+]
+AllowSmallerWindows = Annotated[
+    bool,
+    typer.Option(
+        "--allow-smaller-windows",
+        help="Where memory is short: a mask of smaller windows, which is another, in place of none.",
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log and the libraries' warnings.")]
 DatasetDir = Annotated[Path, typer.Option(help="Folder that the datalist's paths are relative to.")]
 Datalist = Annotated[Path, typer.Option(help='MONAI datalist JSON with "training" and "validation".')]
@@ -84,17 +94,20 @@ def progress_bar() -> Iterator[tuple[Any, Any]]:
         yield bar, console
 
 
-def overrides_of(pairs: list[str] | None, taken: tuple[str, ...]) -> dict[str, Any]:
-    """``["overlap=0.5"]`` -> ``{"overlap": 0.5}``, see `override`. ``taken``: ids that have an option of their own."""
+def overrides_of(pairs: list[str] | None, taken: tuple[str, ...], **switches: bool) -> dict[str, Any]:
+    """``["overlap=0.5"]`` -> ``{"overlap": 0.5}``, see `override`.
+
+    ``taken`` and ``switches`` are ids that have an option of their own; switches that are on are among the values.
+    """
     from attunet3d.cli.values import override
 
     values: dict[str, Any] = {}
     for pair in pairs or ():
         key, value = override(pair)
-        if key in taken:
+        if key in taken or key in switches:
             raise ConfigError(f"--set {pair!r}: {key} has an option of its own, see --help")
         values[key] = value
-    return values
+    return values | {name: True for name, on in switches.items() if on}
 
 
 def refuse_bad_folder(path: Path) -> None:

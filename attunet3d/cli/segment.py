@@ -15,6 +15,8 @@ import typer
 from attunet3d.cli.app import app
 from attunet3d.cli.interrupts import Interrupted, interruptible
 from attunet3d.cli.options import (
+    AllowSmallerWindows,
+    AllowUneven,
     Device,
     Overrides,
     Precision,
@@ -48,10 +50,7 @@ def segment(
         bool,
         typer.Option("--all-series", help="Each CT series of every DICOM folder, named by its number in `inspect`."),
     ] = False,
-    allow_uneven: Annotated[
-        bool,
-        typer.Option("--allow-uneven", help="Interpolate DICOM slices that are missing or at uneven distances."),
-    ] = False,
+    allow_uneven: AllowUneven = False,
     qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
     attention: Annotated[
         bool, typer.Option("--attention", help="Also write the attention gates' weights as maps on each CT's grid.")
@@ -69,13 +68,7 @@ def segment(
     memory: Annotated[
         float | None, typer.Option(metavar="GB", min=0.0, help="Most to use; by default what there is.")
     ] = None,
-    allow_smaller_windows: Annotated[
-        bool,
-        typer.Option(
-            "--allow-smaller-windows",
-            help="Where memory is short: a mask of smaller windows, which is another, in place of none.",
-        ),
-    ] = False,
+    allow_smaller_windows: AllowSmallerWindows = False,
     preset: Presets = None,
     set_: Overrides = None,
     verbose: Verbose = False,
@@ -108,9 +101,12 @@ def segment(
                 from attunet3d.segmenter import Segmenter
 
                 check_format(format_)
-                switches = {"allow_uneven": allow_uneven, "allow_smaller_windows": allow_smaller_windows}
-                overrides = overrides_of(set_, ("checkpoint", "device", "precision", *switches))
-                overrides |= {name: True for name, on in switches.items() if on}
+                overrides = overrides_of(
+                    set_,
+                    ("checkpoint", "device", "precision"),
+                    allow_uneven=allow_uneven,
+                    allow_smaller_windows=allow_smaller_windows,
+                )
                 session = Segmenter(checkpoint, device, precision, preset or (), memory, **overrides)
                 if all_series:
                     bar.update(task, description="list the series")
