@@ -88,8 +88,8 @@ def test_what_dies_near_what_holds_no_suspect_is_not_charged(history: History, c
         assert bool(history.judge()) == (number == MOST_DEATHS - 1), "the first is one too few"
 
 
-def test_a_wave_that_hits_several_on_trial(history: History) -> None:
-    """One has its third death while it is open whether another that died then is good: it is, and none is charged."""
+def one_death_before_judgement(history: History) -> None:
+    """Two suspects, of which x has died as often as counts, and y once less: it is still open."""
     history.deaths.suspect(["x", "y"])
     for _ in range(MOST_DEATHS - 1):
         history.trial("x")
@@ -97,6 +97,11 @@ def test_a_wave_that_hits_several_on_trial(history: History) -> None:
         assert history.judge() == []
     history.trial("x")
     assert history.judge() == []
+
+
+def test_a_wave_that_hits_several_on_trial(history: History) -> None:
+    """One has its third death while it is open whether another that died then is good: it is, and none is charged."""
+    one_death_before_judgement(history)
     assert history.deaths.waiting() == "y"
     history.deaths.begin_trial("y")
     history.deaths.ended("y")
@@ -106,13 +111,7 @@ def test_a_wave_that_hits_several_on_trial(history: History) -> None:
 
 def test_several_deadly_cases(history: History) -> None:
     """None of them turns out to be good."""
-    history.deaths.suspect(["x", "y"])
-    for _ in range(MOST_DEATHS - 1):
-        history.trial("x")
-        history.trial("y", "b")
-        assert history.judge() == []
-    history.trial("x")
-    assert history.judge() == []
+    one_death_before_judgement(history)
     history.trial("y", "b")
     assert [case for case, _ in history.judge()] == ["x", "y"]
 
