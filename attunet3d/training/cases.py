@@ -79,9 +79,7 @@ class CachedCases(Dataset[Any]):
     def __getitem__(self, key: int) -> Any:
         """Item of a key from `CaseSampler`; keys below the number of cases are those of epoch 0."""
         index = key % len(self.data)
-        if index not in self._ready:
-            self._ready[index] = self._prepared(index)
-        item = _mapped(self._ready[index])
+        item = _mapped(self._once_prepared(index))
         if "labelled" in self.data[index]:
             item["labelled"] = self.data[index]["labelled"]
         self._then.set_random_state(seed=int(np.random.SeedSequence((self.seed, key)).generate_state(1)[0]))
@@ -116,7 +114,7 @@ class CachedCases(Dataset[Any]):
 
     def state(self, index: int) -> list[str]:
         """Two hashes of a case: of its CT's name, and of what it is on the model grid, whatever its files' names."""
-        self._ready.setdefault(index, self._prepared(index))
+        self._once_prepared(index)
         name = os.path.basename(self.data[index]["image"])
         content = [line.split()[0] for line in self._kept(index)[0].read_text(encoding="utf-8").splitlines()]
         return [hashlib.sha256(text.encode()).hexdigest() for text in (name, " ".join(content))]
@@ -145,6 +143,12 @@ class CachedCases(Dataset[Any]):
         if not self.is_ready(index):
             self.prepare(index)
         return self._kept(index)[1]
+
+    def _once_prepared(self, index: int) -> dict[str, Path]:
+        """As `_prepared`, of which the disk is asked the first time alone."""
+        if index not in self._ready:
+            self._ready[index] = self._prepared(index)
+        return self._ready[index]
 
     def _kept(self, index: int) -> tuple[Path, dict[str, Path]]:
         """The file of a case's checksums, and its files."""
