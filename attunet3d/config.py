@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +104,7 @@ def read_config(mode: Mode) -> dict[str, Any]:
     """The bundle's config for ``mode`` as it stands in its files, nothing evaluated."""
     content: dict[str, Any] = {}
     for name in CONFIG_FILES[mode]:
-        for key, value in _read_mapping(installed_bundle() / "configs" / name).items():
+        for key, value in deepcopy(_shipped_config(installed_bundle() / "configs" / name)).items():
             _set(content, key, value)
     return content
 
@@ -194,6 +196,12 @@ def _resolve(value: Any, config: Mapping[str, Any], name: str, depth: int = 0) -
     if isinstance(value, str) and value.startswith("$"):
         raise ConfigError(f"config id {name!r}: expressions ({value}) are only run by `python -m monai.bundle run`")
     return value
+
+
+@cache
+def _shipped_config(path: Path) -> dict[str, Any]:
+    """A config of the bundle, which takes longer to parse than to copy, and does not change while the program runs."""
+    return _read_mapping(path)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
