@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -19,7 +18,7 @@ import torch
 from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
 from attunet3d.config import INFERENCE_IDS, bundle_metadata
-from attunet3d.io.printable import UID
+from attunet3d.io.printable import without_uids
 from attunet3d.transforms.resample import Grid
 
 # Values of the config that can change a voxel of the mask, and so belong in every record; the others are told elsewhere
@@ -29,7 +28,6 @@ _RECORDED_IDS = [
 ]
 # Of what its reader says of a CT.
 _SOURCE_FACTS = ("format", "series_uid", "slices", "gantry_tilt_deg")
-_UID_OF_STACK = re.compile(UID.pattern + r"(#\d+)?")
 _LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
 
 
@@ -99,7 +97,7 @@ def case_record(
     source = {key: facts[key] for key in _SOURCE_FACTS if key in facts}
     if not keep_uids:
         source.pop("series_uid", None)
-        name, *warnings = (_UID_OF_STACK.sub("UID", text) for text in (name, *warnings))
+        name, *warnings = map(without_uids, (name, *warnings))
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "input": name,

@@ -29,8 +29,8 @@ from attunet3d.errors import (
     OutputError,
 )
 from attunet3d.io.cases import case_name
+from attunet3d.io.placing import place_on
 from attunet3d.io.slabs import StoredImage
-from attunet3d.metrics import place_on
 from attunet3d.workflow import make_workflow
 
 

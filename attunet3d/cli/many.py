@@ -24,7 +24,7 @@ from attunet3d.cli.options import (
     refuse_bad_folder,
     set_up_logging,
 )
-from attunet3d.io.printable import UID, one_line
+from attunet3d.io.printable import one_line, without_uids
 from attunet3d.many import CASE_MINUTES
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def segment_many(
             say(f"interrupted{so_far}; the same command goes on")
             raise typer.Exit(interrupted.code) from None
         for line in left_out:
-            say(f"left out: {UID.sub('UID', one_line(line)) if no_uids else one_line(line)}")
+            say(f"left out: {without_uids(one_line(line)) if no_uids else one_line(line)}")
         for line in _lines(summary):
             say(line)
         product(output / "results.csv")

@@ -29,7 +29,7 @@ from attunet3d.cli.options import (
     set_up_logging,
 )
 from attunet3d.errors import AttUNet3dError, ConfigError
-from attunet3d.io.printable import UID, one_line
+from attunet3d.io.printable import one_line, without_uids
 
 if TYPE_CHECKING:
     from attunet3d.io.reader import PathLike
@@ -92,7 +92,7 @@ def segment(
             bar.update(task, description=f"{label}: {stage}", completed=done, total=total)
 
         def say(kind: str, text: str) -> None:
-            text = UID.sub("UID", text) if no_uids else text
+            text = without_uids(text) if no_uids else text
             console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
 
         try:

@@ -4,6 +4,13 @@ import re
 
 UID = re.compile(r"(?<![\d.])([0-2](\.\d+){3,}|2\.25\.\d+)")  # of DICOM, in the midst of other text
 
+_UID_OF_STACK = re.compile(UID.pattern + r"(#\d+)?")
+
+
+def without_uids(text: str) -> str:
+    """`text` with "UID" for each DICOM UID, and for what tells the scans under one UID apart."""
+    return _UID_OF_STACK.sub("UID", text)
+
 
 def printable(text: str) -> str:
     """`text` with "?" for what is not printable: terminal escapes, line breaks, broken encodings."""

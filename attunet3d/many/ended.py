@@ -15,7 +15,7 @@ from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import InputNotFoundError
 from attunet3d.io.identity import input_files, input_sha256
-from attunet3d.io.printable import UID, one_line
+from attunet3d.io.printable import one_line, without_uids
 from attunet3d.io.writer import write_text_atomic
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import DONE, FAILED, Row, done_state
@@ -103,7 +103,7 @@ def failed(
     """
     name, message = os.path.basename(case.path), one_line(message)
     if not keep_uids:
-        name, message = UID.sub("UID", name), UID.sub("UID", message)
+        name, message = without_uids(name), without_uids(message)
     if not isinstance(error, InputNotFoundError):
         _remove_result(folder, case)
     row = Row(
