@@ -14,7 +14,6 @@ import pydicom
 from pydicom import encaps, filereader
 from pydicom.uid import (
     UID,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -39,11 +38,20 @@ _START_OF_SCAN, _HIERARCHICAL = 0xDA, 0xDE
 _JPEG_2000_START = b"\xff\x4f\xff\x51"  # start of codestream, then the marker of its size (T.800, A.5.1)
 
 
+class _Deflated(Exception):
+    """The data set of a file is deflated."""
+
+
 class _Reader(io.BufferedReader):
-    """A file that sets no memory aside for more bytes than it has, as Python's own does when it is asked for them."""
+    """A file that sets no memory aside for more bytes than it has, as Python's own does when it is asked for them.
+
+    pydicom reads all that is left in a single case: to inflate it. Raises _Deflated then.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _PIECE:
+        if size is None or size < 0:
+            raise _Deflated
+        if size > _PIECE:
             size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
         return super().read(size)
 
@@ -61,18 +69,17 @@ def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.FileDataset
     Raises UnreadableInputError for more than MAX_INFLATED_BYTES of deflated data, and what pydicom and zlib raise.
     """
     with _Reader(open(path, "rb", buffering=0)) as file:
-        filereader.read_preamble(file, force=True)
-        meta = filereader._read_file_meta_info(file)
-        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-            file.seek(0)
+        try:
             ds = pydicom.dcmread(file, **options)
-            if not meta.get("TransferSyntaxUID"):  # a data set alone, as old archives keep it
-                ds.file_meta = pydicom.dataset.FileMetaDataset(meta)
-                ds.file_meta.TransferSyntaxUID = _syntax_as_read(ds)
-        else:
+        except _Deflated:
+            file.seek(0)
+            filereader.read_preamble(file, force=True)
+            meta = filereader._read_file_meta_info(file)
             ds = pydicom.dcmread(_inflated(file), **{**options, "force": True})
             meta.TransferSyntaxUID = ExplicitVRLittleEndian  # what it is now
             ds.file_meta = pydicom.dataset.FileMetaDataset(meta)
+        if not ds.file_meta.get("TransferSyntaxUID"):  # a data set alone, as old archives keep it
+            ds.file_meta.TransferSyntaxUID = _syntax_as_read(ds)
     ds.filename = os.fspath(path)
     return ds
 

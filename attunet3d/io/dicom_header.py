@@ -8,11 +8,15 @@ import math
 import re
 import secrets
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
+from pydicom.tag import BaseTag, Tag
 
 from attunet3d.io.dicom_guard import dcmread
 from attunet3d.io.printable import printable_start
@@ -38,7 +42,7 @@ MARKS = ("stack", "instance", *_MARKS_IN_FILES)
 
 # The header scan parses these and skips the rest. Of the patient's data it reads ID and name, and keeps only a hash of
 # them to tell patients apart; the key makes the hash worthless elsewhere.
-HEADER_TAGS = [
+HEADER_TAGS = (
     "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
@@ -63,7 +67,12 @@ HEADER_TAGS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
     *_MARKS_IN_FILES,
-]
+)
+# Of these kinds of value the bytes are the text, of others where they are ASCII and switch to no other
+# character set: pydicom's conversion of them would take
+# most of a scan's time.
+_PLAIN_TEXT = ("CS", "DS", "IS", "TM", "UI")
+_TEXT = (*_PLAIN_TEXT, "LO", "PN", "SH")
 _HASH_KEY = secrets.token_bytes(16)
 
 MOST = 1e9  # of any number that is read here
@@ -136,15 +145,15 @@ def read_headers(path: Path) -> list[SliceHeader]:
                 raise InvalidDicomError("empty file")
             return []
     try:
-        ds = dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=bare)
+        ds = dcmread(path, stop_before_pixels=True, specific_tags=[_known(name)[0] for name in HEADER_TAGS], force=bare)
     except Exception:
         if bare:  # some other binary file
             return []
         raise
     meta = getattr(ds, "file_meta", None)
-    if str((meta or {}).get("MediaStorageSOPClassUID", "")) == MEDIA_DIRECTORY:
+    if meta and text_of(meta, "MediaStorageSOPClassUID") == MEDIA_DIRECTORY:
         return []
-    if not (text_of(ds, "SOPClassUID") or ds.get("Modality") or ds.get("Rows")):
+    if not (text_of(ds, "SOPClassUID") or _value(ds, "Modality") or _value(ds, "Rows")):
         if bare:
             return []
         raise InvalidDicomError("no image or object in this file")
@@ -165,27 +174,27 @@ def headers_of(ds: pydicom.Dataset, path: Path) -> list[SliceHeader]:
         modality=text_of(ds, "Modality"),
         image_type=_image_type(ds, "ImageType"),
         description=" ".join(text_of(ds, "SeriesDescription").split()),
-        rows=int(ds.get("Rows") or 0),
-        columns=int(ds.get("Columns") or 0),
+        rows=int(_value(ds, "Rows") or 0),
+        columns=int(_value(ds, "Columns") or 0),
         spacing=numbers(ds, "PixelSpacing", 2),
         orientation=numbers(ds, "ImageOrientationPatient", 6),
         position=numbers(ds, "ImagePositionPatient", 3),
         frame_of_reference=text_of(ds, "FrameOfReferenceUID"),
         marks=tuple(_mark(ds, name) for name in MARKS),
-        frames=int(ds.get("NumberOfFrames") or 1),
+        frames=int(_value(ds, "NumberOfFrames") or 1),
         frame=None,
-        samples=int(ds.get("SamplesPerPixel") or 1),
+        samples=int(_value(ds, "SamplesPerPixel") or 1),
         photometric=text_of(ds, "PhotometricInterpretation"),
         lossy=text_of(ds, "LossyImageCompression") == "01",
         rescale=_rescale(ds),
         rescale_type=text_of(ds, "RescaleType"),
     )
-    frames = ds.get("PerFrameFunctionalGroupsSequence")
+    frames = _value(ds, "PerFrameFunctionalGroupsSequence")
     if not frames or not (header.modality == "CT" or sop_class in ENHANCED_CT):
         return [header]
     if len(frames) != header.frames:
         raise InvalidDicomError("as many functional groups as frames are needed")
-    shared = (ds.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    shared = (_value(ds, "SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     return [_frame_header(header, number, frame, shared) for number, frame in enumerate(frames)]
 
 
@@ -230,9 +239,7 @@ def text_of(ds: pydicom.Dataset, name: str) -> str:
 
     Python's own way to show bytes and lists would make printable what `SliceHeader` cuts off.
     """
-    found = ds.get(name)
-    values = [found] if isinstance(found, (str, bytes)) else _values(ds, name) or []
-    texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in values]
+    texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in _values(ds, name)]
     return "\\".join(text for text in texts if isinstance(text, str))
 
 
@@ -241,8 +248,8 @@ def _hashes_of_patient(ds: pydicom.Dataset) -> tuple[str, str]:
 
     Machines differ in how they part the names of a person, and in whether they add them in another script (after "=").
     """
-    name = re.sub(r"[\W_]+", " ", str(ds.get("PatientName") or "").partition("=")[0].casefold())
-    return _hash(" ".join(str(ds.get("PatientID") or "").split())), _hash(name.strip())
+    name = re.sub(r"[\W_]+", " ", str(_value(ds, "PatientName") or "").partition("=")[0].casefold())
+    return _hash(" ".join(str(_value(ds, "PatientID") or "").split())), _hash(name.strip())
 
 
 def _hash(text: str) -> str:
@@ -250,6 +257,8 @@ def _hash(text: str) -> str:
 
 
 def _mark(ds: pydicom.Dataset, name: str) -> float | str | None:
+    if name not in _MARKS_IN_FILES:  # those of frames
+        return None
     if name in ("ConvolutionKernel", "ImageType"):
         return text_of(ds, name) or None
     number = _number(ds, name)
@@ -270,13 +279,36 @@ def _rescale(ds: pydicom.Dataset) -> tuple[float, float] | None:
 
 
 def _image_type(ds: pydicom.Dataset, name: str) -> tuple[str, ...]:
-    return tuple(str(v).upper() for v in _values(ds, name) or ())
+    text = text_of(ds, name)
+    return tuple(text.upper().split("\\")) if text else ()
 
 
-def _values(ds: pydicom.Dataset, name: str) -> list[Any] | None:
-    value = ds.get(name)
-    if value is None or value == "":
+@cache
+def _known(name: str) -> tuple[BaseTag, str]:
+    """Tag and kind of value of an element, which pydicom would look up at each of fifty uses in a file."""
+    tag = Tag(name)
+    return tag, dictionary_VR(tag)
+
+
+def _value(ds: pydicom.Dataset, name: str) -> Any:
+    """Of an element, None where there is none; several texts may come as one, with the backslashes between them."""
+    tag, usual = _known(name)
+    if tag not in ds:
         return None
+    element = ds.get_item(tag)
+    if isinstance(element, RawDataElement):
+        vr, raw = element.VR or usual, element.value or b""
+        if vr in _PLAIN_TEXT or (vr in _TEXT and raw.isascii() and b"\x1b" not in raw):
+            return raw.decode("latin-1").rstrip("\0 ")
+        if vr == "US" and len(raw) == 2:
+            return int.from_bytes(raw, "little" if element.is_little_endian else "big")
+    return ds[tag].value
+
+
+def _values(ds: pydicom.Dataset, name: str) -> list[Any]:
+    value = _value(ds, name)
+    if value is None or value == "":
+        return []
     return [value] if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__") else list(value)
 
 
@@ -294,8 +326,8 @@ def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | N
 
 def _parts(ds: pydicom.Dataset, name: str) -> list[Any]:
     try:
-        values = _values(ds, name) or []
+        values = _values(ds, name)
     except Exception:  # pydicom's parsers raise anything where VR and value do not go together
-        values = [ds.get_item(name).value]
+        values = [ds.get_item(_known(name)[0]).value]
     texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in values]
     return [part for v in texts for part in (v.strip("\0 ").split("\\") if isinstance(v, str) else [v])]
