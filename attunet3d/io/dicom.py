@@ -1,12 +1,12 @@
 """DICOM in: find the series in a folder, and choose one. Its geometry is the matter of dicom_geometry.py."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from attunet3d.errors import (
     AmbiguousSeriesError,
@@ -14,8 +14,8 @@ from attunet3d.errors import (
     UnreadableInputError,
     UnsupportedImageError,
 )
-from attunet3d.io.dicom_header import SliceHeader, read_headers
-from attunet3d.io.dicom_pixels import EXPORT_AGAIN
+from attunet3d.io.dicom_folder import Beside, read_folder
+from attunet3d.io.dicom_header import SliceHeader
 from attunet3d.io.dicom_scattered import gathered
 from attunet3d.io.dicom_series import Series, patients_of
 from attunet3d.io.dicom_stacks import (
@@ -26,7 +26,6 @@ from attunet3d.io.dicom_stacks import (
     same_study,
     stacks,
 )
-from attunet3d.io.folders import files_below
 from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES, MIN_SPACING_MM
 
 MOST_LISTED = 20  # series in a message
@@ -47,49 +46,31 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
     Raises InputNotFoundError if there is no DICOM file, UnreadableInputError for only damaged ones or
     for one that may not be opened.
     """
-    folder = Path(folder)
+    here = read_folder(folder)
     found: dict[tuple[Any, ...], list[SliceHeader]] = {}
-    damaged: list[Path] = []
-    others: list[Path] = []
-    files, links = files_below(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom warns of values that break the standard; many scanners write them
-        for path in files:
-            try:
-                headers = read_headers(path)
-            except FileNotFoundError as e:
-                raise UnreadableInputError(
-                    f"{path}: a link to a file that is gone, which may be a slice; {EXPORT_AGAIN}"
-                ) from e
-            except OSError as e:
-                raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
-            except Exception:  # pydicom lets any parser's exception through
-                if path.name.upper() != "DICOMDIR":
-                    damaged.append(path)
-                continue
-            if not headers:
-                others.append(path)
-            for header in headers:
-                key: tuple[Any, ...] = (header.series_uid,)
-                if not header.series_uid:
-                    orientation = tuple(round(cosine, 2) for cosine in header.orientation or ())
-                    of_series = (header.study_uid, header.series_number, header.modality, orientation)
-                    key = ("", path.parent, *of_series, header.rows, header.columns)
-                found.setdefault(key, []).append(header)
-    if not found and damaged:
+    for header in here.headers:
+        key: tuple[Any, ...] = (header.series_uid,)
+        if not header.series_uid:
+            orientation = tuple(round(cosine, 2) for cosine in header.orientation or ())
+            of_series = (header.study_uid, header.series_number, header.modality, orientation)
+            key = ("", header.path.parent, *of_series, header.rows, header.columns)
+        found.setdefault(key, []).append(header)
+    if not found and here.damaged:
         raise UnreadableInputError(
-            f"{damaged[0]}: DICOM header truncated or damaged, like all {len(damaged)} DICOM files here; "
+            f"{here.damaged[0]}: DICOM header truncated or damaged, like all {len(here.damaged)} DICOM files here; "
             "export the scan again"
         )
     if not found:
         cure = "give the folder of one DICOM scan"
-        images = [p.name for p in others if p.name.lower().endswith(IMAGE_SUFFIXES)]
+        images = [p.name for p in here.others if p.name.lower().endswith(IMAGE_SUFFIXES)]
         if images:
             cure = f"to read {images[0]}, give that file"
-        beside_them = f", {links} links to folders, which are not followed" if links else ""
+        beside_them = f", {here.links} links to folders, which are not followed" if here.links else ""
         raise InputNotFoundError(
-            f"{folder}: no DICOM files in this folder ({len(others)} other files{beside_them}); {cure}"
+            f"{folder}: no DICOM files in this folder ({len(here.others)} other files{beside_them}); {cure}"
         )
+    damaged = Beside(here.damaged)
+    no_dicom = Beside(p for p in here.others if p.suffix.lower() in DICOM_SUFFIXES)
     series: list[Series] = []
     unnamed = 0
     for key, headers in sorted(found.items(), key=lambda item: tuple(map(str, item[0]))):
@@ -98,41 +79,46 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
             unnamed += 1
             uid = f"no-uid-{unnamed}"
         folders = {h.path.parent for h in headers}
-        beside = tuple(p for p in damaged if p.parent in folders)
-        no_dicom = tuple(p for p in others if p.parent in folders and p.suffix.lower() in DICOM_SUFFIXES)
         parts = stacks(headers) if patients_of(headers) < 2 else [tuple(headers)]
         names = [f"{uid}#{k}" for k in range(1, len(parts) + 1)] if len(parts) > 1 else [uid]
-        series += [Series(name, part, beside, (), no_dicom) for name, part in zip(names, parts, strict=True)]
+        beside = damaged(folders), (), no_dicom(folders)
+        series += [Series(name, part, *beside) for name, part in zip(names, parts, strict=True)]
     series = gathered(series)
-    alone = [s for s in series if len(s.images) == 1]
-    return [replace(s, strays=_strays(s, alone)) for s in series]
+    alone = _Alone(series)
+    return [replace(s, strays=strays) if (strays := alone.strays(s)) else s for s in series]
 
 
-def _strays(series: Series, alone: Sequence[Series]) -> tuple[SliceHeader, ...]:
-    """Images alone in their series that lie where the next slice of this one would: damaged UIDs take them there."""
-    heights = series.heights
-    gaps = sorted(b - a for a, b in pairwise(heights) if b - a >= MIN_SPACING_MM)
-    first = series.images[0]
-    if not gaps or first.normal is None:
-        return ()
-    step = gaps[(len(gaps) - 1) // 2]
-    folders = {s.path.parent for s in series.slices}
-    found = []
-    for image, whose in ((s.images[0], s) for s in alone):
-        # What the same UID says to be another object may be damaged in that place.
-        may_be = whose.uid.partition("#")[0] == series.uid.partition("#")[0] or (whose.is_original and whose.is_ct)
-        if (
-            may_be
-            and image.position is not None
-            and image.path.parent in folders
-            and patients_of([first, image]) < 2
-            and all(same(first, image) for same in (same_study, same_size, same_spacing, same_orientation))
-            and any(same_frame_of_reference(s, image) for s in (first, series.images[-1]))
-        ):
-            height = sum(n * p for n, p in zip(first.normal, image.position, strict=True))
-            if abs(max(heights[0] - height, height - heights[-1]) - step) < step / 4:
-                found.append(image)
-    return tuple(found)
+class _Alone:
+    """Images alone in their series, which may be of another one: damaged UIDs take them there."""
+
+    def __init__(self, series: Sequence[Series]) -> None:
+        self._series = [s for s in series if len(s.images) == 1 and s.images[0].position is not None]
+        self._positions = np.array([s.images[0].position for s in self._series]).reshape(-1, 3)
+
+    def strays(self, series: Series) -> tuple[SliceHeader, ...]:
+        """Those that lie where the next slice of a series would."""
+        heights = series.heights
+        gaps = sorted(b - a for a, b in pairwise(heights) if b - a >= MIN_SPACING_MM)
+        first = series.images[0]
+        if not gaps or first.normal is None:
+            return ()
+        step = gaps[(len(gaps) - 1) // 2]
+        height = self._positions @ np.array(first.normal)
+        beyond = np.maximum(heights[0] - height, height - heights[-1])
+        near = [self._series[n] for n in np.flatnonzero(np.abs(beyond - step) < step / 4)]
+        folders = {s.path.parent for s in series.slices}
+        return tuple(s.images[0] for s in near if s.images[0].path.parent in folders and _may_belong(series, s))
+
+
+def _may_belong(series: Series, alone: Series) -> bool:
+    first, image = series.images[0], alone.images[0]
+    # What the same UID says to be another object may be damaged in that place.
+    return (
+        (alone.uid.partition("#")[0] == series.uid.partition("#")[0] or (alone.is_original and alone.is_ct))
+        and patients_of([first, image]) < 2
+        and all(same(first, image) for same in (same_study, same_size, same_spacing, same_orientation))
+        and any(same_frame_of_reference(s, image) for s in (first, series.images[-1]))
+    )
 
 
 def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
@@ -175,10 +161,10 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
             f"{_folder(series)}: no CT image series, only {', '.join(kinds)}; give the folder of a CT scan"
         )
     for preferred, reason in _PREFERRED:
-        better = [s for s in candidates if getattr(s, preferred)]
-        worse = [s for s in candidates if s not in better and any(_shows_as_much(b, s) for b in better)]
-        left_out |= {s.uid: f"{s.kind}, {reason}" for s in worse}
-        candidates = [s for s in candidates if s not in worse]
+        better = _Shown([s for s in candidates if getattr(s, preferred)])
+        worse = {s.uid for s in candidates if not getattr(s, preferred) and better.show(s)}
+        left_out |= {s.uid: f"{s.kind}, {reason}" for s in candidates if s.uid in worse}
+        candidates = [s for s in candidates if s.uid not in worse]
     patients = _patients(cts)
     listed = candidates if _patients(candidates) == patients else cts
     if patients > 1 and len(listed) > 1:
@@ -189,20 +175,30 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
     return candidates, left_out
 
 
-def _shows_as_much(better: Series, worse: Series) -> bool:
-    """Whether one series shows the part of the body that another one does.
+class _Shown:
+    """The parts of the body that series show."""
 
-    A derived series may be all that was kept of a scan, beside a few timing images, or of another part of the body.
-    Reformats along the body may reach far beyond it, into the black.
-    """
-    if not worse.is_volume:
-        return True
-    a, b = better.z_range, worse.z_range
-    if a is None or b is None or not same_frame_of_reference(better.images[0], worse.images[0]):
-        return False
-    step = better.extent / max(len(better.images) - 1, 1)
-    shared = min(a[1], b[1]) - max(a[0], b[0]) + 2 * step
-    return shared >= (0.75 if worse.is_axial else 0.3) * (b[1] - b[0])
+    def __init__(self, series: Sequence[Series]) -> None:
+        self._any = bool(series)
+        placed = [(s, s.z_range) for s in series]
+        known = [(s, z, s.extent / max(len(s.images) - 1, 1)) for s, z in placed if z is not None]
+        self._lowest, self._highest, self._step = np.array([(*z, step) for _, z, step in known]).reshape(-1, 3).T
+        self._spaces = np.array([s.images[0].frame_of_reference for s, _, _ in known], str)
+
+    def show(self, worse: Series) -> bool:
+        """Whether one of them shows the part that another series does.
+
+        A derived series may be all that was kept of a scan, beside a few timing images, or of another part of the
+        body. Reformats along the body may reach far beyond it, into the black.
+        """
+        if not self._any or not worse.is_volume:
+            return self._any
+        z, space = worse.z_range, worse.images[0].frame_of_reference
+        if z is None:
+            return False
+        shared = np.minimum(self._highest, z[1]) - np.maximum(self._lowest, z[0]) + 2 * self._step
+        same_space = (self._spaces == space) | (self._spaces == "") | (space == "")
+        return bool(np.any(same_space & (shared >= (0.75 if worse.is_axial else 0.3) * (z[1] - z[0]))))
 
 
 def passed_over(series: Sequence[Series]) -> list[str]:

@@ -295,7 +295,7 @@ def _value(ds: pydicom.Dataset, name: str) -> Any:
     tag, usual = _known(name)
     if tag not in ds:
         return None
-    element = ds.get_item(tag)
+    element: Any = ds.get_item(tag)
     if isinstance(element, RawDataElement):
         vr, raw = element.VR or usual, element.value or b""
         if vr in _PLAIN_TEXT or (vr in _TEXT and raw.isascii() and b"\x1b" not in raw):

@@ -1,6 +1,7 @@
 """Images of one scan under several series UIDs: some anonymisers give each file one of its own, or leave some empty."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -14,12 +15,15 @@ from attunet3d.io.dicom_stacks import (
     same_study,
     scans_of,
 )
+from attunet3d.io.grouping import Agreeing, Key, grouped
 from attunet3d.io.slabs import MIN_SPACING_MM
 
 MOST_IN_A_PART = 5  # slices: what is no scan by itself
 FEWEST_PARTS = 3  # two images are at even distances wherever they lie
 USUAL_GAPS = 0.75  # of all: a slice may be missing, which the reader tells with its place
 SAME_GAP = 0.1  # relative
+
+_Scan = tuple[list[Series], Series]  # its parts, and the series that they become
 
 
 def gathered(series: Sequence[Series]) -> list[Series]:
@@ -31,15 +35,27 @@ def gathered(series: Sequence[Series]) -> list[Series]:
     most parts have one of their own.
     """
     found = list(series)
-    for same in (_same_scan_and_space, _same_scan):
+    for said, same in ((_said_with_space, _same_scan_and_space), (_said, _same_scan)):
         parts = [s for s in found if (_is_nameless(s) or len(s.images) <= MOST_IN_A_PART) and _is_uniform(s)]
-        for group in _groups(parts, same):
-            found = _put_together(found, group)
-    for nameless in [s for s in found if _is_nameless(s) and _is_uniform(s)]:
-        hosts = [s for s in found if not _is_nameless(s) and _is_uniform(s) and _can_hold(s, nameless)]
-        if len(hosts) == 1:
-            found = _put_together(found, [hosts[0], nameless], fewest=2)
-    return found
+        whose = {id(s.images[0]): s for s in parts}
+        scans: list[_Scan] = []
+        for group in grouped([s.images[0] for s in parts], said, same):
+            scans += _scans_among([whose[id(image)] for image in group])
+        found = _replaced(found, scans)
+    return _replaced(found, _completed([s for s in found if _is_uniform(s)]))
+
+
+def _completed(series: Sequence[Series]) -> list[_Scan]:
+    """Series with the images without UID that can only belong to them."""
+    hosts = [([s], s) for s in series if not _is_nameless(s)]
+    keys = Agreeing()
+    for _, host in hosts:
+        keys.add(_said_with_space(host.slices[0]))
+    for nameless in [s for s in series if _is_nameless(s)]:
+        fit = [n for n in keys.with_key(_said_with_space(nameless.slices[0])) if _can_hold(hosts[n][1], nameless)]
+        for parts, whole in _scans_among([hosts[fit[0]][1], nameless], fewest=2) if len(fit) == 1 else ():
+            hosts[fit[0]] = ([*hosts[fit[0]][0], *parts[1:]], whole)
+    return [(parts, whole) for parts, whole in hosts if len(parts) > 1]
 
 
 def _is_nameless(s: Series) -> bool:
@@ -60,19 +76,24 @@ def _can_hold(host: Series, nameless: Series) -> bool:
     return between and _same_scan_and_space(a, b) and a.series_number == b.series_number
 
 
-def _put_together(found: list[Series], group: Sequence[Series], fewest: int = FEWEST_PARTS) -> list[Series]:
-    """`found` with those of `group` that make up a scan as one series, in the place of the first."""
+def _scans_among(group: Sequence[Series], fewest: int = FEWEST_PARTS) -> list[_Scan]:
+    """What of a group makes up a scan: the parts, in their order, and the series that they become."""
     if len(group) < fewest:
-        return found
-    whose = {id(image): s for s in group for image in s.slices}
+        return []
+    whose = {id(image): n for n, s in enumerate(group) for image in s.slices}
+    found = []
     for scan in scans_of([image for s in group for image in s.slices]):
-        parts = {id(whose[id(image)]): whose[id(image)] for image in scan}
-        complete = sum(len(s.slices) for s in parts.values()) == len(scan)
+        parts = [group[n] for n in sorted({whose[id(image)] for image in scan})]
+        complete = sum(len(s.slices) for s in parts) == len(scan)
         if len(parts) >= fewest and complete and _is_even(scan) and _is_one_space(scan, len(parts)):
-            whole = _whole([s for s in found if id(s) in parts], scan)
-            first = next(s for s in found if id(s) in parts)
-            found = [whole if s is first else s for s in found if s is first or id(s) not in parts]
+            found.append((parts, _whole(parts, scan)))
     return found
+
+
+def _replaced(series: Sequence[Series], scans: Sequence[_Scan]) -> list[Series]:
+    """`series` with each scan in the place of the first of its parts."""
+    scan_of = {id(part): whole for parts, whole in scans for part in parts}
+    return list({id(found): found for found in (scan_of.get(id(s), s) for s in series)}.values())
 
 
 def _whole(parts: Sequence[Series], scan: Sequence[SliceHeader]) -> Series:
@@ -82,9 +103,15 @@ def _whole(parts: Sequence[Series], scan: Sequence[SliceHeader]) -> Series:
     return Series(
         named[0].partition("#")[0] if one else named[0],
         tuple(scan),
-        damaged=tuple(dict.fromkeys(path for s in parts for path in s.damaged)),
-        no_dicom=tuple(dict.fromkeys(path for s in parts for path in s.no_dicom)),
+        damaged=_together(s.damaged for s in parts),
+        no_dicom=_together(s.no_dicom for s in parts),
     )
+
+
+def _together(files: Iterable[tuple[Path, ...]]) -> tuple[Path, ...]:
+    """Each once. Parts in one folder share what lies beside them."""
+    shared = {id(paths): paths for paths in files}.values()
+    return tuple(dict.fromkeys(path for paths in shared for path in paths))
 
 
 def _is_one_space(scan: Sequence[SliceHeader], parts: int) -> bool:
@@ -123,13 +150,11 @@ def _same_scan_and_space(a: SliceHeader, b: SliceHeader) -> bool:
     return _same_scan(a, b) and same_study(a, b) and same_frame_of_reference(a, b)
 
 
-def _groups(parts: Sequence[Series], same: Callable[[SliceHeader, SliceHeader], bool]) -> list[list[Series]]:
-    groups: list[list[Series]] = []
-    for s in parts:
-        for group in groups:
-            if same(group[0].images[0], s.images[0]):
-                group.append(s)
-                break
-        else:
-            groups.append([s])
-    return groups
+def _said(image: SliceHeader) -> Key:
+    """What `_same_scan` compares that must be equal where both images say it."""
+    kind = (image.rows, image.columns, image.image_type, image.rescale is None, image.rescale_type)
+    return (*(text or None for text in image.patient), kind)
+
+
+def _said_with_space(image: SliceHeader) -> Key:
+    return (*_said(image), *(uid or None for uid in _study_and_space(image)))

@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -105,17 +106,17 @@ class Series:
     def files(self) -> int:
         return len({s.path for s in self.slices})
 
-    @property
+    @cached_property
     def images(self) -> tuple[SliceHeader, ...]:
         """The slices without the localizers among them; the localizers where there is nothing else."""
         return tuple(s for s in self.slices if not s.is_localizer) or self.slices
 
-    @property
+    @cached_property
     def patients(self) -> int:
         """How many there are, see `patients_of`."""
         return patients_of(self.slices)
 
-    @property
+    @cached_property
     def is_ct(self) -> bool:
         """Whether this holds CT images: not a report, a segmentation, a screenshot or another modality."""
         return all(
@@ -150,7 +151,7 @@ class Series:
         """Whether slices lie across the body; so they are taken to do where the header does not say."""
         return any(s.normal is None or abs(s.normal[2]) >= AXIAL_COSINE for s in self.images)
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """What this is in plain words: "CT", "CT localizer", "CT derived (MIP)", "MR", "dose report", ..."""
         modality = self.modality or "unknown modality"
@@ -192,7 +193,7 @@ class Series:
             said.append(f'"{self.description}"')
         return f"{self.uid} ({', '.join(said)})"
 
-    @property
+    @cached_property
     def heights(self) -> list[float]:
         """Of the images along the normal of most, ascending, mm; empty where the headers do not say."""
         orientation = Counter(s.orientation for s in self.images).most_common(1)[0][0]
@@ -201,7 +202,7 @@ class Series:
             return []
         return sorted(sum(n * p for n, p in zip(normal, s.position or (), strict=True)) for s in self.images)
 
-    @property
+    @cached_property
     def z_range(self) -> tuple[float, float] | None:
         """Lowest and highest point of the images along the patient, mm; None where the headers do not say."""
         found: list[float] = []

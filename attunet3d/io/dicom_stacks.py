@@ -1,11 +1,12 @@
 """One series UID may stand for several stacks: of other objects, on other grids, or scans of the same places."""
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 
 from attunet3d.io.dicom_header import MARKS, SliceHeader
+from attunet3d.io.grouping import Key, grouped
 from attunet3d.io.slabs import MIN_SPACING_MM
 
 SAME_COSINE = 1e-3  # 0.06 degrees: 0.4 mm at the edge of a 400 mm field, less than a voxel
@@ -16,6 +17,7 @@ SAME_THICKNESS = 1.25  # times: thin and thick reconstructions differ by more
 _TIMES = ("TriggerTime", "AcquisitionTime")
 
 _Slices = list[SliceHeader]
+_Same = Callable[[SliceHeader, SliceHeader], bool]
 
 
 def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
@@ -27,7 +29,7 @@ def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
     own, and the other slices for a complete one. Localizers stay with an only stack and are apart from several.
     """
     parts: list[_Slices] = []
-    for objects in _groups(list(slices), _same_object):
+    for objects in grouped(slices, _SAID[_same_object], _same_object):
         images = [s for s in objects if not s.is_localizer]
         found = [images] if images else []
         for same in (same_study, same_size, same_spacing, same_orientation, same_frame_of_reference):
@@ -40,20 +42,8 @@ def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
     return [tuple(part) for part in parts]
 
 
-def _groups(slices: _Slices, same: Callable[[SliceHeader, SliceHeader], bool]) -> list[_Slices]:
-    groups: list[_Slices] = []
-    for s in slices:
-        for group in groups:
-            if same(group[0], s):
-                group.append(s)
-                break
-        else:
-            groups.append([s])
-    return groups
-
-
-def _apart(slices: _Slices, same: Callable[[SliceHeader, SliceHeader], bool]) -> list[_Slices]:
-    groups = _groups(slices, same)
+def _apart(slices: _Slices, same: _Same) -> list[_Slices]:
+    groups = grouped(slices, _SAID[same], same)
     return groups if all(len(group) > 1 for group in groups) else [slices]
 
 
@@ -74,6 +64,11 @@ def same_size(a: SliceHeader, b: SliceHeader) -> bool:
     return (a.rows, a.columns) == (b.rows, b.columns)
 
 
+def same_frame_of_reference(a: SliceHeader, b: SliceHeader) -> bool:
+    """Whether two images are placed in the same space, as far as they say."""
+    return a.frame_of_reference == b.frame_of_reference or not (a.frame_of_reference and b.frame_of_reference)
+
+
 def same_spacing(a: SliceHeader, b: SliceHeader) -> bool:
     """Whether pixel spacings agree, but for rounding; one that is missing agrees with all."""
     if a.spacing is None or b.spacing is None:
@@ -88,9 +83,15 @@ def same_orientation(a: SliceHeader, b: SliceHeader) -> bool:
     return all(abs(x - y) <= SAME_COSINE for x, y in zip(a.orientation, b.orientation, strict=True))
 
 
-def same_frame_of_reference(a: SliceHeader, b: SliceHeader) -> bool:
-    """Whether two images are placed in the same space, as far as they say."""
-    return a.frame_of_reference == b.frame_of_reference or not (a.frame_of_reference and b.frame_of_reference)
+# What these compare that must be equal where both images say it.
+_SAID: dict[_Same, Callable[[SliceHeader], Key]] = {
+    _same_object: lambda s: (s.modality or None, s.sop_class or None),
+    same_study: lambda s: (s.study_uid or None,),
+    same_frame_of_reference: lambda s: (s.frame_of_reference or None,),
+    same_size: lambda s: (s.rows, s.columns),
+    same_spacing: lambda s: (),
+    same_orientation: lambda s: (),
+}
 
 
 def scans_of(slices: _Slices) -> list[_Slices]:
@@ -131,12 +132,16 @@ def _one_after_another(groups: list[_Slices]) -> list[_Slices]:
     several groups must be of the same places: if they are not, none is known to go on with another group, and each
     group is a scan.
     """
-    scans: list[list[_Slices]] = []
-    for group in groups:
-        if not scans or any(_alternate(_heights(group), _heights(other)) for other in scans[-1]):
-            scans.append([])
-        scans[-1].append(group)
-    joined = [[s for group in scan for s in group] for scan in scans]
+    heights = [_heights(group) for group in groups]
+    lowest = np.array([h[0] for h in heights]) - MIN_SPACING_MM
+    highest = np.array([h[-1] for h in heights]) + MIN_SPACING_MM
+    starts = [0]
+    for k in range(1, len(groups)):
+        scan = slice(starts[-1], k)
+        near = np.flatnonzero((lowest[scan] <= highest[k]) & (highest[scan] >= lowest[k]))
+        if any(_alternate(heights[k], heights[starts[-1] + n]) for n in near):
+            starts.append(k)
+    joined = [[s for group in groups[a:b] for s in group] for a, b in pairwise([*starts, len(groups)])]
     if 1 < len(joined) < len(groups) and not all(_same_places(joined[0], scan) for scan in joined):
         return groups
     return joined
