@@ -1,0 +1,41 @@
+"""Groups by what things say of themselves, as comparing all with all would find them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attunet3d.io.grouping import MOST_TRIED, Agreeing, Key, grouped
+
+
+def agree(a: Key, b: Key) -> bool:
+    return all(x == y or x is None or y is None for x, y in zip(a, b, strict=True))
+
+
+@given(st.lists(st.tuples(*[st.none() | st.integers(0, 2)] * 3), max_size=30))
+def test_the_first_group_that_agrees_takes_an_item(items: list[Key]) -> None:
+    expected: list[list[Key]] = []
+    for item in items:
+        home = next((group for group in expected if agree(group[0], item)), None)
+        if home is None:
+            expected.append([item])
+        else:
+            home.append(item)
+    assert grouped(items, lambda item: item, agree) == expected
+
+
+def test_items_that_differ_are_not_compared_with_all() -> None:
+    compared = []
+
+    def same(a: Key, b: Key) -> bool:
+        compared.append((a, b))
+        return agree(a, b)
+
+    items: list[Key] = [(n, None if n % 3 else n) for n in range(3000)]
+    assert len(grouped(items * 2, lambda item: item, same)) == 3000
+    assert len(compared) == 3000  # each with itself
+
+
+def test_of_keys_that_all_agree_some_are_tried() -> None:
+    keys = Agreeing()
+    for _ in range(3 * MOST_TRIED):
+        keys.add((1, None))
+    assert list(keys.with_key((1, 2))) == list(range(MOST_TRIED))
