@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from attunet3d.errors import ConfigError
 from attunet3d.many.embedded import environment_of_ray, put_back, start, use_token_of_user
 from attunet3d.many.noted import noted_address
 
+_REFUSED = "it wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, as on its head"
 _MOST_THREADS = 2  # of a worker without a GPU, unless something else is asked for
 
 
@@ -63,9 +64,8 @@ def connected(address: str = "auto") -> Iterator[None]:
         try:
             _connect(address, stack)
         except (OSError, ValueError, RuntimeError, ImportError, ray.exceptions.RayError) as error:
-            raise ConfigError(
-                f"--address {address}: no Ray cluster can be reached or started there ({error})"
-            ) from error
+            reason = _REFUSED if _is_refused(error) else error
+            raise ConfigError(f"--address {address}: no Ray cluster can be reached or started ({reason})") from error
         finally:
             # Ray has put a handler of its own there, which would end the process.
             if callable(handler) and threading.current_thread() is threading.main_thread():
@@ -87,10 +87,18 @@ def _connect(address: str, stack: ExitStack) -> None:
     noted = noted_address() if address == "auto" else None
     if noted:
         use_token_of_user()
-        with suppress(ConnectionError):
+        try:
             ray.init(address=noted, **quiet)
             return
+        except ConnectionError as error:
+            if _is_refused(error):
+                raise
     start(stack, **quiet)
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether a cluster wants another token; Ray says so somewhere in what it raises."""
+    return "InvalidAuthToken" in f"{error} {error.__cause__}"
 
 
 def plan_workers(

@@ -187,6 +187,16 @@ def test_a_cluster_that_is_named_is_joined_whoever_runs_it(
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
 
 
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379"])
+def test_a_cluster_that_wants_another_token(note: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    def refused(**options: Any) -> None:
+        raise ConnectionError("Failed to connect") from RuntimeError("RPC error: InvalidAuthToken")
+
+    monkeypatch.setattr("ray.init", refused)
+    with pytest.raises(ConfigError, match="wants another token: set RAY_AUTH_MODE=token"):
+        joined([], address)
+
+
 def test_what_is_set_of_authentication_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
