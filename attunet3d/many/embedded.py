@@ -18,10 +18,10 @@ _MOST = 103 - len("/attunet3d-ray-12345678/ray/session_2026-01-01_00-00-00_00000
 
 
 def start(stack: ExitStack, **options: Any) -> None:
-    """Start it; `stack` shuts it down, and puts back what it takes for that, but not the environment.
+    """Start it, with changes of the environment, which the caller is to `put_back`.
 
     Args:
-        stack: of what is to be done when it is no longer needed.
+        stack: gets what is to be done when it is no longer needed.
         options: of `ray.init`.
 
     Raises:
@@ -29,8 +29,7 @@ def start(stack: ExitStack, **options: Any) -> None:
     """
     import ray
 
-    # Ray's own is open to all, in a folder that is, too.
-    folder = Path(stack.enter_context(_private_folder()))
+    folder = Path(stack.enter_context(_private_folder()))  # Ray opens the one that it gets to all
     _keep_to_loopback(stack)
     set_token(folder)
     read_authentication()
@@ -51,8 +50,8 @@ def start(stack: ExitStack, **options: Any) -> None:
 def _private_folder() -> tempfile.TemporaryDirectory[str]:
     """Of mode 0700, where temporary files are wanted, or if that is too deep for Unix sockets in /tmp."""
     wanted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
-    wanted.mkdir(parents=True, exist_ok=True)
     parent = wanted if len(os.fsencode(wanted)) <= _MOST else Path("/tmp")
+    parent.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryDirectory(prefix="attunet3d-ray-", dir=parent, ignore_cleanup_errors=True)
 
 

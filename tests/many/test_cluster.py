@@ -213,8 +213,11 @@ def test_where_it_would_listen_elsewhere_it_does_not_run(
     asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "10.0.0.1")
+    before = dict(os.environ)
     with pytest.raises(ConfigError, match=r"would listen on 10\.0\.0\.1"):
         joined(asked, "local")
+    assert dict(os.environ) == before
+    assert not Path(asked[0]["_temp_dir"]).parent.exists()
 
 
 def test_a_folder_that_is_too_deep_for_sockets(
@@ -224,6 +227,4 @@ def test_a_folder_that_is_too_deep_for_sockets(
     monkeypatch.setenv("RAY_TMPDIR", str(deep))
     joined(asked, "local")
     assert asked[0]["_temp_dir"].startswith("/tmp/attunet3d-ray-")
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp/")
-    joined(asked, "local")
-    assert asked[0]["_temp_dir"].startswith("/tmp/attunet3d-ray-")
+    assert not deep.exists()
