@@ -6,6 +6,7 @@ import importlib
 import ipaddress
 import os
 import secrets
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 100_000_000  # only records travel; the default is a third of the memory
-# What the path of a Unix socket leaves for the folder: it may have 103 bytes (107 on Linux).
-_MOST = 103 - len("/attunet3d-ray-12345678/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+# Bytes that the path of a Unix socket leaves for where temporary files are wanted.
+_MOST = (107 if sys.platform == "linux" else 103) - len(
+    "/attunet3d-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+)
 
 
 def start(stack: ExitStack, **options: Any) -> None:
@@ -39,7 +42,7 @@ def start(stack: ExitStack, **options: Any) -> None:
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         _node_ip_address=_LOOPBACK,
-        _temp_dir=str(folder / "ray"),
+        _temp_dir=str(folder / "r"),
         **options,
     )
     address = ray.util.get_node_ip_address()
@@ -48,11 +51,11 @@ def start(stack: ExitStack, **options: Any) -> None:
 
 
 def _private_folder() -> tempfile.TemporaryDirectory[str]:
-    """Of mode 0700, where temporary files are wanted, or if that is too deep for Unix sockets in /tmp."""
+    """Of mode 0700, where temporary files are wanted; in /tmp if that is too deep for Unix sockets."""
     wanted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
     parent = wanted if len(os.fsencode(wanted)) <= _MOST else Path("/tmp")
     parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix="attunet3d-ray-", dir=parent, ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(prefix="attunet3d-", dir=parent, ignore_cleanup_errors=True)
 
 
 def _keep_to_loopback(stack: ExitStack) -> None:
