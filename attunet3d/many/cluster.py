@@ -7,17 +7,17 @@ import logging
 import math
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from attunet3d.errors import ConfigError
+from attunet3d.many.embedded import environment_of_ray, put_back, start, use_token_of_user
+from attunet3d.many.noted import noted_address
 
-_OBJECT_STORE_BYTES = 100_000_000  # only records travel; the default is a third of the memory
+_REFUSED = "it wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, as on its head"
 _MOST_THREADS = 2  # of a worker without a GPU, unless something else is asked for
 
 
@@ -42,56 +42,63 @@ def need_ray() -> None:
 def connected(address: str = "auto") -> Iterator[None]:
     """Be connected to Ray: "auto" is the cluster that `ray start` made here, or else a local one; "local" the latter.
 
-    A local one listens on the loopback interface only, has no dashboard, and ends with this process. In a process that
-    is connected already, that connection is used and kept. Raises ConfigError where the address cannot be reached.
+    The first is this user's own, or what RAY_ADDRESS names. A local one listens on the loopback interface only, lets in
+    who has its token, has no dashboard, and ends with this process. In a process that is connected already, that
+    connection is used and kept; else the environment is as before in the end.
+
+    Raises:
+        ConfigError: the address cannot be reached, or no cluster be started.
     """
     need_ray()
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    before = environment_of_ray()  # which Ray changes when it is imported
     import ray
 
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        if address != "local" and not (address == "auto" and _is_gone()):
-            try:
-                ray.init(address=address, **quiet)
-            except ConnectionError:
-                if address != "auto":
-                    raise
-        if not ray.is_initialized():
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
-    except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"--address {address}: no Ray cluster can be reached or started there ({error})") from error
-    # Ray has put a handler of its own there, which would end the process.
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-    try:
+    with ExitStack() as stack:
+        stack.callback(put_back, before)
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            _connect(address, stack)
+        except (OSError, ValueError, RuntimeError, ImportError, ray.exceptions.RayError) as error:
+            reason = _REFUSED if _is_refused(error) else error
+            raise ConfigError(f"--address {address}: no Ray cluster can be reached or started ({reason})") from error
+        finally:
+            # Ray has put a handler of its own there, which would end the process.
+            if callable(handler) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
         yield
-    finally:
-        ray.shutdown()
 
 
-def _is_gone() -> bool:
-    """Whether a cluster that was started here has gone without saying so: Ray would look for it for minutes."""
-    note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-    if "RAY_ADDRESS" in os.environ or not note.is_file():
-        return False
-    host, _, port = note.read_text().strip().rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError):
-        return True
-    return False
+def _connect(address: str, stack: ExitStack) -> None:
+    """Connect, and have `stack` undo it."""
+    import ray
+
+    stack.callback(ray.shutdown)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "auto"
+    if address not in ("auto", "local"):
+        ray.init(address=address, **quiet)
+        return
+    noted = noted_address() if address == "auto" else None
+    if noted:
+        use_token_of_user()
+        try:
+            ray.init(address=noted, **quiet)
+            return
+        except ConnectionError as error:
+            if _is_refused(error):
+                raise
+    start(stack, **quiet)
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether a cluster wants another token; Ray says so somewhere in what it raises."""
+    return "InvalidAuthToken" in f"{error} {error.__cause__}"
 
 
 def plan_workers(

@@ -1,0 +1,115 @@
+"""Ray of this machine alone: on the loopback interface, behind a token, in a folder that only its user can read."""
+
+from __future__ import annotations
+
+import importlib
+import ipaddress
+import os
+import secrets
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+_LOOPBACK = "127.0.0.1"
+_OBJECT_STORE_BYTES = 100_000_000  # only records travel; the default is a third of the memory
+# Bytes that the path of a Unix socket leaves for where temporary files are wanted.
+_MOST = (107 if sys.platform == "linux" else 103) - len(
+    "/attunet3d-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+)
+
+
+def start(stack: ExitStack, **options: Any) -> None:
+    """Start it, with changes of the environment, which the caller is to `put_back`.
+
+    Args:
+        stack: gets what is to be done when it is no longer needed.
+        options: of `ray.init`.
+
+    Raises:
+        OSError, RuntimeError: it does not start, or not on the loopback interface.
+    """
+    import ray
+
+    folder = Path(stack.enter_context(_private_folder()))  # Ray opens the one that it gets to all
+    _keep_to_loopback(stack)
+    set_token(folder)
+    read_authentication()
+    stack.callback(ray.shutdown)  # before the folder goes
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        _node_ip_address=_LOOPBACK,
+        _temp_dir=str(folder / "r"),
+        **options,
+    )
+    address = ray.util.get_node_ip_address()
+    if not ipaddress.ip_address(address).is_loopback:
+        raise RuntimeError(f"Ray {ray.__version__} would listen on {address}, not on the loopback interface only")
+
+
+def _private_folder() -> tempfile.TemporaryDirectory[str]:
+    """Of mode 0700, where temporary files are wanted; in /tmp if that is too deep for Unix sockets."""
+    wanted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
+    parent = wanted if len(os.fsencode(wanted)) <= _MOST else Path("/tmp")
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="attunet3d-", dir=parent, ignore_cleanup_errors=True)
+
+
+def _keep_to_loopback(stack: ExitStack) -> None:
+    """Have Ray take 127.0.0.1 for this node, as it does on macOS and Windows.
+
+    Elsewhere it puts the machine's own address in its place, and then listens on all there are.
+    """
+    from ray._private import ray_constants
+
+    stack.callback(setattr, ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # which was read when Ray was imported
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for its processes
+
+
+def set_token(folder: Path) -> None:
+    """Ask for token authentication, with a random token in `folder`; what the environment says of either stays."""
+    if not os.environ.get("RAY_AUTH_MODE"):
+        os.environ["RAY_AUTH_MODE"] = "token"
+    if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        path = folder / "token"
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+
+def use_token_of_user() -> None:
+    """Ask for token authentication if there is a token, as Ray does for a cluster that it finds by itself."""
+    if not os.environ.get("RAY_AUTH_MODE") and _raylet().AuthenticationTokenLoader.instance().has_token(
+        ignore_auth_mode=True
+    ):
+        os.environ["RAY_AUTH_MODE"] = "token"
+        read_authentication()
+
+
+def read_authentication() -> None:
+    """Have Ray read again what it has read of the environment: how to authenticate, and with which token."""
+    raylet = _raylet()
+    raylet.Config.initialize("")  # first: without a token, a thread that is still at work would abort the process
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _raylet() -> Any:
+    """Ray's compiled part, which tells no types."""
+    return importlib.import_module("ray._raylet")
+
+
+def environment_of_ray() -> dict[str, str]:
+    """The environment variables that are Ray's, or that it sets."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_") or name == "PYTHONBREAKPOINT"}
+
+
+def put_back(environment: dict[str, str]) -> None:
+    """Undo what has been changed in `environment_of_ray`, here or by Ray."""
+    for name in environment_of_ray().keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    read_authentication()
