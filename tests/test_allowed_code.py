@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from attunet3d import AttentionUNet, Segmenter, bundle_root, workflow
 from attunet3d.benchmark import _command_line, run_benchmark
-from attunet3d.config import config_changes, inference_values, installed_bundle
+from attunet3d.config import changed_config, config_changes, inference_values, installed_bundle
 from attunet3d.errors import ConfigError
 from attunet3d.many import segment_many
 from attunet3d.many.worker import Job, Worker
@@ -333,6 +333,13 @@ def test_monai_takes_texts_as_they_stand() -> None:
             assert type(found) in (str, list, dict)
     parser = ConfigParser({"x": for_monai({"a": "1#2 $ @ %"})})
     assert parser.get_parsed_content("x") == {"a": "1#2 $ @ %"}
+
+
+def test_the_label_servers_configs_hold_texts_as_they_stand() -> None:
+    config = changed_config("train", [], {"cache_dir": "cases#1@#", "ckpt_dir": Path("$models")})
+    parser = ConfigParser(yaml.safe_load(yaml.safe_dump(config)))
+    assert parser.get_parsed_content("cache_dir") == "cases#1@#"
+    assert parser.get_parsed_content("ckpt_dir") == "$models"
 
 
 def test_references_to_plain_values_stay() -> None:
