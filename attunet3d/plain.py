@@ -6,6 +6,7 @@ a mapping with the key ``_target_`` is a call of what that names.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ _INSIDE = (*_MARKS, "#")  # "@#" and "%#" mean something to MONAI within a text 
 MOST_CHARACTERS = 100_000
 _MOST_NODES = 10_000
 _DEEPEST = 50
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 80
 
 
 def split_id(key: str) -> list[str]:
@@ -53,10 +56,9 @@ def refuse_code(key: str, value: Any, where: str, may_refer: Callable[[str], boo
     found = _special("", key, value) or _code_in("::".join(split_id(key)), value, may_refer)
     if found is not None:
         name, what = found
-        shown = repr(what)
         raise ConfigError(
-            f"{where}id {name!r} is code or wiring and no value ({shown[:80]}{'...' * (len(shown) > 80)}): write a "
-            f"value (for a file of such a name its path from ./ or / on). {CURE}"
+            f"{where}id {name!r} is code or wiring and no value ({_SHORT.repr(what)}): write a value (arguments are "
+            f"ids of their own, as loss::ce_weight; a file of such a name is its path from ./ or / on). {CURE}"
         )
 
 

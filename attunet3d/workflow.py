@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +49,11 @@ def make_workflow(
     )
 
 
-def parsed(workflow: ConfigWorkflow, name: str) -> Any:
-    """The value or object that a config id stands for.
-
-    Raises:
-        ConfigError: it cannot be built; the message is that of the component which refused.
-    """
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Whatever a component raises while the config id is built is a ConfigError, or the error of this package."""
     try:
-        return workflow.parser.get_parsed_content(name)
+        yield
     except Exception as error:
         own = own_error(error)
         if own is not None:
@@ -64,6 +62,16 @@ def parsed(workflow: ConfigWorkflow, name: str) -> Any:
         while (deeper := root.__cause__ or root.__context__) is not None:
             root = deeper
         raise ConfigError(f"config id {name!r} cannot be built: {root}") from error
+
+
+def parsed(workflow: ConfigWorkflow, name: str) -> Any:
+    """The value or object that a config id stands for.
+
+    Raises:
+        ConfigError: it cannot be built; the message is that of the component which refused.
+    """
+    with _refusing(name):
+        return workflow.parser.get_parsed_content(name)
 
 
 def train(
@@ -149,7 +157,8 @@ def evaluate(
 
 def _run(workflow: ConfigWorkflow, engine: str) -> None:
     with only_own_error():
-        workflow.initialize()
+        with _refusing("initialize"):
+            workflow.initialize()
         parsed(workflow, engine)  # a value that does not fit is refused here, before any case is read
         workflow.run()
         workflow.finalize()

@@ -351,6 +351,12 @@ def test_references_to_plain_values_stay() -> None:
             workflow.make_workflow("train", [], changes)
 
 
+def test_an_object_that_is_made_a_value_is_refused() -> None:
+    made = workflow.make_workflow("train", [], {"network_def": {"gate": "grid"}})
+    with pytest.raises(ConfigError, match="config id 'initialize' cannot be built"):
+        workflow._run(made, "train::trainer")
+
+
 # --- files without end
 
 

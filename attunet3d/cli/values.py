@@ -97,7 +97,7 @@ def _yaml(key: str, text: str) -> Any:
     try:
         value = read_yaml(text, f"--set {key}")
     except ValueError as error:
-        raise ConfigError(f"--set '{key}={text}': the value is not YAML") from error
+        raise ConfigError(f"--set '{key}={text[:80]}': the value is not YAML") from error
     if isinstance(value, str):
         with suppress(ValueError):
             return float(value)
@@ -128,4 +128,4 @@ def _unquoted(text: str) -> str:
 
 
 def _not_so(key: str, text: str, expected: str, usual: Any) -> ConfigError:
-    return ConfigError(f"--set {key}: expected {expected}, got {text!r}; write it so: --set '{key}={usual}'")
+    return ConfigError(f"--set {key}: expected {expected}, got {text[:80]!r}; write it so: --set '{key}={usual}'")
