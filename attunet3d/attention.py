@@ -85,7 +85,12 @@ class _Unused(nn.Module):
 
 
 def load_attention_maps(
-    definition: dict[str, object], checkpoint: Path, sha256: str, device: torch.device, dtype: torch.dtype
+    definition: dict[str, object],
+    checkpoint: Path,
+    sha256: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    allow_code: bool = False,
 ) -> FastNetwork:
     """`AttentionMaps` ready for inference in torch; ``.network`` is the module itself.
 
@@ -95,13 +100,14 @@ def load_attention_maps(
         sha256: of the checkpoint, as it has to be.
         device: where it runs.
         dtype: of the arithmetic; where its self-test fails there, it runs in float32.
+        allow_code: see `build_network`.
 
     Raises:
-        ConfigError: the network has no attention gates.
+        ConfigError: the network has no attention gates, or as `build_network`.
         CheckpointError: the checkpoint is gone or is another one than before.
     """
     with torch.inference_mode(False):  # the caller's would make weights whose changes cannot be seen
-        network = build_network(definition)
+        network = build_network(definition, allow_code)
         if not checkpoint.is_file() or file_sha256(checkpoint) != sha256:
             raise CheckpointError(f"{checkpoint}: is not what it was when this session began; start a new one")
         load_weights(network, checkpoint)

@@ -58,6 +58,7 @@ def run_benchmark(
     device: str = "auto",
     checkpoint: str | Path | None = None,
     presets: Sequence[str | Path] = (),
+    allow_code: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def run_benchmark(
         device: "auto", "cpu", "cuda", "cuda:1"; the same for all.
         checkpoint: weights; the bundle's own by default.
         presets: preset names or files. Spacing, HU window, window size and widths are the stock pipeline's too.
+        allow_code: as for `Segmenter`.
         progress: called as ``progress(what, done, total)``.
         overrides: ids of the bundle's inference config and their values; as for the presets.
 
@@ -93,7 +95,7 @@ def run_benchmark(
     if checkpoint is not None:
         overrides["checkpoint"] = os.path.abspath(checkpoint)
     overrides = {"scales": [1.0], "threshold": 0.5} | overrides  # the stock pipeline's work, and no more
-    config = inference_values(presets, overrides)
+    config = inference_values(presets, overrides, allow_code)
     path, folder = os.path.abspath(ct), make_folder(os.path.abspath(output_dir))
     notify, total = progress or (lambda what, done, total: None), 1 + 2 * len(names)
     warm, once = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
@@ -108,7 +110,7 @@ def run_benchmark(
         _run("the CT and the device", child({}), threads)
         found = json.loads(answer.read_text(encoding="utf-8"))
         plan["device"] = found["device"]  # what "auto" is, the same for all
-        ours = {"presets": [str(preset) for preset in presets], **overrides}
+        ours = {"presets": [str(preset) for preset in presets], "allow_code": allow_code, **overrides}
         specs = {name: _spec(name, str(folder / name), ours, config) for name in names}
         for done, name in enumerate(names, start=1):
             notify(f"{name}: warm cases", done, total)
@@ -214,6 +216,8 @@ def _command_line(plan: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
             command += [options[key], value]
         elif key == "presets":
             command += [argument for preset in value for argument in ("--preset", preset)]
+        elif key == "allow_code":
+            command += ["--allow-code"] * value
         else:
             command += ["--set", f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}"]
     return command

@@ -6,6 +6,7 @@ Segmenting reads them without MONAI, whose import takes longer than a CT; `workf
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from attunet3d.errors import ConfigError
+from attunet3d.plain import MOST_CHARACTERS, for_monai, is_plain, read_yaml, refuse_code, split_id
 
 BUNDLE = "pancreas_ct_attunet3d_segmentation"
 Mode = Literal["train", "evaluate", "inference"]
@@ -90,7 +92,7 @@ def preset_path(preset: str | Path) -> Path:
         ConfigError: there is no such preset; the message lists those that are.
     """
     path = Path(preset)
-    if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+    if path.suffix in (".yaml", ".yml", ".json") and os.path.isfile(path):
         return path
     shipped = _shipped("configs")
     named = shipped / f"{path.name}.yaml"
@@ -109,42 +111,57 @@ def read_config(mode: Mode) -> dict[str, Any]:
     return content
 
 
-def config_changes(mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def config_changes(
+    mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any], allow_code: bool = False
+) -> dict[str, Any]:
     """What presets, merged in order, and then overrides change in the config for ``mode``: {id: value}.
 
     They only change what the config defines. One preset serves training and inference: ids that only another of the
-    bundle's configs defines are left out.
+    bundle's configs defines are left out. A `Path` is a path, whatever it begins with.
 
     Raises:
-        ConfigError: a preset does not exist or is no mapping, or an id is unknown.
+        ConfigError: a preset does not exist or is no mapping, an id is unknown; or, without ``allow_code``, something
+            in them is not a value but code, see `refuse_code`.
     """
     own = read_config(mode)
     others = [read_config(other) for other in CONFIG_FILES if other != mode]
     changes: dict[str, Any] = {}
     for preset in presets:
         path = preset_path(preset)
-        for key, value in _read_mapping(path).items():
+        for key, value in _read_preset(path).items():
             name = str(key).removeprefix("+")
+            if not allow_code:
+                refuse_code(name, value, f"{path}: ", _may_refer)
             if _defines(own, name):
                 changes[name] = value
             elif not any(_defines(other, name) for other in others):
                 raise ConfigError(f"{path}: id {name!r} is not in the bundle's configs: see {_folder()}")
     for key, value in overrides.items():
+        if not allow_code:
+            refuse_code(key, value, "", _may_refer)
         if not _defines(own, key):
             raise ConfigError(f"id {key!r} is not in the bundle's {mode} config: see {_folder()}")
         changes[key] = value
+    if not allow_code:  # whose references MONAI follows as it pleases
+        config = own
+        for key, value in changes.items():
+            _set(config, key, value)
+        for key, value in changes.items():
+            _resolve(value, config, key)
     return changes
 
 
-def changed_config(mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The bundle's config for ``mode``, nothing evaluated, with `config_changes` carried out.
+def changed_config(
+    mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any], allow_code: bool = False
+) -> dict[str, Any]:
+    """The bundle's config for ``mode``, nothing evaluated, with `config_changes` carried out, as MONAI takes it.
 
     Raises:
         ConfigError: as `config_changes`.
     """
     config = read_config(mode)
-    for key, value in config_changes(mode, presets, overrides).items():
-        _set(config, key, value)
+    for key, value in config_changes(mode, presets, overrides, allow_code).items():
+        _set(config, key, for_monai(value, allow_code))
     return config
 
 
@@ -153,18 +170,30 @@ def defines(mode: Mode, key: str) -> bool:
     return _defines(read_config(mode), key)
 
 
+def refuse_unknown(key: str) -> None:
+    """Pass an id that one of the bundle's configs defines.
+
+    Raises:
+        ConfigError: none does.
+    """
+    if not any(defines(mode, key) for mode in CONFIG_FILES):
+        raise ConfigError(f"id {key!r} is not in the bundle's configs: see {_folder()}")
+
+
 def default_value(key: str) -> Any:
     """What the bundle's configs have for an id, nothing evaluated: the first that defines it; None where none does."""
     for mode in CONFIG_FILES:
         value: Any = read_config(mode)
         if _defines(value, key):
-            for part in _path(key):
+            for part in split_id(key):
                 value = value[part]
             return value
     return None
 
 
-def inference_values(presets: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def inference_values(
+    presets: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None, allow_code: bool = False
+) -> dict[str, Any]:
     """The values of the bundle's inference config, references (``@id``) resolved, for each of `INFERENCE_IDS`.
 
     Raises:
@@ -174,8 +203,8 @@ def inference_values(presets: Sequence[str | Path] = (), overrides: Mapping[str,
     # Expressions in the file, for MONAI: here they are known.
     config["checkpoint"] = str(installed_bundle() / "models" / "model.pt")
     config["device"] = "auto"
-    for key, value in config_changes("inference", presets, overrides or {}).items():
-        if _path(key)[0] not in INFERENCE_IDS:
+    for key, value in config_changes("inference", presets, overrides or {}, allow_code).items():
+        if split_id(key)[0] not in INFERENCE_IDS:
             raise ConfigError(
                 f"id {key!r} is not a value, but a part of the pipeline: change it with "
                 "`python -m monai.bundle run --config_file <bundle>/configs/inference.yaml`"
@@ -201,13 +230,18 @@ def _resolve(value: Any, config: Mapping[str, Any], name: str, depth: int = 0) -
 @cache
 def _shipped_config(path: Path) -> dict[str, Any]:
     """A config of the bundle, which takes longer to parse than to copy, and does not change while the program runs."""
-    return _read_mapping(path)
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); install attunet3d again") from error
+    return content
+
+
+def _read_preset(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = read_yaml(file.read(MOST_CHARACTERS + 1), str(path))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a preset that can be read ({error})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a preset is a mapping of ids to values, got {type(content).__name__}")
@@ -218,14 +252,14 @@ def _folder() -> Path:
     return installed_bundle() / "configs"
 
 
-def _path(key: str) -> list[str]:
-    """MONAI's nested ids: "network_def::gate", or with "#"."""
-    return str(key).replace("#", "::").split("::")
+def _may_refer(name: str) -> bool:
+    """Whether an id stands for a plain value in each of the bundle's configs that has it; `_resolve` asks for one."""
+    return all(is_plain(name, config.get(name)) for config in map(read_config, CONFIG_FILES))
 
 
 def _defines(config: Mapping[str, Any], key: str) -> bool:
     value: Any = config
-    for part in _path(key):
+    for part in split_id(key):
         if not isinstance(value, dict) or part not in value:  # a list is changed as a whole, not by position
             return False
         value = value[part]
@@ -233,8 +267,10 @@ def _defines(config: Mapping[str, Any], key: str) -> bool:
 
 
 def _set(config: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = _path(key)
+    *parents, last = split_id(key)
     target: Any = config
     for part in parents:
-        target = target[part]
+        target = target.get(part) if isinstance(target, dict) else None
+    if not isinstance(target, dict):  # as another change has made it
+        raise ConfigError(f"id {key!r}: there is no {'::'.join(parents)!r} any more to change it in")
     target[last] = value

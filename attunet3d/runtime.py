@@ -18,6 +18,7 @@ from attunet3d.errors import ConfigError, MemoryLimitError
 from attunet3d.folding import fold
 from attunet3d.memory import is_out_of_memory
 from attunet3d.openvino_backend import OpenVINONetwork, is_installed
+from attunet3d.plain import CURE, is_network
 from attunet3d.scales import check_scales, logits_over_scales
 
 logger = logging.getLogger(__name__)
@@ -290,14 +291,22 @@ def prepare(
     return FastNetwork(network, chosen, dtype, backend, difference, scales, threshold)
 
 
-def build_network(definition: dict[str, object]) -> nn.Module:
+def build_network(definition: Mapping[str, object], allow_code: bool = False) -> nn.Module:
     """The network of a config's ``network_def``, with fresh weights.
 
     Raises:
-        ConfigError: there is no such class, or it refuses its arguments.
+        ConfigError: it is none of `NETWORKS`, without ``allow_code``; there is no such class, or it refuses its
+            arguments.
     """
+    if not isinstance(definition, Mapping):
+        raise ConfigError(f"network_def: expected a mapping of arguments, got {type(definition).__name__}")
     arguments = dict(definition)
     target = str(arguments.pop("_target_", ""))
+    if not allow_code and not is_network(target):  # before anything is imported
+        raise ConfigError(
+            f"network_def cannot be built: {target[:80]!r} is no network of this package; use "
+            f"attunet3d.networks.AttentionUNet. {CURE}"
+        )
     module, _, name = target.rpartition(".")
     try:
         network = getattr(importlib.import_module(module), name)(**arguments)

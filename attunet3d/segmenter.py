@@ -63,6 +63,7 @@ class Segmenter:
         precision: "auto", "fp32", "bf16" or "fp16".
         presets: preset names or files, merged in order over the bundle's inference config.
         memory_limit: most that this process may take, GB; by default what the machine, or its cgroups, have left.
+        allow_code: presets and overrides may name any class; they can then run any program.
         overrides: ids of that config and their values, e.g. ``overlap=0.5``, or ``allow_smaller_windows=True`` for
             CTs whose windows do not fit into memory: the record's warnings say where the mask is not that of full ones.
 
@@ -78,14 +79,16 @@ class Segmenter:
         precision: str = "auto",
         presets: Sequence[str | Path] = (),
         memory_limit: float | None = None,
+        allow_code: bool = False,
         **overrides: Any,
     ) -> None:
         changes = {"device": str(device), "precision": precision, **overrides}
         if checkpoint is not None:
-            changes["checkpoint"] = str(checkpoint)
-        values = inference_values(presets, changes)
+            changes["checkpoint"] = Path(checkpoint)
+        values = inference_values(presets, changes, allow_code)
         self.device = choose_device(values["device"])
         self.checkpoint = Path(values["checkpoint"])
+        self._allow_code = allow_code
         self._allow_uneven = _switch(values, "allow_uneven")
         self._allow_smaller_windows = _switch(values, "allow_smaller_windows")
         self._antialias = _switch(values, "antialias")
@@ -107,7 +110,7 @@ class Segmenter:
         if len(self._hu_window) != 2 or not self._hu_window[0] < self._hu_window[1]:
             raise ConfigError(f"hu_window must be two HU values, the lower first, got {values['hu_window']}")
         # Device and precision are refused here, before the weights are read.
-        network = build_network(values["network_def"])
+        network = build_network(values["network_def"], allow_code)
         precision_used = choose_precision(values["precision"], self.device)
         self._network = FastNetwork(
             network,
@@ -235,7 +238,9 @@ class Segmenter:
         if self._attention is None:
             network = self._session["config"]["network_def"]
             sha256 = self._session["checkpoint"]["sha256"]
-            self._attention = load_attention_maps(network, self.checkpoint, sha256, self.device, self._precision)
+            self._attention = load_attention_maps(
+                network, self.checkpoint, sha256, self.device, self._precision, self._allow_code
+            )
             self._base_bytes = max(self._base_bytes, (resident_bytes() or 0) + FIRST_CASE_BYTES)
         return self._attention
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from attunet3d.config import CONFIG_FILES, Mode, config_changes, installed_bundl
 from attunet3d.datasets.sections import load_cases
 from attunet3d.errors import ConfigError, only_own_error, own_error
 from attunet3d.io.locking import release_folder
+from attunet3d.plain import for_monai
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
@@ -20,18 +22,21 @@ logger = logging.getLogger(__name__)
 
 
 def make_workflow(
-    mode: Mode, presets: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None
+    mode: Mode,
+    presets: Sequence[str | Path] = (),
+    overrides: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
 ) -> ConfigWorkflow:
     """The bundle's workflow for ``mode``, with presets merged in order and then single ids overridden.
 
     Raises:
-        ConfigError: a preset does not exist or is no mapping, or an id is unknown.
+        ConfigError: as `config_changes`.
     """
     from monai.bundle import ConfigWorkflow
 
     # MONAI warns that no logging file is applied; whoever calls this has set logging up already.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
-    changes = config_changes(mode, presets, overrides or {})
+    changes = config_changes(mode, presets, overrides or {}, allow_code)
     if changes.get("device") == "auto":  # what the config chooses by itself
         del changes["device"]
     configs = installed_bundle() / "configs"
@@ -40,18 +45,15 @@ def make_workflow(
         meta_file=str(configs / "metadata.json"),
         logging_file=False,
         workflow_type="infer" if mode == "inference" else "train",
-        **{"bundle_root": str(installed_bundle()), **changes},
+        **for_monai({"bundle_root": installed_bundle(), **changes}, allow_code),
     )
 
 
-def parsed(workflow: ConfigWorkflow, name: str) -> Any:
-    """The value or object that a config id stands for.
-
-    Raises:
-        ConfigError: it cannot be built; the message is that of the component which refused.
-    """
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Whatever a component raises while the config id is built is a ConfigError, or the error of this package."""
     try:
-        return workflow.parser.get_parsed_content(name)
+        yield
     except Exception as error:
         own = own_error(error)
         if own is not None:
@@ -62,12 +64,23 @@ def parsed(workflow: ConfigWorkflow, name: str) -> Any:
         raise ConfigError(f"config id {name!r} cannot be built: {root}") from error
 
 
+def parsed(workflow: ConfigWorkflow, name: str) -> Any:
+    """The value or object that a config id stands for.
+
+    Raises:
+        ConfigError: it cannot be built; the message is that of the component which refused.
+    """
+    with _refusing(name):
+        return workflow.parser.get_parsed_content(name)
+
+
 def train(
     dataset_dir: str | Path,
     datalist: str | Path,
     output_dir: str | Path,
     presets: Sequence[str | Path] = (),
     resume: bool = False,
+    allow_code: bool = False,
     **overrides: Any,
 ) -> Path:
     """Train the bundle's network; the weights with the best validation Dice are in ``output_dir/model.pt``.
@@ -80,12 +93,13 @@ def train(
         output_dir: weights, the run's state, its history, TensorBoard logs and the cached cases go here.
         presets: names or files, merged in order.
         resume: go on from the state in ``output_dir``, if there is one.
+        allow_code: presets and overrides may hold expressions and name classes; they can then run any program.
         overrides: config ids and their values.
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.
-        ConfigError: a preset or an id does not exist, ``output_dir`` holds a run that is not to be resumed, something
-            in the datalist is not understood, or a case is both trained on and held out.
+        ConfigError: a preset or an id does not exist or holds code, ``output_dir`` holds a run that is not to be
+            resumed, something in the datalist is not understood, or a case is both trained on and held out.
         UnsupportedImageError, GeometryError: a label cannot be that of its CT.
         CheckpointError: the run in ``output_dir`` was begun with other cases, values or a network that differs.
         OutputError: another run writes to ``output_dir``.
@@ -93,8 +107,8 @@ def train(
     """
     if not resume and any((Path(output_dir) / name).is_file() for name in ("last.pt", "previous.pt")):
         raise ConfigError(f"{output_dir}: a run is there already; --resume goes on with it, or choose another folder")
-    ids = {"dataset_dir": str(dataset_dir), "datalist": str(datalist), "ckpt_dir": str(output_dir), "resume": resume}
-    workflow = make_workflow("train", presets, ids | overrides)
+    ids = {"dataset_dir": Path(dataset_dir), "datalist": Path(datalist), "ckpt_dir": Path(output_dir), "resume": resume}
+    workflow = make_workflow("train", presets, ids | overrides, allow_code)
     # Before anything is imported or built.
     training, validation = (
         load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"), say=say)
@@ -114,22 +128,23 @@ def evaluate(
     checkpoint: str | Path,
     output_dir: str | Path,
     presets: Sequence[str | Path] = (),
+    allow_code: bool = False,
     **overrides: Any,
 ) -> dict[str, float]:
     """Masks, metrics and a report of a checkpoint on the datalist's "validation" cases, on each CT's own grid.
 
     Writes the masks, ``metrics.csv``, ``summary.json`` and ``report.html`` to ``output_dir``; returns the mean Dice as
-    "val_dice".
+    "val_dice". Arguments as for `train`.
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.
-        ConfigError: a preset or an id does not exist, something in the datalist is not understood, or a case is trained
-            on as well.
+        ConfigError: a preset or an id does not exist or holds code, something in the datalist is not understood, or a
+            case is trained on as well.
         UnsupportedImageError, GeometryError: a label cannot be that of its CT.
         CheckpointError: the checkpoint cannot be read.
     """
-    ids = {"dataset_dir": str(dataset_dir), "datalist": str(datalist), "checkpoint": str(checkpoint)}
-    workflow = make_workflow("evaluate", presets, ids | {"output_dir": str(output_dir)} | overrides)
+    ids = {"dataset_dir": Path(dataset_dir), "datalist": Path(datalist), "checkpoint": Path(checkpoint)}
+    workflow = make_workflow("evaluate", presets, ids | {"output_dir": Path(output_dir)} | overrides, allow_code)
     section, fold = parsed(workflow, "section"), parsed(workflow, "fold")
     cases = load_cases(datalist, dataset_dir, section, fold, say=logger.warning)
     for name, count in Counter(parsed(workflow, "layout").case(case["image"]) for case in cases).items():
@@ -142,7 +157,8 @@ def evaluate(
 
 def _run(workflow: ConfigWorkflow, engine: str) -> None:
     with only_own_error():
-        workflow.initialize()
+        with _refusing("initialize"):
+            workflow.initialize()
         parsed(workflow, engine)  # a value that does not fit is refused here, before any case is read
         workflow.run()
         workflow.finalize()

@@ -116,6 +116,10 @@ def test_presets_override_existing_ids_and_build(preset: Path, phantoms: Path, t
     inference = workflow.make_workflow("inference", [preset.stem])
     for key, value in ConfigParser.load_config_file(preset).items():
         assert (train if defines("train", key) else inference).parser[key] == value
+    assert type(train.parser.get_parsed_content("optimizer")).__name__ == (
+        "Adam" if preset.stem == "paper" else "AdamW"
+    )
+    workflow.make_workflow("evaluate", [preset.stem])
     # What the network is, and sees, is the same where it is used.
     for name in ("spacing", "antialias", "hu_window", "network_def", "roi_size", "skip_below", "body_threshold"):
         assert inference.parser[name] == train.parser[name], name
@@ -267,8 +271,26 @@ def test_two_processes_evaluate(phantoms: Path, tiny_checkpoint: Path, tmp_path:
     assert (tmp_path / "one" / "metrics.csv").read_text() == tables[3]
 
 
-def test_train_and_evaluate_from_python(phantoms: Path, tmp_path: Path) -> None:
-    best = workflow.train(phantoms, phantoms / "datalist.json", tmp_path / "run", **{**SMALL, "max_epochs": 1})
-    assert best == tmp_path / "run" / "model.pt"
-    values = workflow.evaluate(phantoms, phantoms / "datalist.json", best, tmp_path / "eval", **TINY, **PLAIN)
+def test_train_and_evaluate_from_python(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In folders, and with files, whose names MONAI would run or look up where it reads them in a config."""
+    monkeypatch.chdir(tmp_path)
+    data, marks = Path("$data#1"), iter("$@%#" * 4)
+    data.mkdir()
+    cases = json.loads((phantoms / "datalist.json").read_text())
+    for case in (*cases["training"], *cases["validation"]):
+        for kind, name in list(case.items()):
+            case[kind] = f"{next(marks)}@#%#{kind}_{Path(name).name}"
+            (data / case[kind]).symlink_to(phantoms / name)
+    Path("@list.json").write_text(json.dumps(cases))
+
+    best = workflow.train(str(data), "@list.json", "%runs::1", **{**SMALL, "max_epochs": 1}, cache_dir=Path("$cache"))
+    assert best == Path("%runs::1/model.pt")
+    assert best.is_file()
+    assert any(Path("$cache").iterdir())
+    values = workflow.evaluate(str(data), "@list.json", best, "%eval@#'", **TINY, **PLAIN)
     assert 0.0 <= values["val_dice"] <= 1.0
+    assert len(list(Path("%eval@#'").glob("*_seg.nii.gz"))) == len(cases["validation"])
+    tuned = workflow.make_workflow("train", ["fine_tune"], {"initial_checkpoint": best, **TINY})
+    tuned.parser.parse()
+    assert tuned.parser.get_parsed_content("initial_checkpoint") == str(best)
+    assert {path.name for path in tmp_path.iterdir()} == {data.name, "@list.json", "%runs::1", "$cache", "%eval@#'"}

@@ -137,25 +137,39 @@ def test_presets_of_the_training_serve_inference_too(path: Path) -> None:
         ({"network_def::gates": 2}, "id 'network_def::gates' is not in"),
         ({"spacing::3": 2.0}, "id 'spacing::3' is not in"),
         ({"max_epochs": 3}, "id 'max_epochs' is not in the bundle's inference config"),
+        ({"inferer::overlap": 0.5}, "id 'inferer::overlap' is not a value"),
+        # References without end, or to nothing.
+        ({"overlap": "@overlap"}, "config id 'overlap': reference '@overlap' leads nowhere"),
+        ({"spacing": "@hu_window", "hu_window": "@spacing"}, "reference '@(spacing|hu_window)' leads nowhere"),
+        ({"network_def::channels": "@network_def::channels"}, "reference '@network_def::channels' leads nowhere"),
+        ({"overlap": "@overlaps"}, "config id 'overlap': reference '@overlaps' leads nowhere"),
+        ({"network_def": 5, "network_def::gate": "grid"}, "id 'network_def::gate': there is no 'network_def' any more"),
+    ],
+)
+def test_overrides_that_cannot_be_are_refused_by_name(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        inference_values([], overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
         # Wiring, which only MONAI runs.
         ({"postprocessing": {"_target_": "Compose"}}, "id 'postprocessing' is not a value, but a part of the pipeline"),
-        ({"inferer::overlap": 0.5}, "id 'inferer::overlap' is not a value"),
         ({"run": ["$print(1)"]}, "id 'run' is not a value"),
         ({"imports": ["$import os"]}, "id 'imports' is not a value"),
         # Code.
         ({"overlap": "$1 / 4"}, r"config id 'overlap': expressions \(\$1 / 4\) are only run by `python -m monai"),
         ({"channels": [4, "$2 * 4"]}, "config id 'channels': expressions"),
         ({"network_def::dropout": "$0.5"}, "config id 'network_def': expressions"),
-        # References without end, or to nothing.
-        ({"overlap": "@overlap"}, "config id 'overlap': reference '@overlap' leads nowhere"),
-        ({"spacing": "@hu_window", "hu_window": "@spacing"}, "reference '@(spacing|hu_window)' leads nowhere"),
         ({"network_def::channels": "@network_def"}, "config id 'network_def': reference '@.*' leads nowhere"),
-        ({"overlap": "@overlaps"}, "config id 'overlap': reference '@overlaps' leads nowhere"),
         ({"overlap": "@bundle_root"}, "config id 'overlap': expressions"),
     ],
 )
-def test_overrides_that_cannot_be_are_refused_by_name(overrides: dict[str, Any], message: str) -> None:
+def test_what_only_monai_runs_is_refused_even_where_code_is_allowed(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
+        inference_values([], overrides, allow_code=True)
+    with pytest.raises(ConfigError, match="is code or wiring and no value"):
         inference_values([], overrides)
 
 

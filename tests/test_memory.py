@@ -430,6 +430,7 @@ def test_little_memory_changes_nothing_where_the_network_sees_each_voxel_alone(
         "network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
         "hu_window": [-160.0, 240.0],  # 40 HU is half way
         "allow_smaller_windows": True,
+        "allow_code": True,
     }
     ct = write_phantom()
     ample = limited(checkpoint, None, **pointwise).segment(ct)

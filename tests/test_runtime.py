@@ -172,8 +172,12 @@ def test_names_that_do_not_exist_are_refused() -> None:
         build_network({"_target_": "attunet3d.networks.NoSuchNet"})
     with pytest.raises(ConfigError, match=r"network_def cannot be built.*dropout"):
         build_network({"_target_": "attunet3d.networks.AttentionUNet", "dropout": 2.0})
+    with pytest.raises(ConfigError, match=r"network_def cannot be built.*NoSuchNet"):
+        build_network({"_target_": "attunet3d.networks.NoSuchNet"}, allow_code=True)
     with pytest.raises(ConfigError, match="is no torch module"):
-        build_network({"_target_": "fractions.Fraction"})
+        build_network({"_target_": "fractions.Fraction"}, allow_code=True)
+    with pytest.raises(ConfigError, match="network_def: expected a mapping of arguments, got int"):
+        build_network(5)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

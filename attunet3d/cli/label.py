@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from attunet3d.cli.app import app
-from attunet3d.cli.options import Overrides, Presets, overrides_of, products, refuse_bad_folder
+from attunet3d.cli.options import AllowCode, Overrides, Presets, overrides_of, products, refuse_bad_folder
 
 
 @app.command()
@@ -24,6 +24,7 @@ def label(
     ] = None,
     preset: Presets = None,
     set_: Overrides = None,
+    allow_code: AllowCode = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     epistemic: Annotated[
@@ -50,7 +51,7 @@ def label(
     refuse_bad_folder(folder)
     url = check_address(host, port)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
-    make_app(folder, checkpoint, preset or (), overrides_of(set_, ("bundle_root", "ckpt_dir")))
+    make_app(folder, checkpoint, preset or (), overrides_of(set_, ("bundle_root", "ckpt_dir")), allow_code)
     if not is_loopback(host):
         print(
             f"warning: {host} can be reached from other machines, and MONAI Label asks for no login by default: "

@@ -11,6 +11,7 @@ import typer
 from attunet3d.cli.app import app
 from attunet3d.cli.interrupts import Interrupted, interruptible
 from attunet3d.cli.options import (
+    AllowCode,
     AllowSmallerWindows,
     AllowUneven,
     Device,
@@ -83,6 +84,7 @@ def segment_many(
     allow_smaller_windows: AllowSmallerWindows = False,
     preset: Presets = None,
     set_: Overrides = None,
+    allow_code: AllowCode = False,
     verbose: Verbose = False,
 ) -> None:
     """Segment thousands of CTs with Ray, on this machine or a cluster; the same command goes on after a stop.
@@ -136,6 +138,7 @@ def segment_many(
                     device=device,
                     precision=precision,
                     presets=preset or (),
+                    allow_code=allow_code,
                     **overrides,
                 )
         except Interrupted as interrupted:

@@ -22,6 +22,13 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="ID=VALUE", help="Override one id of the bundle's config; repeatable."),
 ]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Let presets and --set run code, which can be any program: only for those that you trust as your own.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 AllowUneven = Annotated[
@@ -98,14 +105,17 @@ def overrides_of(pairs: list[str] | None, taken: tuple[str, ...], **switches: bo
     """``["overlap=0.5"]`` -> ``{"overlap": 0.5}``, see `override`.
 
     ``taken`` and ``switches`` are ids that have an option of their own; switches that are on are among the values.
+    What is no id could be another argument of what the values are given to.
     """
     from attunet3d.cli.values import override
+    from attunet3d.config import refuse_unknown
 
     values: dict[str, Any] = {}
     for pair in pairs or ():
         key, value = override(pair)
         if key in taken or key in switches:
             raise ConfigError(f"--set {pair!r}: {key} has an option of its own, see --help")
+        refuse_unknown(key)
         values[key] = value
     return values | {name: True for name, on in switches.items() if on}
 

@@ -15,6 +15,7 @@ import typer
 from attunet3d.cli.app import app
 from attunet3d.cli.interrupts import Interrupted, interruptible
 from attunet3d.cli.options import (
+    AllowCode,
     AllowSmallerWindows,
     AllowUneven,
     Device,
@@ -71,6 +72,7 @@ def segment(
     allow_smaller_windows: AllowSmallerWindows = False,
     preset: Presets = None,
     set_: Overrides = None,
+    allow_code: AllowCode = False,
     verbose: Verbose = False,
 ) -> None:
     """Segment the pancreas in CTs: a mask on each CT's own grid, and a record of the run.
@@ -107,7 +109,7 @@ def segment(
                     allow_uneven=allow_uneven,
                     allow_smaller_windows=allow_smaller_windows,
                 )
-                session = Segmenter(checkpoint, device, precision, preset or (), memory, **overrides)
+                session = Segmenter(checkpoint, device, precision, preset or (), memory, allow_code, **overrides)
                 if all_series:
                     bar.update(task, description="list the series")
                     chosen, names = _each_series(cts, names, say)

@@ -9,6 +9,7 @@ import typer
 
 from attunet3d.cli.app import app
 from attunet3d.cli.options import (
+    AllowCode,
     Datalist,
     DatasetDir,
     Overrides,
@@ -28,6 +29,7 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for weights and TensorBoard logs.")],
     preset: Presets = None,
     set_: Overrides = None,
+    allow_code: AllowCode = False,
     verbose: Verbose = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder, if any.")] = False,
 ) -> None:
@@ -39,9 +41,9 @@ def train(
     refuse_bad_folder(output)
     from attunet3d import workflow
 
-    overrides = overrides_of(set_, ("dataset_dir", "datalist", "ckpt_dir", "resume"))
+    overrides = overrides_of(set_, ("dataset_dir", "datalist", "ckpt_dir", "output_dir", "resume"))
     with products() as product:
-        product(workflow.train(dataset_dir, datalist, output, preset or (), resume, **overrides))
+        product(workflow.train(dataset_dir, datalist, output, preset or (), resume, allow_code, **overrides))
 
 
 @app.command()
@@ -52,6 +54,7 @@ def evaluate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and tables.")],
     preset: Presets = None,
     set_: Overrides = None,
+    allow_code: AllowCode = False,
     verbose: Verbose = False,
 ) -> None:
     """Masks, metrics and a report of weights on the datalist's validation cases, each on its CT's own grid.
@@ -64,6 +67,6 @@ def evaluate(
 
     overrides = overrides_of(set_, ("dataset_dir", "datalist", "checkpoint", "output_dir"))
     with products() as product:
-        workflow.evaluate(dataset_dir, datalist, checkpoint, output, preset or (), **overrides)
+        workflow.evaluate(dataset_dir, datalist, checkpoint, output, preset or (), allow_code, **overrides)
         for name in ("metrics.csv", "summary.json", "report.html"):
             product(output / name)

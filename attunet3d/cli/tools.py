@@ -10,6 +10,7 @@ import typer
 
 from attunet3d.cli.app import app
 from attunet3d.cli.options import (
+    AllowCode,
     Device,
     Overrides,
     Precision,
@@ -81,6 +82,7 @@ def benchmark(
     device: Device = "auto",
     preset: Presets = None,
     set_: Overrides = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Time and memory on this machine, beside MONAI's stock pipeline on the same CT.
 
@@ -90,7 +92,7 @@ def benchmark(
     refuse_bad_folder(output)
     from attunet3d.benchmark import CONTENDERS, RESULT, run_benchmark, table
 
-    overrides = overrides_of(set_, ("checkpoint", "device", "precision"))
+    overrides = overrides_of(set_, ("checkpoint", "device", "precision", "output_dir"))
     names = list(CONTENDERS) if only is None else [name.strip() for name in only.split(",")]
     with products() as product, progress_bar() as (bar, console):
         task = bar.add_task("start", total=None)
@@ -107,6 +109,7 @@ def benchmark(
             device=device,
             checkpoint=checkpoint,
             presets=preset or (),
+            allow_code=allow_code,
             progress=show,
             **overrides,
         )

@@ -6,16 +6,16 @@ import re
 from contextlib import suppress
 from typing import Any
 
-import yaml
-
 from attunet3d.config import default_value
 from attunet3d.errors import ConfigError
+from attunet3d.plain import read_yaml
 
 _AXES = 3
 _ONE_PER_AXIS = ("spacing", "roi_size", "patch_size")  # where one number stands for all three
 _ANY_NUMBER = ("scales",)  # of numbers: one is a list of one
 _QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019"  # straight, and as word processors write them
 _BRACKETS = "[](){}"
+_LONGEST = 10_000  # characters; the patterns below go back and forth in a text
 
 
 def override(pair: str) -> tuple[str, Any]:
@@ -28,6 +28,8 @@ def override(pair: str) -> tuple[str, Any]:
         ConfigError: there is no ID or no VALUE, or it is not what the configs have there; the message shows how it is
             written.
     """
+    if len(pair) > _LONGEST:
+        raise ConfigError(f"--set {pair[:60]}...: {len(pair)} characters, at most {_LONGEST} are read; use a preset")
     pair = _unquoted(pair)
     key, equals, text = pair.partition("=")
     key, text = key.strip(), _unquoted(text)
@@ -44,7 +46,7 @@ def override(pair: str) -> tuple[str, Any]:
 def _list(key: str, text: str, usual: list[Any]) -> Any:
     found = _numbers(text)
     if found is None:
-        found = _yaml_or_none(text)
+        found = _yaml_or_text(key, text)
         if found is None or _is_reference(found):
             return found
         raise _not_so(key, text, "a list of numbers", usual)
@@ -61,7 +63,7 @@ def _list(key: str, text: str, usual: list[Any]) -> Any:
 def _number(key: str, text: str, usual: float) -> Any:
     if isinstance(usual, float) and re.fullmatch(r"[+-]?\d+,\d+", text):
         return float(text.replace(",", "."))
-    found = _yaml_or_none(text)
+    found = _yaml_or_text(key, text)
     if isinstance(found, str) and not _is_reference(found):
         with suppress(ValueError):  # for YAML 1e-4 is a text, for everyone else a number
             return float(found)
@@ -90,27 +92,28 @@ def _parsed(text: str) -> int | float:
 
 
 def _yaml(key: str, text: str) -> Any:
+    if _is_reference(text):  # to YAML some of the marks are none of a text
+        return text
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set '{key}={text}': the value is not YAML") from error
+        value = read_yaml(text, f"--set {key}")
+    except ValueError as error:
+        raise ConfigError(f"--set '{key}={text[:80]}': the value is not YAML") from error
     if isinstance(value, str):
         with suppress(ValueError):
             return float(value)
     return value
 
 
-def _yaml_or_none(text: str) -> Any:
-    """What is no YAML is a text."""
+def _yaml_or_text(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return read_yaml(text, f"--set {key}")
+    except ValueError:
         return text
 
 
 def _is_reference(value: Any) -> bool:
-    """To another id, or an expression, which only MONAI evaluates."""
-    return isinstance(value, str) and value.startswith(("@", "$"))
+    """To another id; or what only MONAI evaluates, and `refuse_code` has the word on."""
+    return isinstance(value, str) and value.startswith(("@", "$", "%"))
 
 
 def _is_number(value: Any) -> bool:
@@ -125,4 +128,4 @@ def _unquoted(text: str) -> str:
 
 
 def _not_so(key: str, text: str, expected: str, usual: Any) -> ConfigError:
-    return ConfigError(f"--set {key}: expected {expected}, got {text!r}; write it so: --set '{key}={usual}'")
+    return ConfigError(f"--set {key}: expected {expected}, got {text[:80]!r}; write it so: --set '{key}={usual}'")

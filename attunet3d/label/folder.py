@@ -45,6 +45,7 @@ def make_app(
     checkpoint: str | Path | None = None,
     presets: Sequence[str | Path] = (),
     overrides: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
 ) -> Path:
     """Set up the app, or bring one that is there up to date: its configs are written anew, its weights stay.
 
@@ -53,12 +54,13 @@ def make_app(
         checkpoint: weights to start from; by default those that are in the folder, or else the bundle's.
         presets: merged in order over the bundle's configs; training and inference each take what is theirs.
         overrides: ids of these configs and their values.
+        allow_code: presets and overrides may hold expressions and name classes, which the server then runs.
 
     Returns:
         The bundle in the app.
 
     Raises:
-        ConfigError: MONAI Label is not installed; a preset or an id does not exist.
+        ConfigError: MONAI Label is not installed; a preset or an id does not exist, or holds code.
         CheckpointError: the weights cannot be read, or do not fit the network of the presets.
         OutputError: the folder cannot be written.
     """
@@ -66,12 +68,12 @@ def make_app(
     bundle = Path(folder) / "model" / BUNDLE
     changes = _by_mode(overrides or {})
     changes["train"] = _SERVED | changes["train"]
-    configs = {mode: changed_config(mode, presets, changes[mode]) for mode in _MODES}
+    configs = {mode: changed_config(mode, presets, changes[mode], allow_code) for mode in _MODES}
     weights = bundle / "models" / "model.pt"
     installed = installed_bundle()
     default = weights if weights.is_file() else installed / "models" / "model.pt"
     start = default if checkpoint is None else Path(checkpoint)
-    _check_weights(start, inference_values(presets, changes["inference"]))
+    _check_weights(start, inference_values(presets, changes["inference"], allow_code), allow_code)
 
     make_folder(bundle / "configs")
     make_folder(bundle / "models")
@@ -116,8 +118,8 @@ def _by_mode(overrides: Mapping[str, Any]) -> dict[Mode, dict[str, Any]]:
     return changes
 
 
-def _check_weights(checkpoint: Path, values: Mapping[str, Any]) -> None:
+def _check_weights(checkpoint: Path, values: Mapping[str, Any], allow_code: bool) -> None:
     from attunet3d.checkpoint import load_weights
     from attunet3d.runtime import build_network
 
-    load_weights(build_network(values["network_def"]), checkpoint)
+    load_weights(build_network(values["network_def"], allow_code), checkpoint)

@@ -93,11 +93,12 @@ def segment_many(
     overrides = dict(session)
     # Workers have a folder of their own, so that paths must not be relative to this one.
     presets = [str(preset_path(preset).absolute()) for preset in overrides.pop("presets", ())]
+    allow_code = overrides.pop("allow_code", False)
     if overrides.get("checkpoint") is None:
         overrides.pop("checkpoint", None)
     else:
         overrides["checkpoint"] = str(Path(overrides["checkpoint"]).absolute())
-    values = inference_values(presets, overrides)
+    values = inference_values(presets, overrides, allow_code)
     if not Path(values["checkpoint"]).is_file():
         raise CheckpointError(f"{values['checkpoint']}: no such checkpoint; give a model.pt that training wrote")
     values |= {"checkpoint": file_sha256(values["checkpoint"]), "format": output_format}
@@ -109,7 +110,7 @@ def segment_many(
         resources = plan_workers(workers, cpus_per_worker, gpus_per_worker, memory_gb)
         job = Job(
             str(folder),
-            {"presets": presets, **overrides},
+            {"presets": presets, "allow_code": allow_code, **overrides},
             output_format,
             qc,
             keep_uids,

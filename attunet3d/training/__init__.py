@@ -22,7 +22,9 @@ _PUBLIC = {
     "UnlabelledClassesd": "targets",
     "distributed_network": "distributed",
     "fill_cache": "cases",
+    "load_initial_weights": "start",
     "loader_workers": "cases",
+    "optimizer_class": "start",
     "validation_share": "cases",
     "warmup_polynomial": "schedule",
 }
@@ -45,7 +47,9 @@ __all__ = [
     "UnlabelledClassesd",
     "distributed_network",
     "fill_cache",
+    "load_initial_weights",
     "loader_workers",
+    "optimizer_class",
     "validation_share",
     "warmup_polynomial",
 ]
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
     from attunet3d.training.patches import RandPatchd
     from attunet3d.training.run_checkpoint import RunCheckpoint
     from attunet3d.training.schedule import warmup_polynomial
+    from attunet3d.training.start import load_initial_weights, optimizer_class
     from attunet3d.training.targets import TargetClassesd, UnlabelledClassesd
 
 __getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

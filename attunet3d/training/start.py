@@ -1,0 +1,43 @@
+"""What a training starts with: weights, and the optimizer of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from attunet3d.checkpoint import load_weights
+from attunet3d.errors import ConfigError
+
+_BUNDLED = "bundled"
+_OPTIMIZERS: dict[str, type[Optimizer]] = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}
+
+
+def optimizer_class(name: str) -> type[Optimizer]:
+    """Torch's class of an optimizer: "AdamW" or "Adam".
+
+    Raises:
+        ConfigError: another name.
+    """
+    if name not in _OPTIMIZERS:
+        raise ConfigError(f"optimizer_name {name!r} is not known: use {', '.join(_OPTIMIZERS)}")
+    return _OPTIMIZERS[name]
+
+
+def load_initial_weights(network: nn.Module, checkpoint: str | Path, bundle_root: str | Path) -> None:
+    """Load the weights that a training starts from.
+
+    Args:
+        network: gets them.
+        checkpoint: a file; "bundled" for the weights of the bundle; or "", and the network stays as it is.
+        bundle_root: the bundle's folder.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its weights belong to another network.
+    """
+    if str(checkpoint) == _BUNDLED:
+        checkpoint = Path(bundle_root) / "models" / "model.pt"
+    if str(checkpoint):
+        load_weights(network, checkpoint)
