@@ -30,6 +30,25 @@ def test_a_line_that_was_not_finished_is_dropped(tmp_path: Path) -> None:
     assert table.path.read_bytes() == whole + b"c,done,,,,,,,,\n"
 
 
+def test_a_value_with_line_breaks_is_one(tmp_path: Path) -> None:
+    """As a spreadsheet may save what it was given; U+2028 and the like are no ends of lines."""
+    rows = [
+        Row("a", DONE, flags="one\ntwo\r\nthree", state="0f"),
+        Row("b\u2028c\x85\x1c", FAILED, message='"\r'),
+        Row("d", DONE),
+    ]
+    table = ResultsTable(tmp_path)
+    for row in rows:
+        table.add(row)
+    table.close()
+    again = ResultsTable(tmp_path)
+    again.close()
+    assert again.rows == {"a": ("done", "0f"), "b\u2028c\x85\x1c": ("failed", ""), "d": ("done", "")}
+    table.path.write_bytes(table.path.read_bytes() + b'"e,done\n')
+    with pytest.raises(OutputError, match="cannot be used"):
+        ResultsTable(tmp_path)
+
+
 def test_a_table_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("patient,dose\n1,2\n")
     with pytest.raises(OutputError, match="not a table of segment-many"):
@@ -90,6 +109,11 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "ef"})  # of a run that failed before its first case
     check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "ab"})
     (tmp_path / "a_seg.json").touch()
+    for content in ("[" * 100_000, "[]", "1" * 5000, '{"a": ' * 100_000):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(ConfigError, match="choose another"):
+            check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "ab"})
+    (tmp_path / "run.json").write_text('{"overlap": 0.25, "checkpoint": "ab"}')
     check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "ab"})
     with pytest.raises(ConfigError, match=r"other settings \(checkpoint\)"):
         check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "cd"})
