@@ -64,6 +64,3 @@ class _Above(io.TextIOBase):
 
     def fileno(self) -> int:
         return self._console.file.fileno()
-
-    def isatty(self) -> bool:
-        return True

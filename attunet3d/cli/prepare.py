@@ -106,7 +106,7 @@ def pairs(
 def _start(output: Path, verbose: bool) -> None:
     set_up_logging(verbose)
     refuse_unprintable(output)
-    refuse_bad_folder(output.absolute().parent)
+    refuse_bad_folder(output.parent)
 
 
 def _prepare(data: RawData, output: Path, folds: int, seed: int, test: int) -> None:

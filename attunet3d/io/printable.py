@@ -72,7 +72,10 @@ def set_in(text: str) -> str:
 
 
 class ForeignText(io.TextIOBase):
-    """A stream for what others print, libraries and Python itself: as `set_in`, bit by bit. `say` writes past it."""
+    """A stream for what others print, libraries and Python itself: as `set_in`, bit by bit. `say` writes past it.
+
+    It is no terminal for them: their colours would be shown as escapes.
+    """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -99,6 +102,3 @@ class ForeignText(io.TextIOBase):
 
     def fileno(self) -> int:
         return int(self.stream.fileno())
-
-    def isatty(self) -> bool:
-        return bool(self.stream.isatty())

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from attunet3d.errors import ConfigError, OutputError
+from attunet3d.errors import ConfigError, InputNotFoundError, OutputError
 from attunet3d.io.locking import locked
 from attunet3d.io.writer import remove_left_behind
+from attunet3d.many.ended import failed
+from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import DONE, FAILED, ResultsTable, Row, check_settings
 
 
@@ -47,6 +50,14 @@ def test_a_value_with_line_breaks_is_one(tmp_path: Path) -> None:
     table.path.write_bytes(table.path.read_bytes() + b'"e,done\n')
     with pytest.raises(OutputError, match="cannot be used"):
         ResultsTable(tmp_path)
+
+
+def test_a_case_of_any_name_that_failed(tmp_path: Path) -> None:
+    """The record has the exact name, the table a message of one line."""
+    case = ManyCase("x", "/data/ct\n\x1b[31m\udcff.nii.gz")
+    row = failed(tmp_path, case, InputNotFoundError(), f"{case.path}: does not exist", "0f").row
+    assert row.message == r"/data/ct \x1b[31m\udcff.nii.gz: does not exist"
+    assert json.loads((tmp_path / "x_failed.json").read_bytes())["input"] == "ct\n\x1b[31m\udcff.nii.gz"
 
 
 def test_a_table_of_something_else_is_left_alone(tmp_path: Path) -> None:
