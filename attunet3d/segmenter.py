@@ -58,6 +58,8 @@ class Case:
 class Segmenter:
     """The network loaded and prepared once, for many CTs.
 
+    Threads can share it: each case has a progress and a cancel of its own, and a memory plan that knows of no other.
+
     Args:
         checkpoint: weights; the bundle's own by default.
         device: "auto", "cpu", "cuda", "cuda:1".

@@ -27,9 +27,11 @@ def parse_json(content: str | bytes) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(found := dict(pairs)) < len(pairs):
-        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-        raise ValueError(f'it has the key "{twice}" twice in one place; only one of them would count')
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f'it has the key "{key}" twice in one place; only one of them would count')
+        found[key] = value
     return found
 
 
