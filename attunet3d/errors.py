@@ -54,6 +54,10 @@ class MemoryLimitError(AttUNet3dError):
     """A CT that needs more memory than there is, whatever the windows."""
 
 
+class CopyError(AttUNet3dError, TypeError):
+    """A session that was to be copied, or sent to another process."""
+
+
 class CancelledError(AttUNet3dError):
     """The caller asked to stop."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 import warnings
 from typing import Any
 
@@ -56,6 +57,7 @@ class OpenVINONetwork:
             # Pinned threads of several processes would share the same few cores.
             "ENABLE_CPU_PINNING": False,
         }
+        self._one_at_a_time = threading.Lock()  # what is compiled has room for one image
         self._shape: tuple[int, ...] = ()
         self._compiled: Any = None
 
@@ -69,12 +71,14 @@ class OpenVINONetwork:
         if x.dtype != torch.float32 or x.device.type != "cpu" or len(x) == 0:
             raise ValueError(f"x must be float32 on the CPU with B at least 1, got {x.dtype} on {x.device}, {len(x)}")
         # One image at a time: another B is not another size, and takes no more memory.
-        return torch.cat([self._run(image) for image in x.detach().split(1)])
+        with self._one_at_a_time:
+            return torch.cat([self._run(image) for image in x.detach().split(1)])
 
     def release_memory(self) -> None:
         """Give back the memory for intermediate results; the next run takes it again, and a little longer."""
-        if self._compiled is not None:
-            self._compiled.release_memory()
+        with self._one_at_a_time:
+            if self._compiled is not None:
+                self._compiled.release_memory()
 
     def _run(self, x: Tensor) -> Tensor:
         """(1, C, X, Y, Z) -> (1, classes, X, Y, Z)."""

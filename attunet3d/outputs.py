@@ -19,6 +19,7 @@ from attunet3d.case_reader import PlannedCT
 from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import ConfigError
 from attunet3d.io.cases import case_name
+from attunet3d.io.json_text import parse_json
 from attunet3d.io.reader import PathLike
 from attunet3d.io.slabs import StoredImage
 from attunet3d.io.writer import (
@@ -189,7 +190,7 @@ class CaseWriter:
         Files that no record names are not known to be of a result; so without a record there are none.
         """
         try:
-            described = json.loads(record.read_text(encoding="utf-8"))
+            described = parse_json(record.read_bytes())
             named = [described["output"], *described.get("attention", {}).values(), f"{self._name}_seg.png"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return []

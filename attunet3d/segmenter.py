@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from attunet3d.attention import MapsOnCT, load_attention_maps
 from attunet3d.case_reader import CaseReader, PlannedCT
 from attunet3d.checkpoint import load_weights
 from attunet3d.config import inference_values
-from attunet3d.errors import CancelledError, ConfigError, MemoryLimitError
+from attunet3d.errors import CancelledError, ConfigError, CopyError, MemoryLimitError
 from attunet3d.inferers.in_memory import run_in_memory, said_of_windows, windows_in_memory
 from attunet3d.inferers.stitching import Cancel, embed
 from attunet3d.inferers.windows import SlidingWindow
@@ -56,6 +57,8 @@ class Case:
 
 class Segmenter:
     """The network loaded and prepared once, for many CTs.
+
+    Threads can share it: each case has a progress and a cancel of its own, and a memory plan that knows of no other.
 
     Args:
         checkpoint: weights; the bundle's own by default.
@@ -134,6 +137,13 @@ class Segmenter:
         )
         self._session = session_record(self.checkpoint, self.device, self._network.form, presets, values)
         self._base_bytes = (resident_bytes() or 0) + FIRST_CASE_BYTES
+
+    def __reduce__(self) -> NoReturn:
+        """Pickle and `copy` ask here. Raises CopyError: what is compiled, or on a GPU, cannot go along."""
+        raise CopyError(
+            "a Segmenter cannot be pickled or copied: make one in each process, with the same arguments (`attunet3d "
+            "segment-many` does so); threads can share one"
+        )
 
     def segment(
         self,
@@ -273,11 +283,12 @@ class Segmenter:
         notify: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> Segmentation:
-        """Segment a CT that `reader` has read; one at a time, in any thread. Arguments and errors as `segment`."""
+        """Segment a CT that `reader` has read; in any thread. Arguments and errors as `segment`."""
         notify = notify or _silent
         seconds = {"read": read.seconds}
         stage = partial(self._stage, ct, seconds, notify, cancel)
         memory, smaller = read.memory, self._allow_smaller_windows
+        window = copy(self._window)  # another thread's case has its own progress
         writer = CaseWriter(outputs, ct, name, read, self._session["checkpoint"]["sha256"])
         hu: np.ndarray | None = read.take()
         maps: Mapping[str, np.ndarray] = {}
@@ -290,22 +301,22 @@ class Segmenter:
                 del volume
                 image = scale_hu_(image, self._hu_window)[None, None]
             with stage("network"):
-                self._window.progress, self._window.cancel = partial(notify, "network"), cancel
-                full = self._window.plan(image)
-                plan = windows_in_memory(self._window, image, full, memory, smaller)
+                window.progress, window.cancel = partial(notify, "network"), cancel
+                full = window.plan(image)
+                plan = windows_in_memory(window, image, full, memory, smaller)
                 holes = memory.holes(plan.voxels, self._several_sizes)
                 predicted = memory.peak_with(plan.voxels, holes or 0)
-                run = partial(run_in_memory, self._window, image=image, smaller=smaller, keep=holes is not None)
-                logits, plan = run(self._window.run, network=self._network, plan=plan)
+                run = partial(run_in_memory, window, image=image, smaller=smaller, keep=holes is not None)
+                logits, plan = run(window.run, network=self._network, plan=plan)
                 self._network.release_memory()
                 warnings = [*read.facts["warnings"], *said_of_windows(full, plan)]
                 region = plan.region(read.model.shape)
                 logits = embed(logits, plan.box, region)
             if outputs.attention:
                 with stage("attention"):
-                    self._window.progress = partial(notify, "attention")
+                    window.progress = partial(notify, "attention")
                     gates = self._attention_maps()
-                    alphas, seen = run(self._window.average, network=gates, plan=plan)
+                    alphas, seen = run(window.average, network=gates, plan=plan)
                     warnings += [f"attention maps: {said}" for said in said_of_windows(plan, seen)]
                     maps = MapsOnCT(gates.network.names, alphas[0].cpu(), crop(read.model, plan.box), read.grid)
                     del alphas

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attunet3d.config import CONFIG_FILES, Mode, config_changes, installed_bundle
 from attunet3d.datasets.sections import load_cases
 from attunet3d.errors import ConfigError, only_own_error, own_error
+from attunet3d.io.cases import ALIKE, alike_names
 from attunet3d.io.locking import release_folder
 from attunet3d.plain import for_monai
 
@@ -147,9 +147,14 @@ def evaluate(
     workflow = make_workflow("evaluate", presets, ids | {"output_dir": Path(output_dir)} | overrides, allow_code)
     section, fold = parsed(workflow, "section"), parsed(workflow, "fold")
     cases = load_cases(datalist, dataset_dir, section, fold, say=logger.warning)
-    for name, count in Counter(parsed(workflow, "layout").case(case["image"]) for case in cases).items():
-        if count > 1:
-            raise ConfigError(f'{datalist}: {count} masks would be "{name}_seg"; give a --dataset-dir above all CTs')
+    layout = parsed(workflow, "layout")
+    names = [layout.case(case["image"]) for case in cases]
+    for same in alike_names(names):
+        masks = " and ".join(dict.fromkeys(f'"{names[index]}_seg"' for index in same))
+        why = f", which {ALIKE}" if " and " in masks else ""
+        raise ConfigError(
+            f"{datalist}: {len(same)} masks would be {masks}{why}; rename them, or give a --dataset-dir above all CTs"
+        )
     _run(workflow, "validate::evaluator")
     metrics = parsed(workflow, "validate::evaluator").state.metrics
     return {name: float(value) for name, value in metrics.items()}

@@ -271,6 +271,16 @@ def test_cts_of_one_name_get_their_folders_name(
     assert [Path(line).name for line in stdout.split()] == ["p1_ct_seg.nii.gz", "p2_ct_seg.nii.gz"]
 
 
+@pytest.mark.parametrize(("one", "other"), [("CT", "ct"), ("stra\u00dfe", "STRASSE"), ("caf\u00e9", "cafe\u0301")])
+def test_cts_whose_masks_some_file_systems_take_for_one(segment: Run, tmp_path: Path, one: str, other: str) -> None:
+    """Where their folders' names do not tell them apart either, nothing is read."""
+    cts = [tmp_path / f"{one}.nii.gz", tmp_path / f"{other}.nii.gz"]
+    code, stdout, stderr = segment(*cts, "-o", tmp_path / "out")
+    assert (code, stdout) == (2, "")
+    for part in (*map(str, cts), f'{one}_seg"', f'{other}_seg"', "capitals", "different folders"):
+        assert part in stderr
+
+
 def test_evaluation_refuses_before_it_reads(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     run("phantom", tmp_path / "p", "--cases", 2, "--spacing", 8, 8, 8)
     data = ["--dataset-dir", tmp_path / "p", "--datalist", tmp_path / "p" / "datalist.json"]

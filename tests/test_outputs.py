@@ -17,6 +17,8 @@ import pytest
 from attunet3d.case_reader import PlannedCT
 from attunet3d.errors import OutputError
 from attunet3d.io import writer
+from attunet3d.many.ended import finished
+from attunet3d.many.manifest import ManyCase
 from attunet3d.outputs import CaseWriter, Outputs
 from attunet3d.transforms.resample import Grid
 
@@ -201,3 +203,13 @@ def test_the_folder_is_on_the_disk_before_and_after_the_mask_takes_its_place(
     write(1)
     assert taken[-3:] == ["sync", f"place {MASK}", "sync"]
     assert taken.index("sync") < taken.index(f"place {RECORD}")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"output": ' + "1" * 5000 + "}", '{"output": {}, "attention": []}', "[]"]
+)
+def test_a_record_that_is_none_says_nothing(write: Callable[..., Path | None], tmp_path: Path, text: str) -> None:
+    """Neither of what is replaced, nor that a case of `segment-many` is done."""
+    (tmp_path / RECORD).write_text(text)
+    assert finished(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
+    assert write(1) == tmp_path / MASK

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ from attunet3d.errors import (
     CancelledError,
     CheckpointError,
     ConfigError,
+    CopyError,
     InputNotFoundError,
     MemoryLimitError,
     OutputError,
@@ -31,6 +34,7 @@ from attunet3d.errors import (
 from attunet3d.io.cases import case_name
 from attunet3d.io.placing import place_on
 from attunet3d.io.slabs import StoredImage
+from attunet3d.outputs import Segmentation
 from attunet3d.workflow import make_workflow
 
 
@@ -331,6 +335,64 @@ def test_cancelling_many_keeps_those_that_are_done(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["phantom_RAS_0_seg.json", "phantom_RAS_0_seg.nii.gz"]
     assert list(cases) == []
     assert (1, "postprocess") not in stages
+
+
+# --- threads and processes
+
+
+@pytest.fixture(scope="module")
+def sessions(tiny_checkpoint: Path) -> list[Segmenter]:
+    """Two that need several windows for a phantom."""
+    values = {**TINY, **PLAIN, "spacing": [5.0] * 3, "max_window_voxels": 32**3}
+    return [Segmenter(tiny_checkpoint, device="cpu", precision="fp32", **values) for _ in range(2)]
+
+
+@pytest.mark.parametrize("used", [(0, 0), (0, 1)], ids=["one session", "two sessions"])
+def test_threads_hear_of_their_own_case_and_cancel_it_alone(
+    sessions: list[Segmenter], write_phantom: Callable[..., Path], used: tuple[int, int]
+) -> None:
+    """Both are in the network at once; one is cancelled there, and the other one goes on."""
+    cts = [write_phantom("RAS"), write_phantom("LPS", 1)]
+    alone = sessions[0].segment(cts[1])
+    both = threading.Barrier(2, timeout=HANG)
+    seen: list[list[tuple[int, str, int]]] = [[], []]
+    results: list[object] = [None, None]
+
+    def work(number: int) -> None:
+        def progress(stage: str, done: int, total: int) -> None:
+            seen[number].append((threading.get_ident(), stage, done))
+            if (stage, done) == ("network", 1):
+                both.wait()
+
+        def cancel() -> bool:
+            return number == 0 and seen[0][-1][1:] == ("network", 1)
+
+        try:
+            results[number] = sessions[used[number]].segment(cts[number], progress=progress, cancel=cancel)
+        except Exception as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG)
+    assert [{ident for ident, _, _ in events} for events in seen] == [{thread.ident} for thread in threads]
+    assert seen[0][-1][1:] == ("network", 1)
+    assert isinstance(results[0], CancelledError)
+    assert isinstance(results[1], Segmentation), results[1]
+    windows = alone.record["windows"]["run"]
+    assert windows > 1
+    assert [done for _, stage, done in seen[1] if stage == "network"] == list(range(windows + 1))
+    np.testing.assert_array_equal(results[1].mask, alone.mask)
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.deepcopy, copy.copy])
+def test_a_session_is_not_copied(session: Segmenter, copied: Callable[[Segmenter], object]) -> None:
+    with pytest.raises(CopyError, match=r"make one in each process.*segment-many"):
+        copied(session)
+    with pytest.raises(TypeError):
+        copied(session)
 
 
 # --- where memory runs out all the same

@@ -158,11 +158,16 @@ def test_masks_of_one_name_are_refused_before_anything_is_read(
     label = str(ct).replace(".nii.gz", "_label.nii.gz")
     for patient in ("p1", "p2"):
         (tmp_path / patient).mkdir()
-        (tmp_path / patient / "ct.nii.gz").symlink_to(ct)
+    (tmp_path / "p1" / "ct.nii.gz").symlink_to(ct)
     cases = [{"image": str(tmp_path / patient / "ct.nii.gz"), "label": label} for patient in ("p1", "p2")]
+    for other, masks in (("ct", '"ct_seg"; rename'), ("CT", '"ct_seg" and "CT_seg", which differ only in capitals')):
+        (tmp_path / "p2" / f"{other}.nii.gz").symlink_to(ct)
+        cases[1]["image"] = str(tmp_path / "p2" / f"{other}.nii.gz")
+        (tmp_path / "d.json").write_text(json.dumps({"validation": cases}))
+        with pytest.raises(ConfigError, match=f"2 masks would be {masks}"):
+            workflow.evaluate(tmp_path / "p1" / "none", tmp_path / "d.json", tiny_checkpoint, tmp_path / "e", **TINY)
+    cases[1]["image"] = str(tmp_path / "p2" / "ct.nii.gz")
     (tmp_path / "d.json").write_text(json.dumps({"validation": cases}))
-    with pytest.raises(ConfigError, match='2 masks would be "ct_seg"'):
-        workflow.evaluate(tmp_path / "p1" / "none", tmp_path / "d.json", tiny_checkpoint, tmp_path / "e", **TINY)
     workflow.evaluate(tmp_path, tmp_path / "d.json", tiny_checkpoint, tmp_path / "e", **TINY, **PLAIN, precision="fp32")
     assert (tmp_path / "e" / "p1" / "ct_seg.nii.gz").is_file()
     assert (tmp_path / "e" / "p2" / "ct_seg.nii.gz").is_file()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from attunet3d import __version__
+from attunet3d.cli.options import products
 
 app = typer.Typer(
     name="attunet3d",
@@ -23,5 +24,6 @@ def _root(
     show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
 ) -> None:
     if show_version:
-        print(__version__)
+        with products() as product:
+            product(__version__)
         raise typer.Exit

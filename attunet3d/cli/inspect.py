@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 
 from attunet3d.cli.app import app
 from attunet3d.cli.options import Verbose, products, set_up_logging
+from attunet3d.io.json_text import json_text
 from attunet3d.io.printable import printable
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def inspect(
         findings = inspect_path(path)
         if as_json:
             listed = [dataclasses.asdict(finding) for finding in findings]
-            product(json.dumps({"path": str(path), "series": listed}, allow_nan=False, indent=1))
+            product(json_text({"path": str(path), "series": listed}, indent=1))
         else:
             product(_table(findings))
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from attunet3d.cli.app import app
-from attunet3d.cli.options import AllowCode, Overrides, Presets, overrides_of, products, refuse_bad_folder
+from attunet3d.cli.options import (
+    AllowCode,
+    Overrides,
+    Presets,
+    log_to_stderr,
+    overrides_of,
+    products,
+    refuse_bad_folder,
+)
+from attunet3d.io.printable import say
 
 
 @app.command()
@@ -50,13 +58,12 @@ def label(
         refuse_bad_folder(Path(source))  # labels are saved there
     refuse_bad_folder(folder)
     url = check_address(host, port)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    log_to_stderr(logging.INFO)
     make_app(folder, checkpoint, preset or (), overrides_of(set_, ("bundle_root", "ckpt_dir")), allow_code)
     if not is_loopback(host):
-        print(
+        say(
             f"warning: {host} can be reached from other machines, and MONAI Label asks for no login by default: "
-            "whoever reaches it can see, change and delete the studies' images and labels",
-            file=sys.stderr,
+            "whoever reaches it can see, change and delete the studies' images and labels"
         )
     with products() as product:
         product(url)

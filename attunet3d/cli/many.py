@@ -102,18 +102,15 @@ def segment_many(
         allow_smaller_windows=allow_smaller_windows,
     )
     left_out: list[str] = []
-    with products() as product, progress_bar() as (bar, console):
+    with products() as product, progress_bar() as (bar, say):
         task = bar.add_task("find the CTs, start the workers", total=None)
         last_line, seen = time.monotonic(), cast("Status | None", None)
-
-        def say(text: str) -> None:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
 
         def show(status: Status) -> None:
             nonlocal last_line, seen
             seen = status
             bar.update(task, description=str(status), completed=status.before + status.ended, total=status.total)
-            if not console.is_terminal and time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+            if not bar.console.is_terminal and time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()
                 say(str(status))
 

@@ -1,4 +1,4 @@
-"""What the verbs share: their common options, products on stdout, the progress bar on stderr, and early refusals."""
+"""What the verbs share: their common options, products on stdout, log and progress on stderr, and early refusals."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attunet3d.errors import ConfigError, OutputError
+from attunet3d.io.printable import one_line, own, printable, set_in
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Presets = Annotated[
     list[str] | None, typer.Option("--preset", "-c", metavar="PRESET", help="Preset name or YAML file; repeatable.")
@@ -48,17 +53,19 @@ Datalist = Annotated[Path, typer.Option(help='MONAI datalist JSON with "training
 
 @contextmanager
 def products() -> Iterator[Callable[[object], None]]:
-    """Keep stdout for products: what libraries print there (MONAI's loggers do) goes to stderr meanwhile."""
+    """Keep stdout for products: what libraries print there (MONAI's loggers do) goes to stderr meanwhile.
+
+    A product is a path, JSON or a table. Paths are exact, as `refuse_unprintable` has seen to; a table, or a path in a
+    locale that lacks one of its characters, has escapes for what cannot be shown.
+    """
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
 
         def product(value: object) -> None:
+            lines = "\n".join(map(printable, str(value).split("\n") if isinstance(value, str) else [str(value)]))
+            shown = lines.encode(stdout.encoding or "utf-8", "backslashreplace").decode(stdout.encoding or "utf-8")
             try:
-                try:
-                    print(value, file=stdout, flush=True)
-                except UnicodeEncodeError:  # in a locale that lacks a character, or of a name that is no text
-                    shown = str(value).encode(stdout.encoding, "backslashreplace").decode(stdout.encoding)
-                    print(shown, file=stdout, flush=True)
+                print(shown, file=stdout, flush=True)
             except BrokenPipeError:
                 raise
             except OSError as error:
@@ -67,13 +74,29 @@ def products() -> Iterator[Callable[[object], None]]:
         yield product
 
 
+class _Format(logging.Formatter):
+    """A record on one line, and a traceback set in below it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return set_in(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return set_in(super().formatStack(stack_info))
+
+
+def log_to_stderr(level: int) -> None:
+    """Log from a level on, whatever names are in the records."""
+    handler = logging.StreamHandler(own(sys.stderr))
+    handler.setFormatter(_Format("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
 def set_up_logging(verbose: bool, progress: bool = False) -> None:
     """Log to stderr: all with ``verbose``; else errors, and with ``progress`` how far this package has come."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if verbose else logging.ERROR,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    log_to_stderr(logging.INFO if verbose else logging.ERROR)
     import pydicom.config  # which sets the level of its log: not after it has been set here
 
     # Their messages quote values of headers, which can be a patient's.
@@ -92,13 +115,13 @@ def set_up_logging(verbose: bool, progress: bool = False) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[tuple[Any, Any]]:
-    """A progress bar on stderr that vanishes when done, and the console to write beside it."""
-    from attunet3d.progress import make_bar
+def progress_bar() -> Iterator[tuple[Progress, Callable[[str], None]]]:
+    """A progress bar on stderr that vanishes when done, and what prints a line above it."""
+    from attunet3d.progress import make_bar, say_above
 
     bar, console = make_bar()
     with bar:
-        yield bar, console
+        yield bar, partial(say_above, console)
 
 
 def overrides_of(pairs: list[str] | None, taken: tuple[str, ...], **switches: bool) -> dict[str, Any]:
@@ -120,8 +143,22 @@ def overrides_of(pairs: list[str] | None, taken: tuple[str, ...], **switches: bo
     return values | {name: True for name, on in switches.items() if on}
 
 
+def refuse_unprintable(path: Path) -> None:
+    """Before hours of work: a product's path is printed as it is, so it must be one line that no terminal acts on."""
+    if printable(str(path)) != str(path):
+        raise OutputError(
+            f"{printable(str(path))}: a result of this name cannot be printed on one line as it is (escapes stand for "
+            "line breaks, control characters, marks of direction and what is no text); rename the input, or the folder "
+            "of the output"
+        )
+
+
 def refuse_bad_folder(path: Path) -> None:
-    """Before hours of work: the output folder must be one that can be written to. It is only made when needed."""
+    """Before hours of work: the output folder must be one that can be written to, and that `refuse_unprintable` takes.
+
+    It is only made when needed.
+    """
+    refuse_unprintable(path)
     folder = path.absolute()
     while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attunet3d.cli.app import app
-from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, set_up_logging
+from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, refuse_unprintable, set_up_logging
+from attunet3d.io.printable import one_line
 
 if TYPE_CHECKING:
     from attunet3d.datasets.prepare import RawData
@@ -104,20 +105,21 @@ def pairs(
 
 def _start(output: Path, verbose: bool) -> None:
     set_up_logging(verbose)
-    refuse_bad_folder(output.absolute().parent)
+    refuse_unprintable(output)
+    refuse_bad_folder(output.parent)
 
 
 def _prepare(data: RawData, output: Path, folds: int, seed: int, test: int) -> None:
     from attunet3d.datasets.prepare import prepare as run
 
-    with products() as product, progress_bar() as (bar, console):
+    with products() as product, progress_bar() as (bar, tell):
         task = bar.add_task("start", total=None)
 
         def show(done: int, total: int, name: str) -> None:
             bar.update(task, description=f"[{done + 1}/{total}] {name}", completed=done, total=total)
 
         def say(kind: str, text: str) -> None:
-            console.print(f"{kind}: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True)
+            tell(f"{kind}: {one_line(text)}")
 
         done = run(data, output, folds=folds, seed=seed, test=test, say=say, progress=show)
         product(done.path)
@@ -128,6 +130,6 @@ def _prepare(data: RawData, output: Path, folds: int, seed: int, test: int) -> N
         counts.append(f"{folds} folds of {smallest}{f' to {smallest + 1}' if more else ''}")
         if done.test:
             counts.append(f"{done.test} for test")
-        console.print(", ".join(counts), markup=False, highlight=False, soft_wrap=True)
+        tell(", ".join(counts))
     if done.refused:
         raise typer.Exit(1)

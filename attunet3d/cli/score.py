@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -12,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from attunet3d.cli.app import app
-from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, set_up_logging
+from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, refuse_unprintable, set_up_logging
 from attunet3d.errors import AttUNet3dError, ConfigError, OutputError
+from attunet3d.io.json_text import json_text
 from attunet3d.io.printable import one_line
 
 Labels = Annotated[
@@ -53,6 +53,7 @@ def score(
     if folders != reference.is_dir():
         raise ConfigError(f"{prediction} and {reference}: one is a folder; give two files or two folders")
     if output is not None:
+        refuse_unprintable(output)
         refuse_bad_folder(output.parent)
         if output.is_dir():
             raise OutputError(f"{output}: is a folder; give a file name, such as {output / 'metrics.csv'}")
@@ -61,14 +62,11 @@ def score(
         "reference_label": _values("--reference-label", reference_label),
         "tolerance_mm": tolerance_mm,
     }
-    with products() as product, progress_bar() as (bar, console):
+    with products() as product, progress_bar() as (bar, say):
         task = bar.add_task("score", total=None)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
-
-        def say(text: str) -> None:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
 
         from attunet3d.io.cases import case_name
         from attunet3d.metrics import score as score_files
@@ -100,9 +98,10 @@ def score(
         if output is not None and scores.rows:
             product(write_metrics_csv(output, scores.rows))
             if folders:
-                say(_table(result))
+                for line in _table(result):
+                    say(line)
         elif scores.rows:
-            product(json.dumps(_rounded(result), allow_nan=False))
+            product(json_text(_rounded(result)))
     if scores.failures:
         raise typer.Exit(1)
 
@@ -124,7 +123,7 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def _table(summary: Mapping[str, Any]) -> str:
+def _table(summary: Mapping[str, Any]) -> list[str]:
     """A summary for people, as lines of text."""
     from attunet3d.metrics import METRICS
 
@@ -136,4 +135,4 @@ def _table(summary: Mapping[str, Any]) -> str:
         odd = [f"{found[kind]} {kind}" for kind in ("infinite", "undefined") if found[kind]]
         note = f"  ({', '.join(odd)})" if odd else ""
         lines.append("".join([f"{metric:13}", *cells, note]))
-    return "\n".join([*lines, f"cases: {summary['dice']['n']}, worst by Dice: {', '.join(summary['worst'])}"])
+    return [*lines, f"cases: {summary['dice']['n']}, worst by Dice: {', '.join(summary['worst'])}"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from attunet3d.cli.options import (
     products,
     progress_bar,
     refuse_bad_folder,
+    refuse_unprintable,
     set_up_logging,
 )
 from attunet3d.errors import AttUNet3dError, ConfigError
@@ -84,9 +84,11 @@ def segment(
     if series is not None and all_series:
         raise ConfigError("--series together with --all-series: give one of them")
     names = _names(cts)
+    for name in names:
+        refuse_unprintable(output / name)
     chosen: list[PathLike] = list(cts)
     done = failed = 0
-    with products() as product, progress_bar() as (bar, console):
+    with products() as product, progress_bar() as (bar, tell):
         task = bar.add_task("load the network", total=None)
 
         def show(index: int, stage: str, done: int, total: int) -> None:
@@ -95,7 +97,7 @@ def segment(
 
         def say(kind: str, text: str) -> None:
             text = without_uids(text) if no_uids else text
-            console.print(f"{kind}: {text}", markup=False, highlight=False, soft_wrap=True)
+            tell(f"{kind}: {one_line(text)}")
 
         try:
             with interruptible():
@@ -136,7 +138,7 @@ def segment(
                     for file in case.segmentation.record.get("attention", {}).values():
                         product(output / file)
         except Interrupted as interrupted:
-            console.print(f"interrupted, {done} of {len(chosen)} done", markup=False, highlight=False, soft_wrap=True)
+            tell(f"interrupted, {done} of {len(chosen)} done")
             raise typer.Exit(interrupted.code) from None
     if failed:
         raise typer.Exit(1)
@@ -147,31 +149,33 @@ def _what_went_wrong(case: Case) -> str:
     if isinstance(error, AttUNet3dError):
         # The message names the folder of the images, which may hold several series.
         of = "" if isinstance(case.ct, Path) or str(error).startswith(f"{case.ct}: ") else f"{case.ct}: "
-        return of + one_line(error)
+        return f"{of}{error}"
     # A case that breaks in an unforeseen way must not take the others with it.
     logging.getLogger(__name__).info("traceback", exc_info=error)
-    found = f"unexpected {type(error).__name__}: {one_line(error or '')}"
+    found = f"unexpected {type(error).__name__}: {error}"
     return f"{case.ct}: {found} (--verbose shows the traceback)"
 
 
 def _names(cts: list[Path]) -> list[str]:
     """What each CT's files are called: as the CT, with its folder's name before it where that is not enough."""
-    from attunet3d.io import case_name
+    from attunet3d.io.cases import alike_names, case_name
 
     names = [case_name(ct) for ct in cts]
-    often = Counter(names)
-    names = [
-        f"{ct.absolute().parent.name}_{name}" if often[name] > 1 else name for ct, name in zip(cts, names, strict=True)
-    ]
+    for same in alike_names(names):
+        for index in same:
+            names[index] = f"{cts[index].absolute().parent.name}_{names[index]}"
     _refuse_same(cts, names)
     return names
 
 
 def _refuse_same(cts: Sequence[PathLike], names: list[str]) -> None:
-    for name, count in Counter(names).items():
-        if count > 1:
-            same = ", ".join(str(ct) for ct, other in zip(cts, names, strict=True) if other == name)
-            raise ConfigError(f'{same}: all their masks would be "{name}_seg"; segment them into different folders')
+    from attunet3d.io.cases import ALIKE, alike_names
+
+    for same in alike_names(names):
+        files = ", ".join(str(cts[index]) for index in same)
+        masks = " and ".join(dict.fromkeys(f'"{names[index]}_seg"' for index in same))
+        why = f", which {ALIKE}" if " and " in masks else ""
+        raise ConfigError(f"{files}: all their masks would be {masks}{why}; segment them into different folders")
 
 
 def _each_series(

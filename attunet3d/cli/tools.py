@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from attunet3d.cli.options import (
     refuse_bad_folder,
     set_up_logging,
 )
+from attunet3d.io.json_text import json_text
 
 
 @app.command()
@@ -45,7 +45,7 @@ def phantom(
     refuse_bad_folder(output)
     from attunet3d.datasets.phantom import write_phantoms
 
-    with progress_bar() as (bar, _):
+    with products() as product, progress_bar() as (bar, _):
         task = bar.add_task("phantoms", total=cases)
 
         def show(done: int, total: int) -> None:
@@ -60,7 +60,7 @@ def phantom(
             organs=organs,
             progress=show,
         )
-    print(path)
+        product(path)
 
 
 @app.command()
@@ -94,7 +94,7 @@ def benchmark(
 
     overrides = overrides_of(set_, ("checkpoint", "device", "precision", "output_dir"))
     names = list(CONTENDERS) if only is None else [name.strip() for name in only.split(",")]
-    with products() as product, progress_bar() as (bar, console):
+    with products() as product, progress_bar() as (bar, say):
         task = bar.add_task("start", total=None)
 
         def show(what: str, done: int, total: int) -> None:
@@ -113,7 +113,8 @@ def benchmark(
             progress=show,
             **overrides,
         )
-        console.print(table(result), markup=False, highlight=False, soft_wrap=True)
+        for line in table(result).split("\n"):
+            say(line)
         product(output / RESULT)
 
 
@@ -132,12 +133,13 @@ def benchmark_training(
     set_up_logging(verbose=False)
     from attunet3d.training import benchmark as training
 
-    with products() as product, progress_bar() as (bar, console):
+    with products() as product, progress_bar() as (bar, say):
         task = bar.add_task("steps", total=steps)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
         result = training.benchmark_training(patch_size, batch_size, steps, device, precision, progress=show)
-        console.print(training.table(result), markup=False, highlight=False, soft_wrap=True)
-        product(json.dumps(result))
+        for line in training.table(result).split("\n"):
+            say(line)
+        product(json_text(result))

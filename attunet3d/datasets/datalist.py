@@ -11,6 +11,7 @@ import numpy as np
 
 from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io import write_text_atomic
+from attunet3d.io.json_text import parse_json
 
 
 def split_cases(
@@ -85,21 +86,17 @@ def read_datalist(path: str | Path) -> dict[str, Any]:
 
     Raises:
         InputNotFoundError: there is no such file.
-        ConfigError: it is not JSON, or not a mapping, or has a key twice.
+        ConfigError: it cannot be read, is not JSON that `parse_json` takes, or not a mapping.
     """
     if not Path(path).is_file():
         raise InputNotFoundError(f"{path}: no such datalist; `attunet3d prepare` writes one, `attunet3d phantom` too")
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-            raise ConfigError(f'{path}: has the key "{twice}" twice in one place; only one of them would count')
-        return found
-
     try:
-        content = json.loads(Path(path).read_bytes(), object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON ({error})") from error
+        content = parse_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON, or none that can be used ({error})") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if not isinstance(content, dict):
         raise ConfigError(f'{path}: not a datalist, which is a mapping with "training"')
     return content
@@ -141,7 +138,7 @@ def _names_of_labels(content: Mapping[str, Any]) -> dict[int, str]:
     labels = content.get("labels")
     names: dict[int, str] = {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
-        if key.isdecimal():
+        if key.isdecimal() and len(key) < 10:  # none is as long, and Python refuses thousands of digits
             names[int(key)] = str(value)
         else:
             numbers = value if isinstance(value, list) else [value]

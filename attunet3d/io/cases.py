@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from attunet3d.io.dicom_series import Series
+
+ALIKE = "differ only in capitals or in how accents are encoded"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,22 @@ def case_name(path: str | os.PathLike[str]) -> str:
     return name
 
 
+def alike(name: str) -> str:
+    """The same text for names that are one file's on some file systems: in capitals or not, accents in one code or two.
+
+    So do those of macOS, Windows, many USB disks and network shares.
+    """
+    return normalize("NFD", normalize("NFD", name).casefold())
+
+
+def alike_names(names: Sequence[str]) -> list[list[int]]:
+    """The places of names that are the same or `alike`, for each such name that is there more than once."""
+    places: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        places.setdefault(alike(name), []).append(index)
+    return [same for same in places.values() if len(same) > 1]
+
+
 def find_cases(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
     """MONAI data dicts {"image": path} for every CT directly in a folder: image files, and subfolders (DICOM series).
 
@@ -94,8 +113,8 @@ def find_cases(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
     if not entries:
         raise InputNotFoundError(f"{root}: the folder is empty; put CTs or DICOM folders into it")
     found = [p for p in entries if p.is_dir() or p.name.lower().endswith(IMAGE_SUFFIXES)]
-    names = Counter(case_name(p) for p in found)
-    for path in found:
-        if names[case_name(path)] > 1:
-            raise ConfigError(f"{root}: holds several CTs named {case_name(path)!r}; rename all but one")
+    for same in alike_names([case_name(p) for p in found]):
+        names = " and ".join(dict.fromkeys(repr(case_name(found[index])) for index in same))
+        why = f", which {ALIKE}" if " and " in names else ""
+        raise ConfigError(f"{root}: holds several CTs named {names}{why}; rename all but one")
     return [{"image": str(p)} for p in found or [root]]

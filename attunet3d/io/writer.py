@@ -157,9 +157,9 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
-    """Write UTF-8 text, whole or not at all. Raises OutputError."""
+    """Write UTF-8 text, whole or not at all; names of files that are no text as their bytes. Raises OutputError."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
     return Path(path)
 
 

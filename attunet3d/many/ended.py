@@ -15,6 +15,7 @@ from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import InputNotFoundError
 from attunet3d.io.identity import input_files, input_sha256
+from attunet3d.io.json_text import parse_json
 from attunet3d.io.printable import one_line, without_uids
 from attunet3d.io.writer import write_text_atomic
 from attunet3d.many.manifest import ManyCase
@@ -52,7 +53,7 @@ def finished(
     """
     mask = _mask(folder, case, outputs.output_format)
     try:
-        record = json.loads((folder / f"{case.id}_seg.json").read_text(encoding="utf-8"))
+        record = parse_json((folder / f"{case.id}_seg.json").read_bytes())
         same = (
             record["output"] == mask.name
             and record["output_format"] == outputs.output_format
@@ -61,7 +62,7 @@ def finished(
             and record["mask_sha256"] == file_sha256(mask)
         )
         return done(folder, case, record) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -116,7 +117,7 @@ def failed(
     )
     record = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "input": one_line(name),
+        "input": name,
         "input_state": row.state,
         "attunet3d": __version__,
         "status": row.status,

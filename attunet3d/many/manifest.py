@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attunet3d.errors import AmbiguousSeriesError, AttUNet3dError, ConfigError, InputNotFoundError
-from attunet3d.io.cases import case_name, segmentable_series
+from attunet3d.io.cases import ALIKE, alike, alike_names, case_name, segmentable_series
 from attunet3d.io.identity import own_files
 from attunet3d.io.printable import UID, printable
 from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES
 from attunet3d.many.rows import COLUMNS, rows_of
 
+_UNSAFE = re.compile(r'[/\\:*?"<>|]')
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])\.", re.IGNORECASE)  # for Windows, whatever follows
 MOST_CHARACTERS = 200  # of an id: file names have 255 bytes, and suffixes are added
 
 
@@ -48,6 +50,8 @@ def read_manifest(path: Path) -> list[ManyCase]:
     for line, row in rows_of(path):
         unknown = set(row) - set(COLUMNS)
         values = {key: row.get(key) or None for key in COLUMNS}
+        if any("\0" in value for value in values.values() if isinstance(value, str)):
+            raise ConfigError(f"{path}, line {line}: a value holds the character NUL, which no path or UID has")
         if unknown or not all(value is None or isinstance(value, str) for value in values.values()):
             raise ConfigError(f"{path}, line {line}: expected texts for {', '.join(COLUMNS)}, and nothing else")
         if values["path"] is None:
@@ -65,16 +69,20 @@ def check_cases(cases: list[ManyCase], source: Path) -> None:
         raise ConfigError(f"{source}: no CTs; give NIfTI files, DICOM folders, or a manifest that lists them")
     for case in cases:
         name, cure = printable(case.id), f"give {printable(case.path)} another id in a manifest"
-        if re.search(r'[/\\:*?"<>|]', case.id) or name != case.id or case.id != case.id.strip() or case.id[:1] == ".":
-            raise ConfigError(f'id {name!r}: cannot name a file (no / \\ : * ? " < > |, no dot at the start); {cure}')
+        if _safe(case.id) != case.id:
+            raise ConfigError(
+                f'id "{name}": cannot name a file on every system (no / \\ : * ? " < > |, no control character, no dot '
+                f"at the start, no space at either end, no Windows device such as con.1); {cure}"
+            )
         if len(case.id.encode()) > MOST_CHARACTERS:
             raise ConfigError(f"id {name[:20]}...: longer than {MOST_CHARACTERS} bytes; {cure}")
         if UID.search(case.id):
-            raise ConfigError(f"id {name!r}: holds a DICOM UID, which no file name may; {cure}")
-    for name, count in Counter(case.id for case in cases).items():
-        if count > 1:
-            paths = ", ".join(printable(case.path) for case in cases if case.id == name)
-            raise ConfigError(f"id {name!r}: {count} cases have it ({paths}); give them ids in a manifest")
+            raise ConfigError(f'id "{name}": holds a DICOM UID, which no file name may; {cure}')
+    for same in alike_names([case.id for case in cases]):
+        ids = " and ".join(dict.fromkeys(f'"{cases[index].id}"' for index in same))
+        why = f"; they {ALIKE}" if " and " in ids else ""
+        paths = ", ".join(printable(cases[index].path) for index in same)
+        raise ConfigError(f"id {ids}: {len(same)} cases have it ({paths}){why}; give them other ids in a manifest")
 
 
 def entries_of(folder: Path, output: Path | None = None) -> list[Path]:
@@ -147,7 +155,7 @@ def _list_entry(entry: Path, left_out: list[str], results: str | None) -> list[F
 
 
 def name_cases(found: Iterable[Found], root: Path) -> list[ManyCase]:
-    """Ids for what was found below `root`: its name, with its relative folder before it where others have the same.
+    """Ids for what was found below `root`: its name, with its relative folder before it where others are alike.
 
     A short hash of the relative path follows where that is not enough, or no file could be called so.
     Raises ConfigError as `check_cases`.
@@ -155,16 +163,16 @@ def name_cases(found: Iterable[Found], root: Path) -> list[ManyCase]:
     found = list(found)
     names = [case.name for case in found]
     places = [os.path.relpath(case.path, root.resolve()) for case in found]
-    often = Counter(names)
+    often = Counter(map(alike, names))
     for index, place in enumerate(places):
-        if often[names[index]] > 1:
+        if often[alike(names[index])] > 1:
             folders = os.path.dirname(place).split(os.sep)
             names[index] = "_".join([*(_without_uid(f) for f in folders if f not in ("", ".", "..")), names[index]])
-    often = Counter(names)
+    often = Counter(map(alike, names))
     cases = []
     for name, place, case in zip(names, places, found, strict=True):
-        safe = re.sub(r'[/\\:*?"<>|]', "_", printable(name).replace("?", "_")).strip().lstrip(". ") or "ct"
-        if safe != name or often[name] > 1 or len(safe.encode()) > MOST_CHARACTERS:
+        safe = _safe(name)
+        if safe != name or often[alike(name)] > 1 or len(safe.encode()) > MOST_CHARACTERS:
             short = safe.encode()[: MOST_CHARACTERS - 9].decode("utf-8", "ignore").rstrip()
             safe = f"{short}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
         cases.append(ManyCase(safe, str(case.path), case.series_uid))
@@ -214,6 +222,13 @@ def _is_file(path: Path) -> bool:
 
 def _name(path: Path) -> str:
     return _without_uid(case_name(path))
+
+
+def _safe(name: str) -> str:
+    """`name` if files can be called so on every system, and else with what they can be."""
+    shown = "".join(c if printable(c) == c else "_" for c in _UNSAFE.sub("_", name))
+    safe = shown.strip().lstrip(". ") or "ct"
+    return f"_{safe}" if _DEVICE.match(safe) else safe
 
 
 def _without_uid(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from attunet3d.errors import ConfigError, OutputError
 from attunet3d.io.identity import file_state
+from attunet3d.io.json_text import parse_json
 from attunet3d.io.locking import LOCK
 from attunet3d.io.writer import write_text_atomic
 
@@ -55,7 +56,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         write_text_atomic(path, json.dumps(settings, indent=2) + "\n")
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); choose another output folder") from error
     changed = [key for key in settings if not isinstance(before, dict) or before.get(key) != settings[key]]
@@ -87,7 +88,8 @@ class ResultsTable:
         try:
             content = self.path.read_bytes() if self.path.exists() else b""
             whole = content[: content.rfind(b"\n") + 1]
-            header, *lines = list(csv.reader(whole.decode("utf-8").splitlines())) or [list(COLUMNS)]
+            table = io.StringIO(whole.decode("utf-8"), newline="")  # within quotes a line may break
+            header, *lines = list(csv.reader(table, strict=True)) or [list(COLUMNS)]
             if tuple(header) != COLUMNS:
                 raise OutputError(
                     f"{self.path}: not a table of segment-many, or of another version; choose another output folder"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.errors import ConfigError
+from attunet3d.io.json_text import parse_json
 from attunet3d.io.printable import printable
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
@@ -25,6 +25,8 @@ _NAMES = {
     **dict.fromkeys(("id", "case", "caseid"), "id"),
     **dict.fromkeys(("seriesuid", "series", "seriesinstanceuid"), "series_uid"),
 }
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")  # with its end
+_BLANKS = " \t\xa0\u3000"  # around a value; a line break there belongs to it
 _SEPARATORS = (",", ";", "\t", "|")
 # UTF-32 first: its mark begins as that of UTF-16 does.
 _MARKS = {
@@ -69,16 +71,19 @@ def _decoded(path: Path) -> str:
 
 
 def _table(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    lines = [(number, line) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
+    parts = [(number, line) for number, line in enumerate(_LINE.findall(text), 1)]
+    begin = next((index for index, (_, line) in enumerate(parts) if line.strip()), len(parts))
     told = None
-    if lines and (first := re.fullmatch(r'"?sep=(.)"?', lines[0][1].strip(" \ufeff"), re.I)):  # as Excel has it
-        told, lines = first[1], lines[1:]
+    if parts[begin:] and (first := re.fullmatch(r'"?sep=(.)"?', parts[begin][1].strip(" \ufeff\r\n"), re.I)):  # Excel's
+        told, begin = first[1], begin + 1
+    header = next((line for _, line in parts[begin:] if line.strip()), "")
+    separator = told or max(_SEPARATORS, key=lambda s: sum(name in _NAMES for name in map(_plain, header.split(s))))
+    lines = [(number, line) for number, line in _whole(path, parts[begin:], separator) if line.strip()]
     if not lines:
         return
     number, header = lines[0]
     if header.lstrip()[:1] == "[":
         raise ConfigError(f"{path}, line {number}: a JSON list; give JSON lines, one object in each line")
-    separator = told or max(_SEPARATORS, key=lambda s: sum(name in _NAMES for name in map(_plain, header.split(s))))
     columns = [_plain(field) for field in _fields(path, number, header, separator)]
     if not any(name in _NAMES for name in columns):
         if told is None and _is_path(path, header):
@@ -108,6 +113,24 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, Row]]:
         yield number, {name or "?": value for name, value in zip(names, fields, strict=False) if name or value}
 
 
+def _whole(path: Path, lines: list[tuple[int, str]], separator: str) -> Iterator[tuple[int, str]]:
+    """Lines without their ends, those over which a quoted value goes as one, with the number of the first."""
+    reader = csv.reader((line for _, line in lines), delimiter=separator, skipinitialspace=True)
+    begin = 0
+    try:
+        for _ in reader:
+            yield lines[begin][0], "".join(line for _, line in lines[begin : reader.line_num]).rstrip("\r\n")
+            begin = reader.line_num
+    except csv.Error as error:
+        raise _unreadable(path, lines[begin][0], error) from error
+
+
+def _unreadable(path: Path, number: int, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{path}, line {number}: cannot be read as a manifest ({error}); close the quotes, and double those within"
+    )
+
+
 def _paths(path: Path, lines: Iterable[tuple[int, str]], separator: str) -> Iterator[tuple[int, Row]]:
     """Lines that hold a path alone, which may hold a separator if there is such a file."""
     for number, line in lines:
@@ -127,17 +150,16 @@ def _paths(path: Path, lines: Iterable[tuple[int, str]], separator: str) -> Iter
 def _fields(path: Path, number: int, line: str, separator: str) -> list[str]:
     line = re.sub(rf'" +(?={re.escape(separator)}|$)', '"', line)
     try:
-        (fields,) = csv.reader(io.StringIO(line), delimiter=separator, skipinitialspace=True, strict=True)
+        source = io.StringIO(line, newline="")
+        (fields,) = csv.reader(source, delimiter=separator, skipinitialspace=True, strict=True)
     except (csv.Error, ValueError) as error:
-        raise ConfigError(
-            f"{path}, line {number}: cannot be read as a manifest ({error}); close the quotes, and double those within"
-        ) from error
-    return [field.strip() for field in fields]
+        raise _unreadable(path, number, error) from error
+    return [field.strip(_BLANKS) for field in fields]
 
 
 def _unquoted(line: str) -> str:
     """The path of a line that holds nothing else, whatever separators are in it."""
-    line = line.strip()
+    line = line.strip(_BLANKS)
     return line[1:-1].replace('""', '"') if len(line) > 1 and line[0] == line[-1] == '"' else line
 
 
@@ -156,17 +178,17 @@ def _exists(path: Path, value: str) -> bool:
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+    for number, line in enumerate(_LINE.findall(text), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
-            raise ConfigError(f"{path}, line {number}: not JSON ({error})") from error
+            raise ConfigError(f"{path}, line {number}: not JSON, or none that can be used ({error})") from error
         if not isinstance(row, dict):
             raise ConfigError(f'{path}, line {number}: expected an object such as {{"path": "ct.nii.gz"}}')
         named = [(_NAMES.get(_plain(key), str(key)), value) for key, value in row.items()]
         if len(dict(named)) < len(named):
             keys = ", ".join(printable(key) for key in row)
             raise ConfigError(f"{path}, line {number}: several names of one column ({keys}); keep one of them")
-        yield number, {name: value.strip() if isinstance(value, str) else value for name, value in named}
+        yield number, {name: value.strip(_BLANKS) if isinstance(value, str) else value for name, value in named}

@@ -100,7 +100,7 @@ def write_report(
         )
     )
     facts = {"created": created.isoformat(timespec="seconds"), "cases": len(cases), "tolerance_mm": tolerance_mm}
-    text = json.dumps({**facts, **summary, "settings": settings}, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({**facts, **summary, "settings": settings}, indent=2, allow_nan=False)
     # All or nothing: each file is complete before the first one takes its place.
     with ExitStack() as files:
         places = [folder / name for name in ("metrics.csv", "summary.json", "report.html")]

@@ -10,6 +10,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from attunet3d.io.printable import printable
 from attunet3d.report.case_pictures import CasePictures, Picture, Row
 from attunet3d.report.figures import HEIGHT_IN, WIDTH_IN, Chart, agreement, agreement_chart, dice_chart, signed
 from attunet3d.report.planes import HEAT_COLOURS, WINDOW_HU
@@ -90,7 +91,7 @@ class Report:
 
 def page(report: Report) -> str:
     """The report as HTML. All text is escaped; there is no script, and no address but data: and places in the page."""
-    title = escape(report.title)
+    title = _text(report.title)
     count = "1 case" if len(report.cases) == 1 else f"{len(report.cases)} cases"
     style = files("attunet3d.report").joinpath("report.css").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>
@@ -107,7 +108,7 @@ def page(report: Report) -> str:
 <body>
 <header>
 <h1>{title}</h1>
-<p class="meta">{count} · {escape(report.created)}</p>
+<p class="meta">{count} · {_text(report.created)}</p>
 <p class="notice">Research software, not a medical device.</p>
 </header>
 <main>
@@ -145,9 +146,9 @@ def _summary(report: Report) -> str:
         missing = math.inf if found["infinite"] else math.nan
         median, low, high = (column.show(missing if found[k] is None else found[k]) for k in ("median", "min", "max"))
         cells = "".join(f"<td>{text}</td>" for text in (mean, median, f"{low} to {high}"))
-        rows.append(f'<tr><th scope="row">{escape(column.heading)}</th>{cells}</tr>')
+        rows.append(f'<tr><th scope="row">{_text(column.heading)}</th>{cells}</tr>')
         if found["infinite"]:
-            infinite.append(f"{escape(column.name)} in {found['infinite']}")
+            infinite.append(f"{_text(column.name)} in {found['infinite']}")
     note = ""
     if infinite:
         note = (
@@ -201,14 +202,14 @@ def _pictures(report: Report) -> str:
     sections = []
     for heading, cases in report.groups.items():
         drawn = _lines(_case(case, report.columns) for case in cases)
-        sections.append(f"<section>\n<h2>{escape(heading)}</h2>\n{hint}{legend}{drawn}\n</section>")
+        sections.append(f"<section>\n<h2>{_text(heading)}</h2>\n{hint}{legend}{drawn}\n</section>")
         hint = ""
     return _lines(sections)
 
 
 def _case(case: ShownCase, columns: Sequence[Column]) -> str:
     facts = "".join(
-        f"<div><dt>{escape(column.name)}</dt><dd>{column.quantity(case.metrics[column.key])}</dd></div>"
+        f"<div><dt>{_text(column.name)}</dt><dd>{column.quantity(case.metrics[column.key])}</dd></div>"
         for column in columns
         if column.key in ("dice", "assd_mm", "prediction_ml", "reference_ml")
     )
@@ -218,15 +219,15 @@ def _case(case: ShownCase, columns: Sequence[Column]) -> str:
         rows += [_attention(row, name) for row in case.pictures.attention]
         shown = _lines(rows)
     else:
-        shown = f'<p class="notice">No pictures: {escape(case.pictures or "")}</p>'
+        shown = f'<p class="notice">No pictures: {_text(case.pictures or "")}</p>'
     return (
         f'<article class="case" id="case-{case.number}">\n'
-        f"<header><h3>{case.number}. {escape(case.name)}</h3><dl>{facts}</dl></header>\n{shown}\n</article>"
+        f"<header><h3>{case.number}. {_text(case.name)}</h3><dl>{facts}</dl></header>\n{shown}\n</article>"
     )
 
 
 def _outlines(row: Row, name: str) -> str:
-    heading = f"<h4>Planes {escape(row.title)}</h4>\n" if row.title else ""
+    heading = f"<h4>Planes {_text(row.title)}</h4>\n" if row.title else ""
     figures = "".join(
         f"{_figure(picture, f'{name}: prediction and reference')}<figcaption>{_place(picture)}</figcaption></figure>"
         for picture in row.pictures
@@ -237,7 +238,7 @@ def _outlines(row: Row, name: str) -> str:
 def _attention(row: Row, name: str) -> str:
     figures = "".join(f"{_figure(picture, f'{name}: attention, {row.title}')}</figure>" for picture in row.pictures)
     return (
-        f'<div class="row"><h4>Attention, {escape(row.title)}<span class="bar">0<i></i>1</span></h4>\n'
+        f'<div class="row"><h4>Attention, {_text(row.title)}<span class="bar">0<i></i>1</span></h4>\n'
         f'<div class="planes attention">{figures}</div></div>'
     )
 
@@ -246,7 +247,7 @@ def _figure(picture: Picture, text: str) -> str:
     """The start of a figure; its share of the row's width is its own, so that a row has one scale."""
     return (
         f'<figure style="flex-grow:{picture.width}"><img src="{picture.uri}" width="{picture.width}" '
-        f'height="{picture.height}" alt="{escape(f"{text}, {_place(picture)}")}">'
+        f'height="{picture.height}" alt="{_text(f"{text}, {_place(picture)}")}">'
     )
 
 
@@ -255,10 +256,10 @@ def _place(picture: Picture) -> str:
 
 
 def _table(report: Report) -> str:
-    head = "".join(f'<th scope="col">{escape(column.heading)}</th>' for column in report.columns)
+    head = "".join(f'<th scope="col">{_text(column.heading)}</th>' for column in report.columns)
     rows = []
     for case in report.cases:
-        name = escape(case.name)
+        name = _text(case.name)
         if case.pictures is not None:
             name = f'<a href="#case-{case.number}">{name}</a>'
         cells = "".join(f"<td>{column.show(case.metrics[column.key])}</td>" for column in report.columns)
@@ -272,12 +273,12 @@ def _table(report: Report) -> str:
 def _settings(value: Any, style: str = "") -> str:
     """A plain JSON value as nested lists of names and values."""
     if isinstance(value, Mapping) and value:
-        items = _lines(f"<dt>{escape(str(name))}</dt><dd>{_settings(item)}</dd>" for name, item in value.items())
+        items = _lines(f"<dt>{_text(str(name))}</dt><dd>{_settings(item)}</dd>" for name, item in value.items())
         return f'<dl class="{style}">\n{items}\n</dl>' if style else f"<dl>\n{items}\n</dl>"
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         return _settings({str(number): item for number, item in enumerate(value, start=1)})
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return f'<span class="value">{escape(text)}</span>'
+    return f'<span class="value">{_text(text)}</span>'
 
 
 def _gradient() -> str:
@@ -285,6 +286,11 @@ def _gradient() -> str:
     from matplotlib.colors import to_hex
 
     return ", ".join(to_hex(colormaps[HEAT_COLOURS](step / 8)) for step in range(9))
+
+
+def _text(text: str) -> str:
+    """Text as HTML; what turns the direction of writing, or is no text, is shown as in `printable`."""
+    return escape(printable(text))
 
 
 def _lines(parts: Any) -> str:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from attunet3d.io.printable import printable
+from attunet3d.io.printable import printable, shortened
 from attunet3d.report.planes import PREDICTION, Outline, draw_plane, fullest_slices, ras_spacing, three_planes, to_ras
 
 MOST_CHARACTERS = 120  # of the title, which is as wide as the picture
@@ -37,7 +37,7 @@ def qc_picture(path: Path | BinaryIO, ct: np.ndarray, mask: np.ndarray, affine: 
 
     figure = Figure(figsize=(13.5, 5), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(_short(printable(title)), color="white", fontsize=11, parse_math=False)
+    figure.suptitle(shortened(printable(title), MOST_CHARACTERS), color="white", fontsize=11, parse_math=False)
     widths = [plane.size_mm[1] for plane in planes]
     for axes, plane in zip(figure.subplots(1, 3, gridspec_kw={"width_ratios": widths}), planes, strict=True):
         draw_plane(axes, plane, plane.cut(ct), [Outline(plane.cut(mask), PREDICTION)])
@@ -45,8 +45,3 @@ def qc_picture(path: Path | BinaryIO, ct: np.ndarray, mask: np.ndarray, affine: 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of another script than the font's: boxes are drawn
         figure.savefig(path, format="png", dpi=110, facecolor="black")
-
-
-def _short(title: str) -> str:
-    half = MOST_CHARACTERS // 2
-    return title if len(title) <= MOST_CHARACTERS else f"{title[:half]} … {title[-half:]}"

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from attunet3d.errors import TrainingError
 from attunet3d.memory import keep_freed_memory
 from attunet3d.networks import AttentionUNet
-from attunet3d.progress import make_bar
+from attunet3d.progress import make_bar, say_above
 from attunet3d.training.history import History
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class Progress:
         values = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("epoch", "seconds"))
         text = f"epoch {done}/{last}: {values}, {row['seconds']:.1f} s, {_duration(left)} left"
         if self._is_terminal:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say_above(self._bar.console, text)
         else:
             logger.info(text)
 

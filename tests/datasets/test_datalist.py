@@ -118,11 +118,26 @@ def test_paths_are_joined_as_monai_does(dataset: Path, tmp_path_factory: pytest.
     assert load_cases(path, dataset, "training") == load_decathlon_datalist(str(path), True, "training", str(dataset))
 
 
+BAD_DATALISTS = (
+    ("{", "not JSON"),
+    ("[]", "not a datalist"),
+    ("\xff", "not JSON"),
+    ("[" * 100_000, "not JSON.*nested"),
+    ('{"training": ' + "[" * 200 + "]" * 200 + "}", "not JSON.*nested"),
+    ('{"labels": {"0": ' + "1" * 5000 + "}}", "not JSON.*digits"),
+)
+
+
+def test_labels_of_numbers_that_are_none(dataset: Path) -> None:
+    path = write(dataset, training=CASES, labels={"1" * 5000: "pancreas", "3": "pancreas", "spleen": 10**4000})
+    assert pancreas_labels(path) == [3]
+
+
 def test_what_is_no_datalist(tmp_path: Path) -> None:
     with pytest.raises(InputNotFoundError, match="no such datalist"):
         read_datalist(tmp_path / "none.json")
     broken = tmp_path / "broken.json"
-    for text, found in (("{", "not JSON"), ("[]", "not a datalist"), ("\xff", "not JSON")):
+    for text, found in BAD_DATALISTS:
         broken.write_bytes(text.encode("latin-1"))
         with pytest.raises(ConfigError, match=found):
             read_datalist(broken)

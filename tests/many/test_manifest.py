@@ -13,6 +13,7 @@ import pytest
 from dicom_files import phantom, write_series
 
 from attunet3d.errors import ConfigError, InputNotFoundError
+from attunet3d.io.cases import alike
 from attunet3d.many.manifest import ManyCase, entries_of, list_entry, name_cases, read_manifest
 
 
@@ -80,6 +81,90 @@ def test_a_list_of_paths_needs_no_header(tmp_path: Path, header: str) -> None:
     path = tmp_path / "list.txt"
     path.write_text(header + 'a.nii.gz\n"b;c.nii.gz"\n\nstudy, 2\n')
     assert [case.id for case in read_manifest(path)] == ["a", "b;c", "study, 2"]
+
+
+@pytest.mark.parametrize(
+    "inside", ["a\nb", "a\r\nb", "a\rb", "a\n\n\nb", "a\u2028b", "a\x85b", "a\x0bb", "a\x1cb", 'a""\n,b', " a\n"]
+)
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_quoted_value_is_one_whatever_breaks_are_in_it(tmp_path: Path, inside: str, ends: str) -> None:
+    """And the lines that follow keep their numbers."""
+    path = tmp_path / "m.csv"
+    rows = ["", "path,id", f'"{inside}.nii.gz" ,x', "", "b.nii.gz,y"]
+    path.write_bytes(ends.join(rows).encode())
+    value = inside.replace('""', '"').lstrip() + ".nii.gz"
+    assert read_manifest(path) == [ManyCase("x", str(tmp_path / value)), ManyCase("y", str(tmp_path / "b.nii.gz"))]
+    path.write_bytes(ends.join([*rows, "c;d"]).encode())
+    lines = len(re.findall("\r\n|\r|\n", inside))
+    with pytest.raises(ConfigError, match=f"line {6 + lines}: 1 values for 2 columns"):
+        read_manifest(path)
+    path.write_bytes(ends.join(["path", f'"{inside}.nii.gz"', "b.nii.gz"]).encode())
+    if '"' not in value:
+        with pytest.raises(ConfigError, match="cannot name a file"):  # the CT's own name; the message shows it escaped
+            read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.csv", 'path,id\n"a\0b",x\n', "line 2: .*no text"),
+        ("m.csv", 'path,id\n"a\nb,x\nc,y\n', "line 2: .*close the quotes"),
+        ("m.csv", 'path,id\na,x\n"b' + "\nc" * 70_000, "line 3: .*close the quotes"),
+        ("m.jsonl", '{"path": "a"}\n{"path": "a\\u0000b"}', "line 2: .*NUL"),
+        ("m.jsonl", '{"path": "a"}\n{"path": "a", "path": "b"}', 'line 2: .*"path" twice'),
+        ("m.jsonl", '{"path": "a"}\n{"path": ' + "[" * 100_000, "line 2: .*nested"),
+        ("m.jsonl", '{"path": "a", "id": ' + "1" * 5000 + "}", "line 1: .*digits"),
+        ("m.jsonl", '{"path": "a", "id": NaN}', "line 1: expected texts"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_refused_with_its_number(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_manifest(tmp_path / name)
+
+
+ALIKE = [
+    ("CT", "ct"),
+    ("Stra\u00dfe", "STRASSE"),
+    ("caf\u00e9", "cafe\u0301"),
+    ("CAF\u00c9", "cafe\u0301"),
+    ("\u017fcan", "scan"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_ids_that_some_file_systems_take_for_one(tmp_path: Path, one: str, other: str) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text(f"path,id\na.nii.gz,{one}\nb.nii.gz,{other}\nc.nii.gz,third\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_manifest(path)
+    for part in (f'"{one}"', f'"{other}"', "a.nii.gz", "b.nii.gz", "capitals", "give them other ids"):
+        assert part in str(caught.value)
+    assert "third" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_names_in_a_folder_that_some_file_systems_take_for_one(tmp_path: Path, one: str, other: str) -> None:
+    """They get ids that no file system does, as names do that are the same."""
+    for name in (one, other, "third"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    ids = [case.id for case in walk(tmp_path)[0]]
+    assert sorted(re.sub("-[0-9a-f]{8}$", "-#", name) for name in ids) == sorted([f"{one}-#", f"{other}-#", "third"])
+    assert len({alike(name) for name in ids}) == 3
+
+
+@pytest.mark.parametrize("name", ["con.1", "NUL.ct", "lpt9.x", "Com\u00b2.x"])
+def test_devices_of_windows(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text(f"path,id\na.nii.gz,{name}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="Windows device"):
+        read_manifest(path)
+    path.unlink()
+    (tmp_path / f"{name}.nii.gz").touch()
+    ((found, _, _),) = walk(tmp_path)[0]
+    assert found.startswith(f"_{name}-")
 
 
 def test_one_ct_under_two_ids(tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from attunet3d.errors import ConfigError, OutputError
+from attunet3d.errors import ConfigError, InputNotFoundError, OutputError
 from attunet3d.io.locking import locked
 from attunet3d.io.writer import remove_left_behind
+from attunet3d.many.ended import failed
+from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import DONE, FAILED, ResultsTable, Row, check_settings
 
 
@@ -28,6 +31,33 @@ def test_a_line_that_was_not_finished_is_dropped(tmp_path: Path) -> None:
     again.add(Row("c", DONE))
     again.close()
     assert table.path.read_bytes() == whole + b"c,done,,,,,,,,\n"
+
+
+def test_a_value_with_line_breaks_is_one(tmp_path: Path) -> None:
+    """As a spreadsheet may save what it was given; U+2028 and the like are no ends of lines."""
+    rows = [
+        Row("a", DONE, flags="one\ntwo\r\nthree", state="0f"),
+        Row("b\u2028c\x85\x1c", FAILED, message='"\r'),
+        Row("d", DONE),
+    ]
+    table = ResultsTable(tmp_path)
+    for row in rows:
+        table.add(row)
+    table.close()
+    again = ResultsTable(tmp_path)
+    again.close()
+    assert again.rows == {"a": ("done", "0f"), "b\u2028c\x85\x1c": ("failed", ""), "d": ("done", "")}
+    table.path.write_bytes(table.path.read_bytes() + b'"e,done\n')
+    with pytest.raises(OutputError, match="cannot be used"):
+        ResultsTable(tmp_path)
+
+
+def test_a_case_of_any_name_that_failed(tmp_path: Path) -> None:
+    """The record has the exact name, the table a message of one line."""
+    case = ManyCase("x", "/data/ct\n\x1b[31m\udcff.nii.gz")
+    row = failed(tmp_path, case, InputNotFoundError(), f"{case.path}: does not exist", "0f").row
+    assert row.message == r"/data/ct \x1b[31m\udcff.nii.gz: does not exist"
+    assert json.loads((tmp_path / "x_failed.json").read_bytes())["input"] == "ct\n\x1b[31m\udcff.nii.gz"
 
 
 def test_a_table_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -90,6 +120,11 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "ef"})  # of a run that failed before its first case
     check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "ab"})
     (tmp_path / "a_seg.json").touch()
+    for content in ("[" * 100_000, "[]", "1" * 5000, '{"a": ' * 100_000):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(ConfigError, match="choose another"):
+            check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "ab"})
+    (tmp_path / "run.json").write_text('{"overlap": 0.25, "checkpoint": "ab"}')
     check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "ab"})
     with pytest.raises(ConfigError, match=r"other settings \(checkpoint\)"):
         check_settings(tmp_path, {"overlap": 0.25, "checkpoint": "cd"})

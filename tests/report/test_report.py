@@ -158,6 +158,20 @@ def test_what_is_not_defined_is_a_dash(tmp_path: Path, ct: dict[str, str]) -> No
     assert page.rows("cases")[0][-3:] == ["\N{EN DASH}", "\N{EN DASH}", "0.0"]
 
 
+def test_names_that_turn_the_text_or_are_none(tmp_path: Path, ct: dict[str, str]) -> None:
+    """On the page escapes stand for it; table and summary are exact."""
+    name = "a\u202eb\u2066\x1b\x85\nc\udcff"
+    path = write_report(tmp_path / "out", [result(ct, name)], settings={"title": name})
+    shown = r"a\u202eb\u2066\x1b\x85\nc\udcff"
+    page = Page(path)
+    assert page.rows("cases")[0][1] == shown
+    assert any(shown in alt for alt in page.alts)
+    assert not set(page.source) & set(name) - set("abc\n")
+    assert json.loads((path.parent / "summary.json").read_bytes())["worst"] == [name]
+    with (path.parent / "metrics.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as table:
+        assert [row["case"] for row in csv.DictReader(table)] == [name]
+
+
 def test_the_page_fetches_and_runs_nothing(tmp_path: Path, ct: dict[str, str]) -> None:
     results = [
         result(ct, name, 0.5) for name in (NASTY, "https://example.org/a.png", "膵臓 Bauchspeicheldrüse", "$_$ x")

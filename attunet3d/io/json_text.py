@@ -1,0 +1,46 @@
+"""JSON of others in, as data and never as a traceback; and JSON out, for terminals."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+_MOST_LEVELS = 100  # what is nested deeper, Python's own functions cannot walk through from everywhere
+
+
+def parse_json(content: str | bytes) -> Any:
+    """The value of a JSON text; bytes may be UTF-8, UTF-16 or UTF-32.
+
+    Raises:
+        ValueError: it is no JSON, nested more than 100 deep, has a number of thousands of digits or a key twice.
+    """
+    try:
+        value = json.loads(content, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MOST_LEVELS} deep") from None
+    level = [value]
+    for _ in range(_MOST_LEVELS + 1):
+        level = [item for one in level for item in _items(one)]
+    if level:
+        raise ValueError(f"it is nested more than {_MOST_LEVELS} deep")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f'it has the key "{key}" twice in one place; only one of them would count')
+        found[key] = value
+    return found
+
+
+def _items(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def json_text(value: Any, **how: Any) -> str:
+    """A value as JSON in printable ASCII; NaN and infinity are a ValueError. `how`: arguments of `json.dumps`."""
+    return json.dumps(value, allow_nan=False, **how).replace("\x7f", "\\u007f")  # all else json.dumps escapes
