@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import requests
 import torch
 
 from attunet3d.errors import TrainingError, own_error
 from attunet3d.io.reader import read_ct
+from attunet3d.label.access import TOKEN_VARIABLE
+from attunet3d.label.checks import training
 from attunet3d.label.torchvision_ops import make_torchvision_importable
 
 make_torchvision_importable()
@@ -19,6 +25,8 @@ from monailabel.datastore import dicom as dicomweb  # noqa: E402
 from monailabel.datastore.utils.convert import dicom_to_nifti  # noqa: E402
 from monailabel.tasks.activelearning.epistemic import Epistemic  # noqa: E402
 from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
+
+logger = logging.getLogger(__name__)
 
 
 def series_to_nifti(folder: str, is_seg: bool = False) -> str:
@@ -42,6 +50,11 @@ dicomweb.dicom_to_nifti = series_to_nifti
 
 class TrainTask(BundleTrainTask):
     """MONAI Label's training of a bundle, which refuses to start without labels and can start from fresh weights."""
+
+    def config(self) -> dict[str, Any]:
+        """The options that viewers show: of MONAI Label's, those that a request may hold."""
+        offered = training((), Path())
+        return {name: value for name, value in super().config().items() if name in offered}
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: Any) -> list[dict[str, Any]]:
         cases: list[dict[str, Any]] = super()._fetch_datalist(request, datastore)
@@ -93,3 +106,14 @@ class Additions:
             request = {**request, "multi_gpu": False}
         found: dict[str, Any] = super().batch_infer(request, datastore)  # type: ignore[misc]
         return found
+
+    def _local_request(self, url: str, params: dict[str, Any] | None, action: str) -> Any:
+        """As MONAI Label's, with the token: after a training, its process asks the server for new scores."""
+        with requests.Session() as server:
+            server.trust_env = False  # no proxy, and no other password of that machine
+            if token := os.environ.get(TOKEN_VARIABLE):
+                server.headers["Authorization"] = f"Bearer {token}"
+            answer = server.post(self.conf["server"] + url, json=params or {})
+        if not answer.ok:
+            logger.error("%s could not be started: %s", action, answer.text)
+        return answer.json() if answer.ok else None
