@@ -37,9 +37,10 @@ class Client:
         self.process = process  # of the server, if it was started here
 
     def ask(self, method: str, path: str, timeout: float = PATIENCE, **how: Any) -> requests.Response:
-        """One request; an answer that is no success raises requests.HTTPError."""
+        """One request; an answer that is no success raises requests.HTTPError with the server's reason."""
         answer = requests.request(method, self.url + path, timeout=timeout, **how)
-        answer.raise_for_status()
+        if not answer.ok:
+            raise requests.HTTPError(f"{method} {path}: {answer.status_code} {answer.text[:1000]}", response=answer)
         return answer
 
     def info(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from attunet3d.errors import ConfigError
@@ -48,8 +48,7 @@ def is_name(value: Any) -> bool:
         isinstance(value, str)
         and value.isprintable()
         and 0 < len(value.encode()) <= _LONGEST_NAME
-        and not value.startswith(".")
-        and PureWindowsPath(value).name == value  # no / or \, and no drive
+        and not re.search(r"[/\\]|^\.|^[A-Za-z]:", value)
     )
 
 
@@ -201,6 +200,10 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+def _is_plain_name(value: Any) -> bool:
+    return is_name(value) and _is_plain(value)
+
+
 def _whole(low: int, high: int) -> Parameter:
     return Parameter(
         f"a whole number from {low} to {high}",
@@ -217,7 +220,7 @@ _SHARE = Parameter(
     "a number from 0 to less than 1",
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1,
 )
-_NAME = Parameter("a name without / and \\, that does not start with a dot", is_name)
+_NAME = Parameter("a name without / and \\, that does not start with a dot, $, @ or %", _is_plain_name)
 _CLIENT = Parameter(
     "a name, or null", lambda value: value is None or ((value == "" or is_name(value)) and _is_plain(value))
 )
@@ -236,11 +239,17 @@ def saving() -> dict[str, Parameter]:
     return {"label_info": _LABELS, "client_id": _CLIENT}
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_plain_name, value))
+
+
 def choosing() -> dict[str, Parameter]:
     """Of a strategy for the next case."""
     return {
         "label_tag": _NAME,
-        "labels": Parameter("a list of names", lambda value: isinstance(value, list) and all(map(is_name, value))),
+        "labels": Parameter(
+            "a list of names", lambda value: isinstance(value, list) and all(map(_is_plain_name, value))
+        ),
         "client_id": _CLIENT,
     }
 

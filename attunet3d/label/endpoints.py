@@ -154,6 +154,8 @@ def _check(key: str, name: str, value: Any, parameters: checks.Parameters | None
         raise ConfigError("uncompress: archives are not unpacked here; upload the files themselves")
     elif name == "path":
         (checks.check_dicomweb_path if "/proxy/" in key else checks.check_page)(value)
+    elif name == "check_sum" and value and not re.fullmatch(r"((SHA256|SHA512|MD5):)?[0-9a-fA-F]+", value):
+        raise ConfigError("check_sum: expected hexadecimal digits, after SHA256:, SHA512: or MD5:")
     elif isinstance(value, str) and value and name != "check_sum":
         checks.check_name(name, value)
         _find(key, name, value)

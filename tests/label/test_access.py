@@ -108,7 +108,8 @@ def test_a_page_is_given_a_cookie_and_an_address_without_the_token() -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "127.0.0.1", "127.0.0.1:8001", "127.0.0.1.evil.example:8000", "", None]
+    "host",
+    ["evil.example", "evil.example:8000", "127.0.0.1", "127.0.0.1:8001", "127.0.0.1.evil.example:8000", "", None],
 )
 def test_another_host_is_refused_whoever_asks(host: str | None) -> None:
     assert ask(host=host, **BEARER)[::2] == (403, None)
@@ -215,7 +216,9 @@ def test_origins_are_as_browsers_write_them() -> None:
     assert access_of("127.0.0.1", 8000, (), given).origins == expected
 
 
-@pytest.mark.parametrize("url", ["", "*", "null", "ohif.example.org", "file:///", "http://", "http://a/b", "http://a?b"])
+@pytest.mark.parametrize(
+    "url", ["", "*", "null", "ohif.example.org", "file:///", "http://", "http://a/b", "http://a?b"]
+)
 def test_an_origin_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="--allow-origin"):
         access_of("127.0.0.1", 8000, (), [url])
