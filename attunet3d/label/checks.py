@@ -52,6 +52,11 @@ def is_name(value: Any) -> bool:
     )
 
 
+def is_uid(value: str) -> bool:
+    """Whether a text is a UID of DICOM."""
+    return len(value) <= 64 and bool(re.fullmatch(r"[0-9]+(\.[0-9]+)*", value))
+
+
 def check_name(what: str, value: str) -> None:
     """Refuse what could be a path.
 
@@ -87,6 +92,16 @@ def check_content(name: str, file: BinaryIO) -> None:
         file.seek(0)
         if re.search(rb"^data ?file\s*:", header, re.MULTILINE):
             raise ConfigError(f"{_shown(name)}: expected an NRRD file with its voxels in it, not in another file")
+
+
+def check_digest(value: str) -> None:
+    """Refuse what is no checksum of a file.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not re.fullmatch(r"((SHA256|SHA512|MD5):)?[0-9a-fA-F]+", value):
+        raise ConfigError("check_sum: expected hexadecimal digits, after SHA256:, SHA512: or MD5:")
 
 
 def check_dicomweb_path(path: str) -> None:

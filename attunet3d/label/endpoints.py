@@ -6,7 +6,6 @@ Not served are whole slides, weights from elsewhere, the zip of all cases, and t
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,18 +39,7 @@ from attunet3d.config import BUNDLE
 from attunet3d.errors import ConfigError
 from attunet3d.label import checks
 
-_ROUTERS = (
-    activelearning,
-    batch_infer,
-    datastore,
-    infer,
-    info,
-    model,
-    ohif,
-    scoring,
-    session,
-    train,
-)
+_ROUTERS = (activelearning, batch_infer, datastore, infer, info, model, ohif, scoring, session, train)
 _CLOSED = {"GET /datastore/dataset", "PUT /model/{model}", "DELETE /model/{model}"}
 _STRATEGIES = ("first", "random", "epistemic")
 # Of the images that a request names, the one that need not exist yet.
@@ -144,19 +132,19 @@ def _check(key: str, name: str, value: Any, parameters: checks.Parameters | None
     elif isinstance(value, UploadFile):
         value.filename = checks.check_file_name(value.filename or "", _SUFFIXES.get(key, checks.LABEL_SUFFIXES))
         checks.check_content(value.filename, value.file)
-    elif name in ("params", "info") and value is not None:
-        given = checks.parsed(name, value) if isinstance(value, str) else value
+    elif name in ("params", "info"):
+        given = checks.parsed(name, value) if isinstance(value, str) else value or {}
         if parameters is None:
             checks.check_information(name, given)
         else:
             checks.check_parameters(name, given, parameters, BUNDLE)
-    elif name == "uncompress" and value:
-        raise ConfigError("uncompress: archives are not unpacked here; upload the files themselves")
     elif name == "path":
         (checks.check_dicomweb_path if "/proxy/" in key else checks.check_page)(value)
-    elif name == "check_sum" and value and not re.fullmatch(r"((SHA256|SHA512|MD5):)?[0-9a-fA-F]+", value):
-        raise ConfigError("check_sum: expected hexadecimal digits, after SHA256:, SHA512: or MD5:")
-    elif isinstance(value, str) and value and name != "check_sum":
+    elif name == "uncompress" and value:
+        raise ConfigError("uncompress: archives are not unpacked here; upload the files themselves")
+    elif name == "check_sum":
+        checks.check_digest(value or "SHA256:0")
+    elif isinstance(value, str) and value:
         checks.check_name(name, value)
         _find(key, name, value)
 
@@ -168,7 +156,7 @@ def _find(key: str, name: str, value: str) -> None:
     if name == "image" and key not in _NEW_IMAGES:
         if type(store) is LocalDatastore:
             known = store.list_images()
-        elif not re.fullmatch(r"[0-9.]{1,64}", value):  # a Series Instance UID
+        elif not checks.is_uid(value):
             known = ()
     if name == "session_id" and not app_instance().sessions().get_session(value, update_ts=False):
         known = ()

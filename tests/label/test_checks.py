@@ -27,6 +27,16 @@ def test_names_of_cases_are_names(name: str) -> None:
     checks.check_name("image", name)
 
 
+def test_uids_and_digests() -> None:
+    assert all(map(checks.is_uid, ("1", "1.2.840.0", "1" * 64)))
+    assert not any(map(checks.is_uid, ("", ".", "..", "1.", ".1", "1..2", "1.2/3", "1a", "1\n", "\u0661", "1" * 65)))
+    for digest in ("SHA256:0aF", "MD5:1", "0a"):
+        checks.check_digest(digest)
+    for digest in ("", "SHA1:0", "SHA256:", "../x", "0\n", "x"):
+        with pytest.raises(ConfigError, match="check_sum: expected hexadecimal"):
+            checks.check_digest(digest)
+
+
 def test_an_uploaded_file_loses_the_folders_of_its_sender() -> None:
     for sent in ("mask.nii.gz", "/tmp/a.b/mask.nii.gz", "C:\\Users\\jane.doe\\mask.nii.gz"):
         assert checks.check_file_name(sent, checks.LABEL_SUFFIXES) == "mask.nii.gz"
