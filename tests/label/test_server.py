@@ -29,6 +29,7 @@ from attunet3d.checkpoint import file_sha256
 from attunet3d.config import installed_bundle
 
 pytestmark = pytest.mark.label
+OHIF = "https://ohif.example.org"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(phantoms: Path, app: Path, tiny_checkpoint: Path) -> Iterator[Client]:
     start = ["--checkpoint", str(tiny_checkpoint), *TINY_ARGUMENTS, *TRAINING]
-    with server(phantoms / "imagesTr", app, *start, "--epistemic") as started:
+    start += ["--epistemic", "--allow-origin", OHIF, "--allow-host", "label.example.org"]
+    with server(phantoms / "imagesTr", app, *start) as started:
         yield started
 
 
@@ -92,10 +94,19 @@ def test_only_who_has_the_token_and_comes_from_its_own_pages_is_answered(client:
         ("GET", f"{root}/info/?token={token}", {}, 200),
         ("GET", f"{root}/info/", bearer | {"Origin": root, "Sec-Fetch-Site": "same-origin"}, 200),
         ("GET", f"{root}/info/", bearer | {"Host": f"localhost:{urlsplit(root).port}"}, 200),
+        ("GET", f"{root}/info/", bearer | {"Host": "label.example.org"}, 200),
+        ("GET", f"{root}/info/", {"Host": "label.example.org"}, 401),
     ]:
         answer = requests.request(method, url, headers=headers, timeout=HANG)
         assert answer.status_code == expected, (method, url, headers, answer.text)
         assert "access-control-allow-origin" not in answer.headers
+    # The page that --allow-origin names: a browser asks without the token whether it may, and then with it.
+    preflight = {"Origin": OHIF, "Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "x"}
+    answer = requests.options(f"{client.url}/datastore/label", headers=preflight, timeout=HANG)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, OHIF)
+    answer = requests.get(f"{client.url}/info/", headers={"Origin": OHIF, "Sec-Fetch-Site": "cross-site"}, timeout=HANG)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, OHIF)
+    assert requests.get(f"{root}/info/", headers={"Origin": OHIF}, timeout=HANG).status_code == 401
     with requests.Session() as browser:
         answer = browser.get(f"{client.url}/", headers={"Accept": "text/html"}, timeout=HANG)
         assert (answer.url, answer.json()["name"]) == (f"{root}/info/", client.info()["name"])
