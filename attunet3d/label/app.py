@@ -16,7 +16,8 @@ import torch
 from attunet3d.errors import TrainingError, UnreadableInputError, own_error
 from attunet3d.io.reader import read_ct
 from attunet3d.label.access import TOKEN_VARIABLE
-from attunet3d.label.checks import is_uid, training
+from attunet3d.label.checks import is_uid
+from attunet3d.label.parameters import training
 from attunet3d.label.torchvision_ops import make_torchvision_importable
 
 make_torchvision_importable()

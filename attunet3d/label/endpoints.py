@@ -37,7 +37,7 @@ from starlette.datastructures import UploadFile
 
 from attunet3d.config import BUNDLE
 from attunet3d.errors import ConfigError
-from attunet3d.label import checks
+from attunet3d.label import checks, parameters
 
 _ROUTERS = (activelearning, batch_infer, datastore, infer, info, model, ohif, scoring, session, train)
 _CLOSED = {"GET /datastore/dataset", "PUT /model/{model}", "DELETE /model/{model}"}
@@ -95,28 +95,28 @@ async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
     yield
 
 
-def _parameters(models: Path) -> dict[str, checks.Parameters]:
+def _parameters(models: Path) -> dict[str, parameters.Parameters]:
     devices = device_list()
     return {
-        "POST /infer/{model}": checks.inference(devices, models),
-        "POST /batch/infer/{model}": checks.batch(devices, models),
-        "POST /train/": checks.training(devices, models),
-        "POST /train/{model}": checks.training(devices, models),
-        "POST /scoring/": checks.scoring(devices),
-        "POST /scoring/{method}": checks.scoring(devices),
-        "POST /activelearning/{strategy}": checks.choosing(),
-        "PUT /datastore/label": checks.saving(),
+        "POST /infer/{model}": parameters.inference(devices, models),
+        "POST /batch/infer/{model}": parameters.batch(devices, models),
+        "POST /train/": parameters.training(devices, models),
+        "POST /train/{model}": parameters.training(devices, models),
+        "POST /scoring/": parameters.scoring(devices),
+        "POST /scoring/{method}": parameters.scoring(devices),
+        "POST /activelearning/{strategy}": parameters.choosing(),
+        "PUT /datastore/label": parameters.saving(),
     }
 
 
-def _checked(key: str, endpoint: Endpoint, parameters: checks.Parameters | None) -> Endpoint:
+def _checked(key: str, endpoint: Endpoint, allowed: parameters.Parameters | None) -> Endpoint:
     @functools.wraps(endpoint)
     async def checked(**values: Any) -> Any:
         try:
             if key == "POST /infer/{model}" and (values["session_id"] or values["file"]):
                 values["image"] = ""  # it would not be used, and 3D Slicer sends any text then
             for name, value in values.items():
-                _check(key, name, value, parameters)
+                _check(key, name, value, allowed)
         except ConfigError as error:
             raise HTTPException(422, str(error)) from None
         return await endpoint(**values)
@@ -124,20 +124,20 @@ def _checked(key: str, endpoint: Endpoint, parameters: checks.Parameters | None)
     return checked
 
 
-def _check(key: str, name: str, value: Any, parameters: checks.Parameters | None) -> None:
+def _check(key: str, name: str, value: Any, allowed: parameters.Parameters | None) -> None:
     """One argument of an endpoint: its text is a name unless its own name says otherwise."""
     if isinstance(value, list):
         for item in value:
-            _check(key, name, item, parameters)
+            _check(key, name, item, allowed)
     elif isinstance(value, UploadFile):
         value.filename = checks.check_file_name(value.filename or "", _SUFFIXES.get(key, checks.LABEL_SUFFIXES))
         checks.check_content(value.filename, value.file)
     elif name in ("params", "info"):
-        given = checks.parsed(name, value) if isinstance(value, str) else value or {}
-        if parameters is None:
-            checks.check_information(name, given)
+        given = parameters.parsed(name, value) if isinstance(value, str) else value or {}
+        if allowed is None:
+            parameters.check_information(name, given)
         else:
-            checks.check_parameters(name, given, parameters, BUNDLE)
+            parameters.check_parameters(name, given, allowed, BUNDLE if key.endswith("/") else "")  # for all models
     elif name == "path":
         (checks.check_dicomweb_path if "/proxy/" in key else checks.check_page)(value)
     elif name == "uncompress" and value:
