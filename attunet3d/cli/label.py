@@ -64,8 +64,8 @@ def label(
     make_app(folder, checkpoint, preset or (), overrides_of(set_, ("bundle_root", "ckpt_dir")))
     if not is_loopback(host):
         print(
-            f"warning: {host} can be reached from other machines, and nothing is encrypted: who reads along has the "
-            "images, the labels and the token",
+            f"warning: {host} can be reached from other machines (by other names than that with --allow-host), "
+            "and nothing is encrypted: who reads along has the images, the labels and the token",
             file=sys.stderr,
         )
     if no_token:
