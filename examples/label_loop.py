@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -32,13 +33,14 @@ class Client:
     """The part of MONAI Label's REST interface that viewers use."""
 
     def __init__(self, url: str, process: subprocess.Popen[bytes] | None = None) -> None:
-        self.url = url
+        self.url = url.rstrip("/")  # with the token in it, as `attunet3d label` prints it
         self.process = process  # of the server, if it was started here
 
     def ask(self, method: str, path: str, timeout: float = PATIENCE, **how: Any) -> requests.Response:
-        """One request; an answer that is no success raises requests.HTTPError."""
+        """One request; an answer that is no success raises requests.HTTPError with the server's reason."""
         answer = requests.request(method, self.url + path, timeout=timeout, **how)
-        answer.raise_for_status()
+        if not answer.ok:
+            raise requests.HTTPError(f"{method} {path}: {answer.status_code} {answer.text[:1000]}", response=answer)
         return answer
 
     def info(self) -> dict[str, Any]:
@@ -98,10 +100,14 @@ def server(studies: str | Path, app: Path, *options: str) -> Iterator[Client]:
     log = app.with_suffix(".log")
     with free_port() as port, log.open("w") as file:
         command = [sys.executable, "-m", "attunet3d", "label", str(studies), "--app", str(app), "--port", str(port)]
+        token = secrets.token_urlsafe(32)
+        environment = {**os.environ, "ATTUNET3D_LABEL_TOKEN": token}
         # A group of its own: training runs in a process that the server starts.
-        process = subprocess.Popen([*command, *options], stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, *options], env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            client = Client(f"http://127.0.0.1:{port}", process)
+            client = Client(f"http://127.0.0.1:{port}/{token}/", process)
             give_up = time.monotonic() + PATIENCE
             while True:
                 try:

@@ -35,6 +35,15 @@ def label(
     allow_code: AllowCode = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name or address, and port, by which else it is reached; repeatable."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Where pages come from that may use it too, as another OHIF; repeatable."),
+    ] = None,
+    no_token: Annotated[bool, typer.Option("--no-token", help="Let in whoever reaches it, without the token.")] = False,
     epistemic: Annotated[
         bool,
         typer.Option(
@@ -43,28 +52,35 @@ def label(
         ),
     ] = False,
 ) -> None:
-    """Serve the bundle with MONAI Label, for 3D Slicer and OHIF; prints the server's URL.
+    """Serve the bundle with MONAI Label, for 3D Slicer and OHIF; prints the URL, with a token in it.
 
     It segments, saves corrected labels, trains on them, and chooses the next case. It needs no network. Every start
     writes the app's configs anew, with the presets and values given; what was learned stays.
 
     Example: attunet3d label cts --app label_app
     """
+    from attunet3d.label.access import access_of
     from attunet3d.label.folder import make_app
-    from attunet3d.label.server import check_address, check_studies, is_loopback, serve
+    from attunet3d.label.server import address, check_address, check_studies, is_loopback, serve
 
     source = check_studies(studies)
     if not source.startswith("http"):
         refuse_bad_folder(Path(source))  # labels are saved there
     refuse_bad_folder(folder)
-    url = check_address(host, port)
+    check_address(host, port)
+    access = access_of(host, port, allow_host or (), allow_origin or (), token=not no_token)
     log_to_stderr(logging.INFO)
     make_app(folder, checkpoint, preset or (), overrides_of(set_, ("bundle_root", "ckpt_dir")), allow_code)
     if not is_loopback(host):
         say(
-            f"warning: {host} can be reached from other machines, and MONAI Label asks for no login by default: "
-            "whoever reaches it can see, change and delete the studies' images and labels"
+            f"warning: {host} can be reached from other machines (by other names than that with --allow-host), "
+            "and nothing is encrypted: who reads along has the images, the labels and the token"
+        )
+    if no_token:
+        say(
+            "warning: whoever reaches the server, and each user of this machine, can see, change and delete images "
+            "and labels"
         )
     with products() as product:
-        product(url)
-        serve(folder.resolve(), source, host, port, epistemic)
+        product(f"{address(host, port)}/{access.token}/" if access.token else f"{address(host, port)}/")
+        serve(folder.resolve(), source, host, port, access, epistemic)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import requests
 import torch
 
-from attunet3d.errors import TrainingError, own_error
+from attunet3d.errors import TrainingError, UnreadableInputError, own_error
 from attunet3d.io.reader import read_ct
+from attunet3d.label.access import TOKEN_VARIABLE
+from attunet3d.label.checks import is_uid
+from attunet3d.label.parameters import training
 from attunet3d.label.torchvision_ops import make_torchvision_importable
 
 make_torchvision_importable()
@@ -17,8 +25,11 @@ make_torchvision_importable()
 from fastapi import HTTPException  # noqa: E402
 from monailabel.datastore import dicom as dicomweb  # noqa: E402
 from monailabel.datastore.utils.convert import dicom_to_nifti  # noqa: E402
+from monailabel.interfaces import app as monailabel_app  # noqa: E402
 from monailabel.tasks.activelearning.epistemic import Epistemic  # noqa: E402
 from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
+
+logger = logging.getLogger(__name__)
 
 
 def series_to_nifti(folder: str, is_seg: bool = False) -> str:
@@ -37,11 +48,56 @@ def series_to_nifti(folder: str, is_seg: bool = False) -> str:
     return file.name
 
 
+class Archive(dicomweb.DICOMWebDatastore):  # type: ignore[misc]
+    """MONAI Label's DICOMweb datastore, which makes names of files from UIDs, whatever the archive has as such.
+
+    Raises:
+        UnreadableInputError: by what downloads, for one that is no UID.
+    """
+
+    def __init__(self, client: Any, *arguments: Any, **options: Any) -> None:
+        retrieve, describe = client.retrieve_series, client.retrieve_series_metadata
+
+        def checked(*place: Any, **how: Any) -> Any:
+            instances = retrieve(*place, **how)
+            _check_uids(str(instance.SOPInstanceUID) for instance in instances)
+            return instances
+
+        def checked_metadata(*place: Any, **how: Any) -> Any:
+            instances = describe(*place, **how)
+            _check_uids(str(instance["00080018"]["Value"][0]) for instance in instances)
+            return instances
+
+        client.retrieve_series, client.retrieve_series_metadata = checked, checked_metadata
+        super().__init__(client, *arguments, **options)
+
+    def get_image_uri(self, image_id: str) -> str:
+        """As MONAI Label's."""
+        _check_uids([image_id])
+        return str(super().get_image_uri(image_id))
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """As MONAI Label's."""
+        _check_uids([label_id])
+        return str(super().get_label_uri(label_id, label_tag, image_id))
+
+
+def _check_uids(uids: Iterable[str]) -> None:
+    if not all(map(is_uid, uids)):
+        raise UnreadableInputError("the archive has a series or an instance whose UID is none: digits and dots only")
+
+
 dicomweb.dicom_to_nifti = series_to_nifti
+monailabel_app.DICOMWebDatastore = Archive
 
 
 class TrainTask(BundleTrainTask):
     """MONAI Label's training of a bundle, which refuses to start without labels and can start from fresh weights."""
+
+    def config(self) -> dict[str, Any]:
+        """The options that viewers show: of MONAI Label's, those that a request may hold."""
+        offered = training((), Path())
+        return {name: value for name, value in super().config().items() if name in offered}
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: Any) -> list[dict[str, Any]]:
         cases: list[dict[str, Any]] = super()._fetch_datalist(request, datastore)
@@ -93,3 +149,14 @@ class Additions:
             request = {**request, "multi_gpu": False}
         found: dict[str, Any] = super().batch_infer(request, datastore)  # type: ignore[misc]
         return found
+
+    def _local_request(self, url: str, params: dict[str, Any] | None, action: str) -> Any:
+        """As MONAI Label's, with the token: after a training, its process asks the server for new scores."""
+        with requests.Session() as server:
+            server.trust_env = False  # no proxy, and no other password of that machine
+            if token := os.environ.get(TOKEN_VARIABLE):
+                server.headers["Authorization"] = f"Bearer {token}"
+            answer = server.post(self.conf["server"] + url, json=params or {})
+        if not answer.ok:
+            logger.error("%s could not be started: %s", action, answer.text)
+        return answer.json() if answer.ok else None

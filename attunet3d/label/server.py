@@ -12,15 +12,18 @@ from urllib.parse import urlsplit
 
 from attunet3d.config import BUNDLE
 from attunet3d.errors import ConfigError, InputNotFoundError
+from attunet3d.label.access import TOKEN_VARIABLE, Access, Guard
+from attunet3d.label.checks import check_index
 
 
-def serve(app: Path, studies: str, host: str, port: int, epistemic: bool = False) -> None:
+def serve(app: Path, studies: str, host: str, port: int, access: Access, epistemic: bool = False) -> None:
     """Serve the app of `make_app` until the process is told to stop.
 
     Args:
         app: its folder; logs, and for DICOMweb a copy of the series that were opened, are kept there too.
         studies: `check_studies` gave it.
         host, port: where to listen.
+        access: whom to answer.
         epistemic: score the cases without a label by the network's uncertainty in the background, at the start and
             after each training; else only when asked to (``POST /scoring/``).
     """
@@ -30,22 +33,38 @@ def serve(app: Path, studies: str, host: str, port: int, epistemic: bool = False
     # cases again that have their label by now.
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_EXPIRY", "5")
     os.environ["MONAI_LABEL_AUTO_UPDATE_SCORING"] = str(epistemic).lower()
+    os.environ.pop(TOKEN_VARIABLE, None)
+    if access.token is not None:
+        os.environ[TOKEN_VARIABLE] = access.token  # for the processes of training
     # MONAI Label runs dcmqi's programs by their names, and downloads them if they are not found.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     from attunet3d.label.torchvision_ops import make_torchvision_importable
 
     make_torchvision_importable()
     from monailabel.main import Main
+    from starlette.middleware.cors import CORSMiddleware
+
+    from attunet3d.label.endpoints import labelling_app
 
     # Of its model zoo, in the internet, nothing is wanted.
     conf = {"models": BUNDLE, "zoo_source": "local", "sam2": "false", "epistemic_model": BUNDLE}
+    conf["server"] = address(host, port)
     server = Main()
     words = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
     words += [word for key, value in conf.items() for word in ("--conf", key, value)]
     # Once it has shut down, uvicorn sends the signal that told it to again: by default that would end all at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    arguments = server.args_parser().parse_args(words)
+    answering = CORSMiddleware(
+        labelling_app(app, studies.startswith("http")),
+        allow_origins=[*access.origins],
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["content-disposition"],
+    )
+    arguments.uvicorn_app = Guard(answering, access)
     try:
-        server.action_start_server(server.args_parser().parse_args(words))
+        server.action_start_server(arguments)
     finally:
         _stop_children()
 
@@ -66,7 +85,7 @@ def check_studies(studies: str) -> str:
 
     Raises:
         InputNotFoundError: the folder does not exist.
-        ConfigError: the URL names no host, or holds a password.
+        ConfigError: the URL names no host, or holds a password; the folder's list of images leads out of it.
     """
     if studies.startswith(("http://", "https://")):
         url = urlsplit(studies)
@@ -83,14 +102,21 @@ def check_studies(studies: str) -> str:
         raise InputNotFoundError(
             f"{studies}: no such folder; give one with NIfTI files, or the URL of a DICOMweb server"
         )
+    if (index := folder / "datastore_v2.json").exists():
+        check_index(index)
     return str(folder.resolve())
 
 
-def check_address(host: str, port: int) -> str:
-    """The URL of a server that listens there.
+def address(host: str, port: int) -> str:
+    """The URL of a server that listens there, without a path."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse an address at which nothing can listen.
 
     Raises:
-        ConfigError: nothing can, as the port is taken or the address is not this machine's.
+        ConfigError: the port is taken, or the address is not this machine's.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -99,7 +125,6 @@ def check_address(host: str, port: int) -> str:
             probe.bind(address)
     except OSError as error:
         raise ConfigError(f"{host}, port {port}: {error.strerror}; choose another --port or --host") from error
-    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def is_loopback(host: str) -> bool:

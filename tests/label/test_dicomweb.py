@@ -145,6 +145,37 @@ def browse(url: str, folder: Path) -> tuple[str, Path]:
     return page.stdout, picture
 
 
+def test_what_ohif_asks_is_served_to_its_own_page_only(client: Client, archive: Archive) -> None:
+    """With the cookie of the printed URL, as axios and fetch send it; of the archive only DICOMweb can be reached."""
+    import requests
+
+    root = client.url.rpartition("/")[0]
+    with requests.Session() as browser:
+        page = browser.get(f"{client.url}/", headers={"Accept": "text/html"}, timeout=HANG)
+        assert page.url == f"{root}/ohif/"
+        assert "<html" in page.text
+        browser.headers.update({"Origin": root, "Sec-Fetch-Site": "same-origin"})
+        assert browser.get(f"{root}/info/", timeout=HANG).json()["datastore"]["total"] == 1
+        studies = browser.get(f"{root}/proxy/dicom/qido/studies?limit=101", timeout=HANG).json()
+        assert studies[0]["0020000D"]["Value"] == [archive.study]
+        metadata = f"{root}/proxy/dicom/wado/studies/{archive.study}/series/{archive.series}/metadata"
+        assert browser.get(metadata, timeout=HANG).status_code == 200
+        sample = browser.post(f"{root}/activelearning/first", json={}, timeout=HANG)
+        assert sample.json()["id"] == archive.series
+        for path in (
+            "%2e%2e/system",
+            "..%2Fsystem",
+            "studies/%2e%2e/%2e%2e/system",
+            "servers",
+            "wado/%2e%2e/system",
+            "",
+        ):
+            assert browser.get(f"{root}/proxy/dicom/{path}", timeout=HANG).status_code == 422, path
+        browser.headers.update({"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"})
+        assert browser.get(f"{root}/proxy/dicom/qido/studies", timeout=HANG).status_code == 403
+    assert requests.get(f"{root}/proxy/dicom/qido/studies", timeout=HANG).status_code == 401
+
+
 @needs_chromium
 def test_ohif_lists_the_study_and_shows_it(client: Client, archive: Archive, tmp_path: Path) -> None:
     from PIL import Image

@@ -16,7 +16,8 @@ from attunet3d.checkpoint import file_sha256
 from attunet3d.config import BUNDLE, installed_bundle
 from attunet3d.errors import CheckpointError, ConfigError, InputNotFoundError
 from attunet3d.label import folder
-from attunet3d.label.server import check_address, check_studies, is_loopback
+from attunet3d.label.access import TOKEN_VARIABLE
+from attunet3d.label.server import address, check_address, check_studies, is_loopback
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -110,7 +111,7 @@ def held_port() -> Iterator[tuple[socket.socket, int]]:
 def test_an_address_that_cannot_be_had_is_refused() -> None:
     """Held, so that nobody else takes it, an address can still be had; not where somebody listens."""
     with held_port() as (held, port):
-        assert check_address("127.0.0.1", port) == f"http://127.0.0.1:{port}/"
+        check_address("127.0.0.1", port)
         held.listen()
         with pytest.raises(ConfigError, match=f"127.0.0.1, port {port}: Address already in use; choose another --port"):
             check_address("127.0.0.1", port)
@@ -127,18 +128,37 @@ def test_other_machines_reach_all_but_loopback(host: str, expected: bool) -> Non
     assert is_loopback(host) is expected
 
 
-def test_a_server_for_other_machines_warns(
+def test_urls_of_addresses() -> None:
+    assert address("127.0.0.1", 8000) == "http://127.0.0.1:8000"
+    assert address("::1", 8000) == "http://[::1]:8000"
+
+
+def test_the_url_holds_the_token_and_warnings_say_what_is_open(
     sample: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from attunet3d.label import server
 
     calls = []
     monkeypatch.setattr(server, "serve", lambda *arguments: calls.append(arguments))
-    app = tmp_path / "app"
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     with held_port() as (_, port):
-        code, stdout, stderr = run("label", tmp_path, "--app", app, "--port", port)
-        assert (code, stdout, stderr) == (0, f"http://127.0.0.1:{port}/\n", "")
-        code, stdout, stderr = run("label", tmp_path, "--app", app, "--host", "0.0.0.0", "--port", port)
-    assert (code, stdout) == (0, f"http://0.0.0.0:{port}/\n")
-    assert "no login by default" in stderr
-    assert [call[2:] for call in calls] == [("127.0.0.1", port, False), ("0.0.0.0", port, False)]
+        start = ["label", tmp_path, "--app", tmp_path / "app", "--port", port]
+        code, stdout, stderr = run(*start)
+        token = calls[0][4].token
+        assert (code, stdout, stderr) == (0, f"http://127.0.0.1:{port}/{token}/\n", "")
+        code, stdout, stderr = run(
+            *start, "--host", "0.0.0.0", "--allow-host", "pacs", "--allow-origin", "https://ohif"
+        )
+        assert (code, stdout) == (0, f"http://0.0.0.0:{port}/{calls[1][4].token}/\n")
+        assert "can be reached from other machines" in stderr
+        code, stdout, stderr = run(*start, "--no-token")
+        assert (code, stdout) == (0, f"http://127.0.0.1:{port}/\n")
+        assert "whoever reaches the server" in stderr
+        code, stdout, stderr = run(*start, "--allow-origin", "*")
+        assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    assert [call[2:4] + call[5:] for call in calls] == [
+        (host, port, False) for host in ("127.0.0.1", "0.0.0.0", "127.0.0.1")
+    ]
+    assert {f"pacs:{port}", "pacs", f"0.0.0.0:{port}"} < calls[1][4].hosts
+    assert calls[1][4].origins == {"https://ohif"}
+    assert calls[2][4].token is None

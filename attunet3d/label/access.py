@@ -1,0 +1,223 @@
+"""Who may ask the MONAI Label server: its Host, Origin and token are checked before a request reaches an endpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from attunet3d.errors import ConfigError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# In the environment, as others can read a process's arguments.
+TOKEN_VARIABLE = "ATTUNET3D_LABEL_TOKEN"
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{22,}")  # at least 128 bits where they are random
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+_HOST = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+# Of the pages only OHIF runs scripts: whatever else a browser is led to show, none runs in it.
+_NO_SCRIPTS = [(b"content-security-policy", b"default-src 'none'; sandbox"), (b"x-content-type-options", b"nosniff")]
+_ALWAYS = [(b"referrer-policy", b"same-origin"), (b"x-frame-options", b"SAMEORIGIN")]
+
+
+@dataclass(frozen=True)
+class Access:
+    """What `Guard` lets in.
+
+    Attributes:
+        hosts: values of the header Host: the names and addresses, with port, by which the server is reached.
+        origins: origins, besides its own, whose pages may use the server.
+        token: that a request must hold; None where none is asked for.
+    """
+
+    hosts: frozenset[str]
+    origins: frozenset[str] = frozenset()
+    token: str | None = field(default=None, repr=False)
+
+
+def access_of(
+    host: str, port: int, allow_hosts: Sequence[str] = (), allow_origins: Sequence[str] = (), token: bool = True
+) -> Access:
+    """The access to a server that listens on that address; the token is that of the environment, or a new one.
+
+    Raises:
+        ConfigError: a name or an origin is none, or the token of the environment is too short.
+    """
+    names = [*_LOOPBACK, f"[{host}]" if ":" in host else host]
+    hosts = {f"{name}:{port}".lower() for name in names} | ({name.lower() for name in names} if port == 80 else set())
+    for name in map(str.lower, allow_hosts):
+        found = _HOST.fullmatch(name)
+        if found is None:
+            raise ConfigError(f"--allow-host {name!r}: expected a name or address, e.g. label.example.org:8000")
+        hosts |= {name} if found[2] else {name, f"{name}:{port}"}  # without one a proxy forwards http and https
+    origins = frozenset(map(_origin, allow_origins))
+    return Access(frozenset(hosts), origins, _token() if token else None)
+
+
+def _origin(url: str) -> str:
+    """As browsers write it: no path, and no port that is the scheme's own."""
+    text = url.lower().removesuffix("/")
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}":
+        raise ConfigError(f"--allow-origin {url!r}: expected a scheme and a host, e.g. https://ohif.example.org")
+    if not _HOST.fullmatch(parts.netloc):
+        raise ConfigError(f"--allow-origin {url!r}: its host is no name or address")
+    return text.removesuffix({"http": ":80", "https": ":443"}[parts.scheme])
+
+
+def _token() -> str:
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is None:
+        return secrets.token_urlsafe(32)
+    if not _TOKEN.fullmatch(token):
+        raise ConfigError(f"{TOKEN_VARIABLE}: expected at least 22 letters, digits, - or _, chosen at random")
+    return token
+
+
+class Guard:
+    """The ASGI application around another one that answers 403 or 401 in its place.
+
+    A browser sends what a foreign page makes it send, so the page's origin is checked; a name that a foreign page had
+    rebound to this address is not among the hosts. The token comes as ``Authorization: Bearer``, as ``?token=``, as
+    the first part of the path (3D Slicer keeps the path of the URL it is given), or in the cookie that a page with one
+    of these in its URL sets. The application sees a request without it: nothing there can log it or pass it on.
+    """
+
+    def __init__(self, app: App, access: Access) -> None:
+        self.app = app
+        self.access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] != "http":  # a websocket: MONAI Label has none
+            await send({"type": "websocket.close", "code": 1008})
+        elif reason := self._foreign(scope):
+            await _answer(send, 403, [], reason)
+        elif self.access.token is None or self._is_preflight(scope):
+            await self.app(scope, receive, _with_headers(send, _headers_for(scope["path"])))
+        else:
+            await self._with_token(scope, receive, send, self.access.token)
+
+    def _foreign(self, scope: Scope) -> str:
+        """Why the request is refused whoever sends it, or nothing."""
+        hosts = _values(scope, b"host")
+        if len(hosts) != 1 or hosts[0].lower() not in self.access.hosts:
+            return "this server is not reached by that Host; see --allow-host"
+        own = f"{scope.get('scheme', 'http')}://{hosts[0].lower()}"
+        origins = [origin.lower() for origin in _values(scope, b"origin")]
+        allowed = bool(origins) and self.access.origins.issuperset(origins)
+        sites = _values(scope, b"sec-fetch-site")
+        if not allowed and ({*origins} - {own} or {*sites} - {"same-origin", "none"}):
+            return "pages of another origin may not use this server; see --allow-origin"
+        return ""
+
+    def _is_preflight(self, scope: Scope) -> bool:
+        """A browser asks, always without a token, whether a page may: answered before any endpoint, and harmless."""
+        asked = scope["method"] == "OPTIONS" and _values(scope, b"access-control-request-method")
+        origins = _values(scope, b"origin")
+        return bool(asked and origins) and self.access.origins.issuperset(origin.lower() for origin in origins)
+
+    async def _with_token(self, scope: Scope, receive: Receive, send: Send, token: str) -> None:
+        inner = {**scope}
+        cookie = _cookie_name(scope)
+        in_url = [_take_from_path(inner, token), _take_from_query(inner, token)]
+        in_headers = [_take_from_authorization(inner, token), _take_from_cookie(inner, token, cookie)]
+        if not any(in_url + in_headers):
+            reason = "no token, or a wrong one: open the URL that `attunet3d label` printed when it started"
+            await _answer(send, 401, [(b"www-authenticate", b"Bearer")], reason)
+            return
+        headers = _headers_for(inner["path"])
+        if any(in_url):
+            headers.append((b"set-cookie", f"{cookie}={token}; Path=/; HttpOnly; SameSite=Strict".encode()))
+            if scope["method"] == "GET" and any("text/html" in accept for accept in _values(scope, b"accept")):
+                # A page: the token leaves the address bar, the history, and what else shows the URL.
+                query = inner["query_string"]
+                target = quote(inner["path"]).encode() + (b"?" + query if query else b"")
+                await _answer(send, 303, [*headers, (b"location", target)], "")
+                return
+        await self.app(inner, receive, _with_headers(send, headers))
+
+
+def _values(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def _same(given: str, token: str) -> bool:
+    return secrets.compare_digest(given.encode("utf-8", "replace"), token.encode())
+
+
+def _take_from_path(scope: Scope, token: str) -> bool:
+    first, _, rest = scope["path"].removeprefix("/").partition("/")
+    if not _same(first, token):
+        return False
+    path = "/" + rest.lstrip("/")  # two slashes would be another host's name in a redirection
+    scope.update(path=path, raw_path=quote(path).encode())
+    return True
+
+
+def _take_from_query(scope: Scope, token: str) -> bool:
+    parts = scope["query_string"].decode("latin-1").split("&")
+    tokens = [part for part in parts if part.startswith("token=")]
+    scope["query_string"] = "&".join(part for part in parts if part not in tokens).encode("latin-1")
+    return any(_same(part.removeprefix("token="), token) for part in tokens)
+
+
+def _take_from_authorization(scope: Scope, token: str) -> bool:
+    def holds(key: bytes, value: bytes) -> bool:
+        scheme, _, given = value.decode("latin-1").partition(" ")
+        return key == b"authorization" and scheme.lower() == "bearer" and _same(given.strip(), token)
+
+    kept = [(key, value) for key, value in scope["headers"] if not holds(key, value)]
+    found = len(kept) < len(scope["headers"])
+    scope["headers"] = kept
+    return found
+
+
+def _take_from_cookie(scope: Scope, token: str, name: str) -> bool:
+    found = False
+    headers = []
+    for key, value in scope["headers"]:
+        if key == b"cookie":
+            cookies = [part.strip() for part in value.decode("latin-1").split(";")]
+            own = [part for part in cookies if part.startswith(f"{name}=")]
+            found |= any(_same(part.removeprefix(f"{name}="), token) for part in own)
+            value = "; ".join(part for part in cookies if part not in own).encode("latin-1")
+        headers.append((key, value))
+    scope["headers"] = headers
+    return found
+
+
+def _cookie_name(scope: Scope) -> str:
+    """One for each port: browsers send the cookies of a host to all its ports."""
+    port = re.search(r":([0-9]+)$", _values(scope, b"host")[0])
+    return f"attunet3d_label_{port[1] if port else 80}"
+
+
+def _headers_for(path: str) -> list[tuple[bytes, bytes]]:
+    return _ALWAYS + ([] if path.startswith("/ohif/") else _NO_SCRIPTS)
+
+
+def _with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:
+    async def extended(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *headers]}
+        await send(message)
+
+    return extended
+
+
+async def _answer(send: Send, status: int, headers: list[tuple[bytes, bytes]], detail: str) -> None:
+    body = json.dumps({"detail": detail}).encode() if detail else b""
+    about = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*about, *headers]})
+    await send({"type": "http.response.body", "body": body})
