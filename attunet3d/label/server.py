@@ -123,8 +123,9 @@ def check_address(host: str, port: int) -> None:
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
-        raise ConfigError(f"{host}, port {port}: {error.strerror}; choose another --port or --host") from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", "no name of a host")
+        raise ConfigError(f"{host}, port {port}: {reason}; choose another --port or --host") from error
 
 
 def is_loopback(host: str) -> bool:
