@@ -174,9 +174,10 @@ audit: $(TOOLS)/tools.stamp
 	@echo pydicom==3.0.1 > build/audit/known
 	@$(AUDIT) --format json -r build/audit/known 2> build/audit/log | grep -q CVE-2026-32711 || { tail -n 1 build/audit/log; \
 	  echo "error: $(SERVICE) tells of no vulnerabilities here, not even a known one, so nothing was audited: run it where pypi.org or api.osv.dev (make audit SERVICE=osv) can be reached"; exit 1; }
-	@{ cat constraints.txt constraints-label.txt; printf '%s\n' $(MONAI_LABEL); \
-	  for env in $(wildcard $(BIN) $(LABEL_BIN)); do $$env/python -m pip list --format freeze --exclude-editable; done; } \
-	  | sed -E 's/ *[;#].*//; s/\+.*//; /^$$/d' | tr 'A-Z_' 'a-z-' | sort -u | awk -F == '{print > "build/audit/" ++count[$$1] ".txt"}'
+	@{ cat constraints.txt constraints-label.txt && printf '%s\n' $(MONAI_LABEL) && for env in $(wildcard $(BIN) $(LABEL_BIN)); do \
+	  $$env/python -m pip list --format freeze --exclude-editable || exit 1; done; } > build/audit/all
+	@sed -E 's/ *[;#].*//; s/\+.*//; /^$$/d' build/audit/all | tr 'A-Z_' 'a-z-' | sort -u \
+	  | awk -F == '{print > "build/audit/" ++count[$$1] ".txt"}'
 	@failed=0; for list in build/audit/*.txt; do $(AUDIT) $(IGNORED:%=--ignore-vuln %) -r $$list || failed=1; done; exit $$failed
 
 # The oldest releases that pyproject.toml allows. Of what they say of newer ones (deprecations) nothing is ours to mend.
