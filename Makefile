@@ -194,13 +194,15 @@ $(LOWEST)/test.stamp: $(TOOLS)/tools.stamp pyproject.toml
 	touch $@
 
 # The wheel, and beside it the list of what comes with it (CycloneDX): of an environment with the wheel and the pins alone.
-RELEASE = dist/attunet3d-$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' attunet3d/__init__.py)
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' attunet3d/__init__.py)
+RELEASE = dist/attunet3d-$(VERSION)
 .PHONY: sbom
 sbom: $(VENV)/test.stamp $(TOOLS)/tools.stamp
 	$(BIN)/python -m hatchling build -t wheel
 	$(PYTHON) -m venv --clear --without-pip build/sbom
 	$(BIN)/python -m pip --python build/sbom install --quiet -c constraints.txt $(RELEASE)-py3-none-any.whl
-	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
+	sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > build/pyproject.toml
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject build/pyproject.toml --mc-type library --output-reproducible \
 	  --output-file $(RELEASE).cdx.json build/sbom
 
 format: $(VENV)/test.stamp
