@@ -140,6 +140,21 @@ def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
         raise _contradicts(path, f"{frames} compressed frames")
 
 
+def unwrap_codestreams(ds: pydicom.Dataset) -> None:
+    """Leave of each JPEG 2000 frame in a JP2 file the codestream that `check_pixel_data` has looked at.
+
+    A decoder would look for one by itself, maybe another, with code that has had holes (CVE-2025-54874 in OpenJPEG).
+    """
+    if str(ds.file_meta.TransferSyntaxUID) not in _JPEG_2000:
+        return
+    if all(frame.startswith(_JPEG_2000_START) for frame in _frames(ds)):
+        return
+    bare = [frame[frame.find(_JPEG_2000_START) :] for frame in _frames(ds)]
+    for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        ds.pop(name, None)
+    ds.PixelData = encaps.encapsulate(bare)
+
+
 def _contradicts(path: os.PathLike[str], found: str) -> UnreadableInputError:
     return UnreadableInputError(f"{path}: {found}: damaged; export the complete series again")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 
 from attunet3d.errors import AttUNet3dError, UnreadableInputError, UnsupportedImageError
-from attunet3d.io.dicom_guard import NATIVE, RLE, check_pixel_data, dcmread
+from attunet3d.io.dicom_guard import NATIVE, RLE, check_pixel_data, dcmread, unwrap_codestreams
 from attunet3d.io.dicom_header import SliceHeader, numbers
 from attunet3d.io.slabs import read_failed
 
@@ -68,6 +68,7 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, np.nda
                     _read_sizes(ds)
                     _check_meaning(ds)
                     check_pixel_data(ds, path)
+                    unwrap_codestreams(ds)
                     stored = _StoredBits(ds, in_container=syntax in (*NATIVE, RLE))
                     ds.file_meta.TransferSyntaxUID = pydicom.uid.UID(_DECODED_AS.get(syntax, syntax))
                     frames = _frames(ds, images)

@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 
 GZIP = b"\x1f\x8b"
-_ENOUGH = 1024  # bytes
+ENOUGH = 1024  # bytes
 _META_IMAGE = re.compile(rb"^[ \t]*NDims[ \t]*=", re.M)
 
 
@@ -16,12 +16,16 @@ def is_gzip(path: Path) -> bool:
 
 
 def format_of(path: Path) -> str | None:
-    """ "nifti", gzipped or not, "nrrd", "metaimage", "dicom", or None. Raises OSError."""
+    """As `format_of_start`. Raises OSError."""
     with path.open("rb") as f:
-        start = f.read(_ENOUGH)
+        return format_of_start(f.read(ENOUGH))
+
+
+def format_of_start(start: bytes) -> str | None:
+    """ "nifti", gzipped or not, "nrrd", "metaimage", "dicom", or None, by the first `ENOUGH` bytes of a file."""
     if start[:2] == GZIP:
         try:
-            inflated = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _ENOUGH)
+            inflated = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, ENOUGH)
         except zlib.error:
             return None
         return "nifti" if _is_nifti(inflated) else None

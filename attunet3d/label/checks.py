@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from attunet3d.errors import ConfigError
+from attunet3d.io.formats import ENOUGH, format_of_start
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 LABEL_SUFFIXES = (*IMAGE_SUFFIXES, ".bin")  # OHIF sends voxels without a header
 SESSION_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm")
+_FORMATS = {".nii.gz": "nifti", ".nii": "nifti", ".nrrd": "nrrd", ".dcm": "dicom"}
+_NRRD_HEADER = 1 << 16  # bytes; it ends with an empty line
 _LONGEST_NAME = 200  # bytes; a suffix comes to it
 # DICOMweb's resources. Orthanc, for one, has others at the same place, by which it asks further servers.
 _DICOMWEB = ("studies", "series", "instances", "bulkdata")
@@ -64,15 +67,24 @@ def check_file_name(sent: str, suffixes: Collection[str]) -> str:
 
 
 def check_content(name: str, file: BinaryIO) -> None:
-    """Refuse an NRRD header that takes its voxels from another file, which would be one of this machine.
+    """Refuse a file that is not of the format of its name, and an NRRD header without its voxels.
+
+    The libraries that read it go by what it holds, and a header of some formats may take the voxels from other files,
+    which would be of this machine.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: it is so.
     """
-    if name.lower().endswith(".nrrd"):
-        header = file.read(1 << 16).partition(b"\n\n")[0].partition(b"\r\n\r\n")[0].lower()
-        file.seek(0)
-        if re.search(rb"^data ?file\s*:", header, re.MULTILINE):
+    start = file.read(_NRRD_HEADER)
+    file.seek(0)
+    expected = next((held for suffix, held in _FORMATS.items() if name.lower().endswith(suffix)), None)
+    if expected is None:
+        return
+    if format_of_start(start[:ENOUGH]) != expected:
+        raise ConfigError(f"{shown(name)}: is no {expected} file by what it holds")
+    if expected == "nrrd":
+        ends = [end for end in map(start.find, (b"\n\n", b"\r\n\r\n")) if end >= 0]
+        if not ends or re.search(rb"^data ?file\s*:", start[: min(ends)].lower(), re.MULTILINE):
             raise ConfigError(f"{shown(name)}: expected an NRRD file with its voxels in it, not in another file")
 
 

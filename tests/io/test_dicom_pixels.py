@@ -1,6 +1,7 @@
 """Stored pixels to HU: every transfer syntax, where the bits of a value lie, rescale of each image, padding."""
 
 import shutil
+import struct
 
 import numpy as np
 import pydicom
@@ -8,6 +9,7 @@ import pytest
 from conftest import SHARED_DATA as DATA
 from conftest import needs_data
 from dicom_files import ct_dataset, edit, item, phantom, save, write_enhanced, write_series
+from pydicom import encaps
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -19,7 +21,7 @@ from pydicom.uid import (
 )
 
 from attunet3d.errors import UnreadableInputError, UnsupportedImageError
-from attunet3d.io import read_ct, read_volume
+from attunet3d.io import dicom_pixels, read_ct, read_volume
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
 pydicom_3 = pytest.mark.skipif(int(pydicom.__version__.split(".")[0]) < 3, reason="pydicom 2 cannot write these files")
@@ -50,6 +52,36 @@ def test_lossless_transfer_syntaxes_written_here(tmp_path, syntax, dtype):
         )
         assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
     np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
+
+
+@pydicom_3
+def test_of_a_jp2_file_the_codestream_alone_is_decoded(tmp_path, monkeypatch):
+    """Its boxes, which would have the decoder read other code, are left out."""
+    hu = phantom((40, 36, 2))
+    decoded = []
+    decode = dicom_pixels._frames
+
+    def watched(ds, images):
+        decoded.extend(encaps.generate_frames(ds.PixelData, number_of_frames=1))
+        return decode(ds, images)
+
+    monkeypatch.setattr(dicom_pixels, "_frames", watched)
+    for path in write_series(tmp_path, hu):
+        ds = pydicom.dcmread(path)
+        ds.compress(JPEG2000Lossless, generate_instance_uid=False)
+        (stream,) = encaps.generate_frames(ds.PixelData, number_of_frames=1)
+        image = struct.pack(">IIHBBBB", 36, 40, 1, 15 | 0x80, 7, 0, 0)
+        boxes = _box(b"jP  ", b"\r\n\x87\n") + _box(b"ftyp", b"jp2 \0\0\0\0jp2 ")
+        boxes += _box(b"jp2h", _box(b"ihdr", image) + _box(b"colr", struct.pack(">BBBI", 1, 0, 0, 17)))
+        ds.PixelData = encaps.encapsulate([boxes + _box(b"jp2c", stream)])
+        ds.save_as(path)
+    np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
+    assert len(decoded) == 2
+    assert all(frame.startswith(b"\xff\x4f\xff\x51") for frame in decoded)
+
+
+def _box(kind, content):
+    return struct.pack(">I", 8 + len(content)) + kind + content
 
 
 # Of one slice. The bounds of lossy ones, HU, largest and mean: JPEG-LS promises one stored value (its NEAR parameter);

@@ -66,6 +66,28 @@ def test_an_nrrd_whose_voxels_are_elsewhere_is_refused(line: bytes, end: bytes) 
         checks.check_content("a.seg.NRRD", io.BytesIO(end.join([b"NRRD0004", line, b"", b""])))
 
 
+def test_a_header_that_does_not_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="voxels in it"):
+        checks.check_content("a.nrrd", io.BytesIO(b"NRRD0004\n" + b"# x\n" * (1 << 15) + b"data file: x\n\n"))
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.dcm"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"NRRD0004\ndata file: /etc/passwd\n\n",
+        b"ObjectType = Image\nNDims = 3\nElementDataFile = /etc/passwd\n",
+        b"\x89HDF\r\n\x1a\n",
+        b"\x1f\x8b\x08",
+        b"",
+    ],
+    ids=["NRRD", "MetaImage", "HDF5", "gzip", "empty"],
+)
+def test_an_uploaded_file_is_of_the_format_of_its_name(name: str, start: bytes) -> None:
+    with pytest.raises(ConfigError, match="by what it holds|voxels in it"):
+        checks.check_content(name, io.BytesIO(start))
+
+
 def test_only_dicomweb_is_asked_of_the_archive() -> None:
     for path in ("studies", "studies/1.2/series/1.3/instances/1.4/frames/1,2", "studies/1/series/2/reject/113039^DCM"):
         checks.check_dicomweb_path(path)
