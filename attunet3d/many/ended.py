@@ -15,11 +15,13 @@ from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import InputNotFoundError
 from attunet3d.io.identity import input_files, input_sha256
-from attunet3d.io.printable import one_line, without_uids
+from attunet3d.io.printable import UID, one_line, without_uids
 from attunet3d.io.writer import write_text_atomic
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import DONE, FAILED, Row, done_state
 from attunet3d.outputs import MASK_SUFFIXES, Outputs
+
+_LARGEST = 1e9  # mL, seconds
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,22 @@ def finished(
             record["output"] == mask.name
             and record["output_format"] == outputs.output_format
             and record["input_state"] == state
+            and _is_ours(record, outputs.keep_uids)
             and made_with(record)
             and record["mask_sha256"] == file_sha256(mask)
         )
         return done(folder, case, record) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _is_ours(record: Mapping[str, Any], keep_uids: bool) -> bool:
+    """Whether all that the table repeats is as a run writes it: finite numbers, and no UIDs where none are wanted."""
+    numbers = [record["volume_ml"], *(record["seconds"].values() if isinstance(record["seconds"], dict) else [None])]
+    if not all(type(number) in (int, float) and 0 <= number <= _LARGEST for number in numbers):
+        return False
+    named = "series_uid" in record["source"] or any(map(UID.search, (record["input"], *record["warnings"])))
+    return keep_uids or not named
 
 
 def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Ended:
