@@ -301,7 +301,7 @@ def build_network(definition: dict[str, object]) -> nn.Module:
     module, _, name = target.rpartition(".")
     try:
         network = getattr(importlib.import_module(module), name)(**arguments)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # torch refuses sizes that are too large, or none, in many ways
         raise ConfigError(f"network_def cannot be built: {error}") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"network_def: {target!r} is no torch module")

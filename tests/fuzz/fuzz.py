@@ -32,7 +32,7 @@ sys.path[:0] = [str(HERE), *(str(HERE.parent / folder) for folder in ("", "io", 
 from fuzz_plan import MIX, Outcome, group_of, numbers, table  # noqa: E402
 
 SECONDS = 900.0  # of one case, and to start: more is a hang, even on a slow machine; the slowest is told in the table
-LABEL_PYTHON = ROOT / ".venv-label" / "bin" / "python"
+LABEL_PYTHON = Path(os.environ.get("LABEL_PYTHON", ROOT / ".venv-label" / "bin" / "python"))
 
 
 class Child:

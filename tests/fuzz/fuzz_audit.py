@@ -46,19 +46,45 @@ class Audit:
             return
         if event in _RUNS:
             self.seen.append(f"{event} {arguments!r:.200}")
-        elif event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES:
-            self._check(event, arguments[0])
-        elif event in _CHANGES:
-            for place in _CHANGES[event]:
-                self._check(event, arguments[place])
+        self.seen += [f"{event} {place!r:.300}" for place in _written(event, arguments) if not _below(place, self._allowed)]
 
-    def _check(self, event: str, path: Any) -> None:
-        if isinstance(path, int) or path is None or self._allowed is None:
-            return
-        text = os.fsdecode(path)
-        if "\0" in text:  # the system refuses it
-            return
-        # Of a link it is itself that is written to; only its folder is followed.
-        place = os.path.join(os.path.realpath(os.path.dirname(text) or "."), os.path.basename(text))
-        if not any(place == folder or place.startswith(folder + os.sep) for folder in self._allowed) and place != os.devnull:
-            self.seen.append(f"{event} {place!r:.300}")
+
+def watch_server(log: Path, allowed: Sequence[str], secret: str) -> None:
+    """In a server: a line in a file for each write that is not below ``allowed``, and each look below ``secret``."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def note(text: str) -> None:
+        os.write(descriptor, f"{text}\n".encode(errors="replace"))
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        for place in _written(event, arguments):
+            if not _below(place, allowed):
+                note(f"{event} {place!r:.300}")
+        if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | bytes | os.PathLike):
+            place = _place(arguments[0])
+            if _below(place, [secret]):
+                note(f"{event} {place!r:.300}")
+
+    sys.addaudithook(hear)
+
+
+def _written(event: str, arguments: tuple[Any, ...]) -> list[str]:
+    """The places that an event writes to, removes or makes."""
+    if event == "open":
+        paths = [arguments[0]] if isinstance(arguments[2], int) and arguments[2] & _WRITES else []
+    else:
+        paths = [arguments[place] for place in _CHANGES.get(event, ())]
+    places = [_place(path) for path in paths if isinstance(path, str | bytes | os.PathLike)]
+    return [place for place in places if place != os.devnull and "\0" not in place]
+
+
+def _place(path: Any) -> str:
+    """Of a link it is itself that is written to; only its folder is followed."""
+    text = os.fsdecode(path)
+    if "\0" in text:  # the system refuses it
+        return text
+    return os.path.join(os.path.realpath(os.path.dirname(text) or "."), os.path.basename(text))
+
+
+def _below(place: str, folders: Sequence[str]) -> bool:
+    return any(place == folder or place.startswith(folder + os.sep) for folder in folders)

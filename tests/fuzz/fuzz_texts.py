@@ -11,6 +11,8 @@ from fuzz_mutations import Rng, any_of, damaged_bytes
 from fuzz_target import Fault
 from fuzz_values import UID, damaged_lines, damaged_text, damaged_value, json_text, nasty, yaml_text
 
+_MORE_GB = 0.6  # for a session and a CT, beyond what the process holds
+
 
 class Manifests:
     """What `attunet3d segment-many` is given a list of CTs in."""
@@ -177,8 +179,10 @@ class Presets:
         from fuzz_images import segmented
 
         from attunet3d import Segmenter
+        from attunet3d.memory import resident_bytes
 
-        session = Segmenter(self._weights, device="cpu", precision="fp32", memory_limit=2.0, **how)
+        limit = (resident_bytes() or 0) / 1e9 + _MORE_GB
+        session = Segmenter(self._weights, device="cpu", precision="fp32", memory_limit=limit, **how)
         return segmented(session, self._ct, folder / "output")
 
 

@@ -20,7 +20,7 @@ from fuzz_audit import Audit
 from fuzz_plan import Outcome, kind_of, rng_of
 from fuzz_target import Target, judge
 
-MORE_BYTES = 2**30  # that one case may take, resident, beyond what the process holds
+MORE_BYTES = 2**31  # that one case may take, resident, beyond what the process holds
 MORE_ADDRESSES = 6 * 2**30  # and reserved, which costs nothing
 
 
