@@ -71,7 +71,9 @@ def read_tensors(path: Path, cure: str) -> Any:
         raise CheckpointError(f"{path}: damaged ({damage}); {cure}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch warns of, a format that is not its own or an old one, is refused
+            warnings.simplefilter(
+                "ignore"
+            )  # what torch warns of, a format that is not its own or an old one, is refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a file that is not its own
         raise CheckpointError(f"{path}: not a checkpoint of tensors alone, so it is not loaded; {cure}") from error

@@ -89,7 +89,9 @@ class SlidingWindow:
     ) -> None:
         sides = [roi_size] if isinstance(roi_size, int) else list(roi_size)
         if not sides or any(type(side) is not int or side == 0 or not -1 <= side <= LARGEST_SIDE for side in sides):
-            raise ConfigError(f"roi_size must be voxels up to {LARGEST_SIDE}, or -1 for a whole axis, got {roi_size}")
+            raise ConfigError(
+                f"roi_size must be voxels, or -1 for a whole axis, and at most {LARGEST_SIDE}, got {roi_size}"
+            )
         if not _is_number(overlap) or not 0.0 <= overlap < 1.0:
             raise ConfigError(f"overlap must be in [0, 1), got {overlap}")
         for name, count in {"sw_batch_size": sw_batch_size, "max_window_voxels": max_window_voxels}.items():

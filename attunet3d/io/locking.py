@@ -41,9 +41,9 @@ def locked(folder: Path, required: bool = True) -> Iterator[None]:
             _lock(file)
         except BlockingIOError as error:
             file.seek(0)
+            other = one_line(file.read(_MOST_TOLD)) or "just started"
             raise OutputError(
-                f"{folder}: another run writes here ({one_line(file.read(_MOST_TOLD)) or 'just started'}); wait for it, or choose "
-                "another output folder"
+                f"{folder}: another run writes here ({other}); wait for it, or choose another output folder"
             ) from error
         except OSError as error:  # some network storage knows no locks
             if required:

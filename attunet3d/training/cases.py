@@ -116,7 +116,7 @@ class CachedCases(Dataset[Any]):
         """Two hashes of a case: of its CT's name, and of what it is on the model grid, whatever its files' names."""
         self._once_prepared(index)
         name = os.path.basename(self.data[index]["image"])
-        content = [line.split()[0] for line in self._kept(index)[0].read_text(encoding="utf-8").splitlines()]
+        content = self._kept(index)[0].read_text(encoding="utf-8", errors="replace").split()[::2]  # without the names
         return [hashlib.sha256(text.encode()).hexdigest() for text in (name, " ".join(content))]
 
     def prepare(self, index: int) -> None:

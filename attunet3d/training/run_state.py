@@ -13,7 +13,7 @@ from attunet3d.checkpoint import is_plain_tensor
 
 _MOST_STEPS = 10**12
 _MOMENTS = {"exp_avg", "exp_avg_sq", "momentum_buffer"}
-_ADAM = {"step", "exp_avg", "exp_avg_sq"}  # without which its step fails
+_ADAM = ("step", "exp_avg", "exp_avg_sq")  # without which its step fails
 
 
 def misfit(state: Any) -> str | None:
@@ -35,7 +35,8 @@ def optimizer_fits(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -
     shapes = dict(zip(places, [one.shape for group in groups for one in group["params"]], strict=True))
     adam = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
     return set(state["state"]) <= set(shapes) and all(
-        (not adam or _ADAM <= set(values)) and all(_has_shape(name, value, shapes[place]) for name, value in values.items())
+        (not adam or all(values.get(name) is not None for name in _ADAM))
+        and all(_has_shape(name, value, shapes[place]) for name, value in values.items())
         for place, values in state["state"].items()
     )
 

@@ -130,7 +130,9 @@ def _drive(
             if child.process.poll() is not None:
                 child = None
             if outcome.failure:
-                print(f"FAILED seed {seed} case {case} ({outcome.kind}): {outcome.outcome}: {outcome.failure}", flush=True)
+                print(
+                    f"FAILED seed {seed} case {case} ({outcome.kind}): {outcome.outcome}: {outcome.failure}", flush=True
+                )
     finally:
         if child:
             child.end()
@@ -166,7 +168,8 @@ def main() -> int:
     print(table(outcomes))
     failed = any(o.failure for o in outcomes)
     if failed:
-        print(f"inputs of faults are in {folder}; repeat one with: python tests/fuzz/fuzz.py --seed {options.seed} --case N")
+        command = f"python tests/fuzz/fuzz.py --seed {options.seed} --case N"
+        print(f"inputs of faults are in {folder}; repeat one with: {command}")
     else:
         shutil.rmtree(folder)
     return int(failed)

@@ -46,7 +46,9 @@ class Audit:
             return
         if event in _RUNS:
             self.seen.append(f"{event} {arguments!r:.200}")
-        self.seen += [f"{event} {place!r:.300}" for place in _written(event, arguments) if not _below(place, self._allowed)]
+        self.seen += [
+            f"{event} {place!r:.300}" for place in _written(event, arguments) if not _below(place, self._allowed)
+        ]
 
 
 def watch_server(log: Path, allowed: Sequence[str], secret: str) -> None:

@@ -16,6 +16,7 @@ from fuzz_target import Fault
 
 from attunet3d.metrics import score
 
+
 class Images:
     """CTs in every format, segmented as `attunet3d segment` does; every other one with uneven slices allowed."""
 

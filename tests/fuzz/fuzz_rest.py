@@ -26,6 +26,7 @@ CANARY = "a file that is none of the server's"
 MODEL = "pancreas_ct_attunet3d_segmentation"
 SECONDS = 120.0  # for an answer: slow is not hung
 _BOUNDARY = "----fuzz"
+_REST_OF_A_HEAD = b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,17 @@ class Call:
 _LABEL = {"label_info": [{"name": "pancreas", "idx": 1}]}
 _TRAIN = {"model": MODEL, "max_epochs": 1, "device": "cpu", "val_split": 0.2, "pretrained": True, "train_batch_size": 1}
 CALLS = {
-    "rest info": [Call("GET", "/info/"), Call("GET", "/datastore/", {"output": "all"}), Call("GET", "/logs/", {"lines": "9"})],
+    "rest info": [
+        Call("GET", "/info/"),
+        Call("GET", "/datastore/", {"output": "all"}),
+        Call("GET", "/logs/", {"lines": "9"}),
+    ],
     "rest images": [
         Call("GET", "/datastore/image", {"image": "ct0"}),
         Call("GET", "/datastore/image/info", {"image": "ct0"}),
-        Call("PUT", "/datastore/image", {"image": "new"}, parts={"file": ("new.nii.gz", b"none"), "params": ("", b"{}")}),
+        Call(
+            "PUT", "/datastore/image", {"image": "new"}, parts={"file": ("new.nii.gz", b"none"), "params": ("", b"{}")}
+        ),
         Call("PUT", "/datastore/image/info", {"image": "ct0"}, body={"note": "x"}),
         Call("DELETE", "/datastore", {"id": "ct0"}),
     ],
@@ -117,7 +124,10 @@ def _damaged(rng: Rng, call: Call) -> Call:
         query[key] = any_of(rng, [*_PLACES, *TEXTS, str(nasty(rng))[:3000]])
         return replace(call, query=query)
     if how == 2:
-        query = {**call.query, any_of(rng, ["image", "tag", "model", "params", "label_id", "x\0"]): any_of(rng, _PLACES)}
+        query = {
+            **call.query,
+            any_of(rng, ["image", "tag", "model", "params", "label_id", "x\0"]): any_of(rng, _PLACES),
+        }
         return replace(call, query=query)
     if how == 3:
         pieces = call.path.split("/")
@@ -164,7 +174,11 @@ def _written(call: Call) -> tuple[bytes, bytes]:
     if call.parts is not None:
         for name, (file_name, content) in call.parts.items():
             disposition = f'form-data; name="{name}"' + (f'; filename="{file_name}"' if file_name else "")
-            body += f"--{_BOUNDARY}\r\nContent-Disposition: {disposition}\r\n\r\n".encode(errors="replace") + content + b"\r\n"
+            body += (
+                f"--{_BOUNDARY}\r\nContent-Disposition: {disposition}\r\n\r\n".encode(errors="replace")
+                + content
+                + b"\r\n"
+            )
         body += f"--{_BOUNDARY}--\r\n".encode()
         headers["Content-Type"] = f"multipart/form-data; boundary={_BOUNDARY}"
     elif call.body is not None:
@@ -190,12 +204,21 @@ class Server:
         (self.outside / "secret").write_text(CANARY)
         shutil.copy(self.outside / "secret", self.outside / "secret.nii.gz")
         self.log.touch()
-        allowed = [self.studies, self.app, self.app.with_suffix(".log"), folder / "tmp", folder / "home", Path("/dev/shm")]
+        allowed = [
+            self.studies,
+            self.app,
+            self.app.with_suffix(".log"),
+            folder / "tmp",
+            folder / "home",
+            Path("/dev/shm"),
+        ]
         os.environ |= {
             "FUZZ_LOG": str(self.log),
             "FUZZ_ALLOWED": os.pathsep.join(map(os.path.realpath, allowed)),
             "FUZZ_SECRET": os.path.realpath(self.outside),
-            "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests" / "fuzz" / "in_server", ROOT / "tests" / "fuzz", ROOT))),
+            "PYTHONPATH": os.pathsep.join(
+                map(str, (ROOT / "tests" / "fuzz" / "in_server", ROOT / "tests" / "fuzz", ROOT))
+            ),
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(folder / "tmp"),
             "HOME": str(folder / "home"),
@@ -232,11 +255,13 @@ class Server:
             wrong.append(f"{outcome} without a reason: {body[:300]!r}")
         if CANARY.encode() in answer or b"root:x:0" in answer:
             wrong.append("gives a file that is none of its own")
-        if b"Traceback (most" in body and not b"/logs" in call.split(b"\r\n")[0]:
+        if b"Traceback (most" in body and b"/logs" not in call.split(b"\r\n")[0]:
             wrong.append(f"shows a traceback: {body[-300:]!r}")
         if b" /train" in call[:20] and outcome == "good":
             self._answer(b"DELETE /train/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-        if not self._answer(b"GET /info/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 200"):
+        if not self._answer(b"GET /info/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").startswith(
+            b"HTTP/1.1 200"
+        ):
             wrong.append("does not answer /info/ any more")
         seen = self.log.read_text()
         wrong += [f"does {what}" for what in seen[self._seen :].splitlines()]

@@ -17,8 +17,8 @@ import numpy as np
 from dicom_files import phantom
 from fuzz_mutations import Rng, any_of, damaged_bytes
 from fuzz_target import Fault
-from fuzz_weights import Forged
 from fuzz_values import UID, damaged_lines, damaged_text, damaged_value, json_text
+from fuzz_weights import Forged
 
 SHAPE = (14, 12, 10)
 
@@ -198,7 +198,7 @@ class Tables:
         """See `Target`."""
         from attunet3d.io.locking import locked
         from attunet3d.io.writer import remove_left_behind
-        from attunet3d.many.results import Row, ResultsTable, check_settings
+        from attunet3d.many.results import ResultsTable, Row, check_settings
 
         if kind == "tables settings":
             check_settings(folder, {"scales": [1.0], "checkpoint": self._STATES, "format": "nifti"})
@@ -252,7 +252,13 @@ def _odd_array(rng: Rng, array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     wide: Sequence[Any] = (
         *(array[0], array[..., None], array[:0], array.astype("f8"), np.array([Forged(0)], object), array.astype("c8")),
-        *(array.astype(">i4"), np.asfortranarray(array), np.array(1), np.array(["text"]), array.view([("a", array.dtype)])),
+        *(
+            array.astype(">i4"),
+            np.asfortranarray(array),
+            np.array(1),
+            np.array(["text"]),
+            array.view([("a", array.dtype)]),
+        ),
     )
     odd = wide[int(rng.integers(len(wide)))]
     np.save(buffer, odd, allow_pickle=True)

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, MutableMapping
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -135,7 +136,8 @@ def yaml_text(rng: Rng, value: Any) -> str:
         return text
     keys = [line.partition(":")[0] for line in text.split("\n") if re.match(r"\w+:", line)] or ["channels"]
     key = any_of(rng, keys)
-    bomb = "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijklmnopqrstuv", "bcdefghijklmnopqrstuvw", strict=True))
+    names = "abcdefghijklmnopqrstuvw"
+    bomb = "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise(names))
     extra = any_of(
         rng,
         [
@@ -169,7 +171,9 @@ def yaml_text(rng: Rng, value: Any) -> str:
 
 def _deep(text: str, quote: str) -> str:
     escaped = json.dumps(_DEEP)[1:-1]
-    pattern = rf"""["']?(?:{_DEEP}|{re.escape(escaped)}|\\uE000)([lm])(\d+)(?:{_DEEP}|{re.escape(escaped)}|\\uE000)["']?"""
+    pattern = (
+        rf"""["']?(?:{_DEEP}|{re.escape(escaped)}|\\uE000)([lm])(\d+)(?:{_DEEP}|{re.escape(escaped)}|\\uE000)["']?"""
+    )
 
     def brackets(found: re.Match[str]) -> str:
         opening, closing = ("[", "]") if found[1] == "l" else ('{"a":', "}")
@@ -211,7 +215,9 @@ def damaged_lines(rng: Rng, text: str, separator: str) -> str:
     elif how == 7:
         del lines[at]
     elif how == 8:
-        lines[at] = lines[at].replace(separator, any_of(rng, [";", ",", "\t", "|", " ", separator * 2, "\x1f", "\u2028"]))
+        lines[at] = lines[at].replace(
+            separator, any_of(rng, [";", ",", "\t", "|", " ", separator * 2, "\x1f", "\u2028"])
+        )
     return "\n".join(lines)
 
 

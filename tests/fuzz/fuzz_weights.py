@@ -95,7 +95,9 @@ class States:
         elif kind == "states forged":
             data = forged(rng, self._state)
         else:
-            data = damaged_members(rng, self._whole) if "members" in kind else damaged_bytes(rng, bytearray(self._whole))
+            data = (
+                damaged_members(rng, self._whole) if "members" in kind else damaged_bytes(rng, bytearray(self._whole))
+            )
         (folder / STATE).write_bytes(data)
         if kind == "states previous":
             (folder / PREVIOUS).write_bytes(self._whole)
@@ -125,7 +127,7 @@ def saved(content: Any, zipped: bool = True) -> bytes:
 def forged(rng: Rng, content: Any) -> bytes:
     """A file that would run something if its pickle were: a bare pickle, one in torch's zip or in its old format."""
     evil = Forged(int(rng.integers(6)))
-    value: Any = any_of(rng, [evil, {**content, "extra": evil}, {evil_key: evil for evil_key in content}, [evil]])
+    value: Any = any_of(rng, [evil, {**content, "extra": evil}, dict.fromkeys(content, evil), [evil]])
     how = int(rng.integers(4))
     if how == 0:
         return pickle.dumps(value, protocol=int(rng.integers(2, 5)))
@@ -134,7 +136,7 @@ def forged(rng: Rng, content: Any) -> bytes:
     return saved(value, how == 1)
 
 
-def damaged_members(rng: Rng, data: bytes) -> bytes:
+def damaged_members(rng: Rng, data: bytes | bytearray) -> bytes:
     """torch's zip with one member changed and its checksum right: so it is not the checksum that tells."""
     members = _members(data)
     names = list(members)
@@ -148,20 +150,22 @@ def damaged_members(rng: Rng, data: bytes) -> bytes:
     elif how == 5:
         members[name] = any_of(rng, [b"", members[name][:7], members[name] * 3, rng.bytes(64), b"\x80\x02}q\x00."])
     elif how == 6:
-        new = any_of(rng, ["../evil", "/tmp/evil", name + "/", name.upper(), "archive/\u202e", "archive/data/99", "x" * 300])
+        new = any_of(
+            rng, ["../evil", "/tmp/evil", name + "/", name.upper(), "archive/\u202e", "archive/data/99", "x" * 300]
+        )
         members[new] = members.pop(name)
     elif how == 7:
         members[any_of(rng, ["archive/byteorder", "archive/.data/serialization_id", "archive/version"])] = any_of(
             rng, [b"big", b"middle", b"", b"\xff" * 9, b"99999999999999999999"]
         )
     elif how == 8:
-        members[f"archive/constants.pkl"] = pickle.dumps(Forged(0))
+        members["archive/constants.pkl"] = pickle.dumps(Forged(0))
         members["archive/code/__torch__.py"] = f"import os\nos.system({COMMAND!r})\n".encode()
     packed = zipfile.ZIP_DEFLATED if how == 9 else zipfile.ZIP_STORED
     return _zipped(members, packed)
 
 
-def _members(data: bytes) -> dict[str, bytes]:
+def _members(data: bytes | bytearray) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {info.filename: archive.read(info) for info in archive.infolist()}
 
@@ -185,10 +189,27 @@ def _with_odd_tensors(rng: Rng, content: Any) -> Any:
     name = any_of(rng, list(state))
     there = state[name]
     odd: list[Any] = [
-        *(float("nan") * there, there.to(torch.complex64), there.to(torch.int32), there.bool(), there.double(), there.half()),
+        *(
+            float("nan") * there,
+            there.to(torch.complex64),
+            there.to(torch.int32),
+            there.bool(),
+            there.double(),
+            there.half(),
+        ),
         *(there.bfloat16(), there.to(torch.float8_e4m3fn), there.to("meta"), there.to_sparse(), there.flatten()),
-        *(there.expand(2, *there.shape), torch.zeros(1).expand(10**9), torch.zeros(0), torch.tensor(1e39, dtype=torch.float64)),
-        *(torch.full(there.shape, 1e300, dtype=torch.float64), torch.full(there.shape, 3e38), nn.Parameter(there, requires_grad=False), there.transpose(0, -1).contiguous().transpose(0, -1)),
+        *(
+            there.expand(2, *there.shape),
+            torch.zeros(1).expand(10**9),
+            torch.zeros(0),
+            torch.tensor(1e39, dtype=torch.float64),
+        ),
+        *(
+            torch.full(there.shape, 1e300, dtype=torch.float64),
+            torch.full(there.shape, 3e38),
+            nn.Parameter(there, requires_grad=False),
+            there.transpose(0, -1).contiguous().transpose(0, -1),
+        ),
         torch.quantize_per_tensor(there.float(), 0.1, 0, torch.qint8),
         torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
         *(there.tolist(), there.numpy().tobytes(), None, _savable(nasty(rng))),
@@ -197,7 +218,9 @@ def _with_odd_tensors(rng: Rng, content: Any) -> Any:
     if how == 0:
         del state[name]
     elif how == 1:
-        state[any_of(rng, [7, None, ("a", 1), "auxiliary.weight", "x" * 3000, "a\x1b[2J", name + ".bias", b"bytes"])] = there
+        state[
+            any_of(rng, [7, None, ("a", 1), "auxiliary.weight", "x" * 3000, "a\x1b[2J", name + ".bias", b"bytes"])
+        ] = there
     elif how == 2:
         odd_one = _savable(nasty(rng))
         return any_of(rng, [odd_one, {"model": odd_one}, [content], {}, {"model": {}}, {"state_dict": state}, there])
@@ -211,9 +234,29 @@ def _with_odd_values(rng: Rng, state: dict[str, Any]) -> Any:
     state = copy.deepcopy(state)
     parent, key = any_of(rng, _places(state))
     here = parent[key]
-    odd: list[Any] = [None, True, -1, 10**20, 1e300, float("nan"), "", [], {}, torch.zeros(2), torch.zeros(0), "two\nlines"]
+    odd: list[Any] = [
+        None,
+        True,
+        -1,
+        10**20,
+        1e300,
+        float("nan"),
+        "",
+        [],
+        {},
+        torch.zeros(2),
+        torch.zeros(0),
+        "two\nlines",
+    ]
     if isinstance(here, Tensor):
-        odd += [here * float("nan"), here.expand(3, *here.shape).clone(), here.double(), here.to_sparse(), here.to("meta"), here.bool()]
+        odd += [
+            here * float("nan"),
+            here.expand(3, *here.shape).clone(),
+            here.double(),
+            here.to_sparse(),
+            here.to("meta"),
+            here.bool(),
+        ]
     elif isinstance(here, int | float):
         odd += [here + 1, -here, str(here), [here], torch.tensor(here), here * 10**6]
     elif isinstance(here, list):

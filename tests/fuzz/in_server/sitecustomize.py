@@ -6,6 +6,4 @@ from pathlib import Path
 from fuzz_audit import watch_server
 
 if "FUZZ_LOG" in os.environ:
-    watch_server(
-        Path(os.environ["FUZZ_LOG"]), os.environ["FUZZ_ALLOWED"].split(os.pathsep), os.environ["FUZZ_SECRET"]
-    )
+    watch_server(Path(os.environ["FUZZ_LOG"]), os.environ["FUZZ_ALLOWED"].split(os.pathsep), os.environ["FUZZ_SECRET"])
