@@ -104,8 +104,8 @@ class SlidingWindow:
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.sigma_scale = sigma_scale
-        self.skip_below = skip_below
-        self.body_threshold = body_threshold
+        self.skip_below = None if skip_below is None else float(skip_below)
+        self.body_threshold = None if body_threshold is None else float(body_threshold)
         self.max_window_voxels = max_window_voxels
         self.difference = difference
         self.progress: Progress | None = None

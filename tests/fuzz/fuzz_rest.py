@@ -26,7 +26,7 @@ CANARY = "a file that is none of the server's"
 MODEL = "pancreas_ct_attunet3d_segmentation"
 SECONDS = 120.0  # for an answer: slow is not hung
 _BOUNDARY = "----fuzz"
-_REST_OF_A_HEAD = b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+_HOST, _TOKEN = "@HOST@", "/@TOKEN@"  # of the server that is asked: put in when a call is sent
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _damaged_parts(rng: Rng, parts: dict[str, tuple[str, bytes]]) -> dict[str, t
 def _written(call: Call) -> tuple[bytes, bytes]:
     """The lines of its head, and its body."""
     query = "&".join(f"{quote(key)}={quote(value.encode(errors='replace'))}" for key, value in call.query.items())
-    body, headers = b"", {"Host": "127.0.0.1", "Connection": "close"}
+    body, headers = b"", {"Host": _HOST, "Connection": "close"}
     if call.parts is not None:
         for name, (file_name, content) in call.parts.items():
             disposition = f'form-data; name="{name}"' + (f'; filename="{file_name}"' if file_name else "")
@@ -186,7 +186,10 @@ def _written(call: Call) -> tuple[bytes, bytes]:
         headers["Content-Type"] = "application/json"
     headers |= {"Content-Length": str(len(body)), **call.headers}
     path = quote(call.path.encode(errors="replace"), safe="/%:;@$")
-    lines = [f"{call.method} {path}{'?' + query if query else ''} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
+    lines = [
+        f"{call.method} {_TOKEN}{path}{'?' + query if query else ''} HTTP/1.1",
+        *(f"{k}: {v}" for k, v in headers.items()),
+    ]
     return "".join(f"{line}\r\n" for line in lines).encode("utf-8", "replace"), body
 
 
@@ -240,7 +243,7 @@ class Server:
         values = {**TINY, "scales": [1.0], "threshold": 0.5}
         words = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
         with server(self.studies, self.app, "--checkpoint", str(weights), *words) as client:
-            self.port = int(urlsplit(client.url).port or 0)
+            self._url = urlsplit(client.url)
             self._seen = len(self.log.read_text())
             yield self
 
@@ -257,11 +260,9 @@ class Server:
             wrong.append("gives a file that is none of its own")
         if b"Traceback (most" in body and b"/logs" not in call.split(b"\r\n")[0]:
             wrong.append(f"shows a traceback: {body[-300:]!r}")
-        if b" /train" in call[:20] and outcome == "good":
-            self._answer(b"DELETE /train/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-        if not self._answer(b"GET /info/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").startswith(
-            b"HTTP/1.1 200"
-        ):
+        if b"/train" in call[:30] and outcome == "good":
+            self._answer(_sound("DELETE", "/train/"))
+        if not self._answer(_sound("GET", "/info/")).startswith(b"HTTP/1.1 200"):
             wrong.append("does not answer /info/ any more")
         seen = self.log.read_text()
         wrong += [f"does {what}" for what in seen[self._seen :].splitlines()]
@@ -274,7 +275,9 @@ class Server:
 
     def _answer(self, call: bytes) -> bytes:
         found = b""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=SECONDS) as connection:
+        call = call.replace(_HOST.encode(), self._url.netloc.encode())
+        call = call.replace(_TOKEN.encode(), self._url.path.rstrip("/").encode())
+        with socket.create_connection((self._url.hostname or "", self._url.port or 0), timeout=SECONDS) as connection:
             try:
                 connection.sendall(call)
                 connection.shutdown(socket.SHUT_WR)
@@ -291,6 +294,11 @@ class Server:
                 shutil.copy(path, self.studies)
         for path in self.here.iterdir():
             path.unlink()
+
+
+def _sound(method: str, path: str) -> bytes:
+    head, body = _written(Call(method, path))
+    return head + b"\r\n" + body
 
 
 def _states_reason(body: bytes) -> bool:
