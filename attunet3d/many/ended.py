@@ -15,7 +15,7 @@ from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import InputNotFoundError
 from attunet3d.io.identity import input_files, input_sha256
-from attunet3d.io.printable import UID, one_line, without_uids
+from attunet3d.io.printable import one_line, without_uids
 from attunet3d.io.writer import write_text_atomic
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import DONE, FAILED, Row, done_state
@@ -73,8 +73,8 @@ def _is_ours(record: Mapping[str, Any], keep_uids: bool) -> bool:
     numbers = [record["volume_ml"], *(record["seconds"].values() if isinstance(record["seconds"], dict) else [None])]
     if not all(type(number) in (int, float) and 0 <= number <= _LARGEST for number in numbers):
         return False
-    named = "series_uid" in record["source"] or any(map(UID.search, (record["input"], *record["warnings"])))
-    return keep_uids or not named
+    told = (record["input"], *record["warnings"])
+    return keep_uids or ("series_uid" not in record["source"] and all(without_uids(text) == text for text in told))
 
 
 def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Ended:
