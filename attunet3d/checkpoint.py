@@ -154,7 +154,7 @@ def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | 
     for key, value in wanted.items():
         if given[key].shape != value.shape:
             return f"{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
-        if (given[key].dtype in _FLOATS) != (value.dtype in _FLOATS) or given[key].is_complex():
+        if given[key].is_complex() or (value.is_floating_point() and given[key].dtype not in _FLOATS):
             return f"{key} is of {_name(given[key].dtype)}, not of {_name(value.dtype)}"
         if not bool(torch.isfinite(given[key].to(value.dtype)).all()):
             return f"{key} has values that are not finite"

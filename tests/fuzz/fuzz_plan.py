@@ -12,9 +12,9 @@ import numpy as np
 MIX = {
     "images": 24,
     "labels": 6,
-    "manifests": 10,
-    "datalists": 10,
-    "presets": 12,
+    "manifests": 12,
+    "datalists": 12,
+    "presets": 8,
     "set": 8,
     "weights": 10,
     "states": 8,
