@@ -174,7 +174,10 @@ class RunCheckpoint:
         """Moments and epoch from the state; learning rate, weight decay, ... as they are set for this run."""
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         rates = self.lr_scheduler.base_lrs
-        self.optimizer.load_state_dict(optimizer)
+        groups = [
+            {**own, "params": group["params"]} for own, group in zip(settings, optimizer["param_groups"], strict=True)
+        ]
+        self.optimizer.load_state_dict({"state": optimizer["state"], "param_groups": groups})
         # All else that it holds would become an attribute, whatever its name.
         self.lr_scheduler.last_epoch = lr_scheduler["last_epoch"]
         self.lr_scheduler.base_lrs = rates

@@ -74,6 +74,13 @@ def test_what_a_run_does_not_write_is_refused(
         toy_run(tmp_path, max_epochs=2, resume=True).run()
 
 
+def test_settings_of_the_optimizer_are_not_taken_from_the_file(state: dict[str, Any], tmp_path: Path) -> None:
+    groups = [{**group, "fused": torch.zeros(0), "betas": "x"} for group in state["optimizer"]["param_groups"]]
+    torch.save({**state, "optimizer": {**state["optimizer"], "param_groups": groups}}, tmp_path / "last.pt")
+    run = toy_run(tmp_path, max_epochs=2, resume=True).run()
+    assert run.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
 def test_the_schedule_takes_its_epoch_alone(state: dict[str, Any], tmp_path: Path) -> None:
     """Anything else would become an attribute of it."""
     torch.save(
