@@ -137,12 +137,15 @@ test-core: $(VENV)/test.stamp
 test-label: $(LABEL)/test.stamp
 	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -n 2 --dist loadfile --durations=10 tests/label tests/io tests/test_segmenter.py
 
-# Thousands of damaged inputs, each a mask or a typed error: `make fuzz CASES=10000 SEED=1`.
+# Thousands of damaged inputs, each a good result or a typed error: `make fuzz CASES=20000 SEED=1`; of some kinds alone
+# with ONLY="presets set", with calls of the label server where there is $(LABEL), on JOBS cores.
 CASES := 2400
 SEED := 0
+ONLY :=
+JOBS := 2
 .PHONY: fuzz
 fuzz: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --cases $(CASES) --seed $(SEED) --jobs 2
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --cases $(CASES) --seed $(SEED) --jobs $(JOBS) --only $(ONLY)
 
 # Its own target: where OpenVINO is installed it is used, and needs more memory than torch.
 .PHONY: test-openvino

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from attunet3d.errors import CheckpointError
 from attunet3d.io.writer import atomic_path
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
@@ -28,9 +31,33 @@ def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     content = read_tensors(path, "copy it again, or take other weights of the run")
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: holds no state dict of tensors")
+    for key, value in content.items():
+        if not isinstance(key, str) or not is_plain_tensor(value):
+            raise CheckpointError(
+                f"{path}: holds no state dict of tensors: {key!r:.80} is {_described(value)}; give a model.pt that "
+                "training wrote"
+            )
     return content
+
+
+def is_plain_tensor(value: Any) -> bool:
+    """Whether a value is a tensor whose numbers are there, each in its place: not sparse, quantized, nested or meta."""
+    return (
+        type(value) in (Tensor, nn.Parameter)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_nested
+    )
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    kind = "quantized" if value.is_quantized else "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
+    return f"a tensor that is {kind}"
 
 
 def read_tensors(path: Path, cure: str) -> Any:
@@ -43,7 +70,11 @@ def read_tensors(path: Path, cure: str) -> Any:
     if damage:
         raise CheckpointError(f"{path}: damaged ({damage}); {cure}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # what torch warns of, a format that is not its own or an old one, is refused
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a file that is not its own
         raise CheckpointError(f"{path}: not a checkpoint of tensors alone, so it is not loaded; {cure}") from error
 
@@ -123,9 +154,15 @@ def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | 
     for key, value in wanted.items():
         if given[key].shape != value.shape:
             return f"{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
-        if given[key].is_floating_point() and not bool(torch.isfinite(given[key]).all()):
+        if given[key].is_complex() or (value.is_floating_point() and given[key].dtype not in _FLOATS):
+            return f"{key} is of {_name(given[key].dtype)}, not of {_name(value.dtype)}"
+        if not bool(torch.isfinite(given[key].to(value.dtype)).all()):
             return f"{key} has values that are not finite"
     return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def save_weights(weights: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype = torch.float16) -> Path:

@@ -310,7 +310,7 @@ def build_network(definition: Mapping[str, object], allow_code: bool = False) ->
     module, _, name = target.rpartition(".")
     try:
         network = getattr(importlib.import_module(module), name)(**arguments)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # torch refuses sizes that are too large, or none, in many ways
         raise ConfigError(f"network_def cannot be built: {error}") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"network_def: {target!r} is no torch module")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,41 @@ def test_mean_of_runs(tmp_path: Path) -> None:
     other = save_weights({"w": torch.zeros(3), "n": torch.tensor(1)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match=r"other\.pt: does not fit .*1\.pt \(w is \(3,\), not \(2,\)\)"):
         mean_weights([*runs, other])
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda value: value.to("meta"), "meta"),
+        (lambda value: value.to_sparse(), "sparse_coo"),
+        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "quantized"),
+        (lambda value: value.tolist(), "a list"),
+        (lambda value: value.to(torch.complex64), "is of complex64, not of float32"),
+        (lambda value: value.to(torch.int32), "is of int32, not of float32"),
+        (lambda value: torch.full(value.shape, 1e300, dtype=torch.float64), "not finite"),
+    ],
+)
+def test_tensors_of_another_kind_are_refused(tmp_path: Path, change: Any, found: str) -> None:
+    """Before torch fails over them in its own words, or takes them for other numbers."""
+    state = small().state_dict()
+    name = next(iter(state))
+    torch.save({**state, name: change(state[name])}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)}.*{found}"):
+        load_weights(small(), tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize("name", [7, b"bytes"])
+def test_names_that_are_no_texts_are_refused(tmp_path: Path, name: Any) -> None:
+    torch.save({**small().state_dict(), name: torch.zeros(1)}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match="holds no state dict of tensors"):
+        load_weights(small(), tmp_path / "odd.pt")
+
+
+def test_an_archive_of_code_is_refused_without_a_word_of_torch(tmp_path: Path) -> None:
+    """Warnings are errors here."""
+    torch.save(small().state_dict(), tmp_path / "code.pt")
+    with zipfile.ZipFile(tmp_path / "code.pt", "a") as archive:
+        archive.writestr("archive/constants.pkl", b"")
+    with pytest.raises(CheckpointError, match="not a checkpoint of tensors alone"):
+        load_weights(small(), tmp_path / "code.pt")

@@ -117,7 +117,7 @@ def pancreas_labels(datalist: str | Path) -> list[Any]:
     values = content.get("pancreas_labels", [v for v, name in names.items() if name.lower() == "pancreas"] or [1])
     groups = [value if isinstance(value, list) else [value] for value in values] if isinstance(values, list) else []
     valid = all(group and all(type(value) is int and 1 <= value <= 255 for value in group) for group in groups)
-    if not groups or not valid:
+    if not groups or not valid or len({isinstance(value, list) for value in values}) > 1:
         raise ConfigError(
             f'{datalist}: "pancreas_labels" must be a list of label values from 1 to 255, or lists of them: {values}'
         )

@@ -19,6 +19,8 @@ from attunet3d.inferers.tiling import cover, scan
 _GPU_BATCH_VOXELS = 4_000_000
 # A network of five levels can halve twice this often enough; less context than this would not do.
 SMALLEST_SIDE = 32
+# No axis of a CT is longer on a grid of 2 mm; and in much longer windows torch takes many times what is planned for.
+LARGEST_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -86,20 +88,24 @@ class SlidingWindow:
         difference: bool = True,
     ) -> None:
         sides = [roi_size] if isinstance(roi_size, int) else list(roi_size)
-        if not sides or any(side == 0 or side < -1 for side in sides):
-            raise ConfigError(f"roi_size must be voxels, or -1 for a whole axis, got {roi_size}")
-        if not 0.0 <= overlap < 1.0:
+        if not sides or any(type(side) is not int or side == 0 or not -1 <= side <= LARGEST_SIDE for side in sides):
+            raise ConfigError(
+                f"roi_size must be voxels, or -1 for a whole axis, and at most {LARGEST_SIDE}, got {roi_size}"
+            )
+        if not _is_number(overlap) or not 0.0 <= overlap < 1.0:
             raise ConfigError(f"overlap must be in [0, 1), got {overlap}")
-        if sw_batch_size is not None and sw_batch_size < 1:
-            raise ConfigError(f"sw_batch_size must be at least 1, got {sw_batch_size}")
-        if max_window_voxels is not None and max_window_voxels < 1:
-            raise ConfigError(f"max_window_voxels must be at least 1, got {max_window_voxels}")
+        for name, count in {"sw_batch_size": sw_batch_size, "max_window_voxels": max_window_voxels}.items():
+            if count is not None and (type(count) is not int or count < 1):
+                raise ConfigError(f"{name} must be at least 1, got {count!r}; give a whole number")
+        for name, value in {"skip_below": skip_below, "body_threshold": body_threshold}.items():
+            if value is not None and not _is_number(value):
+                raise ConfigError(f"{name} must be a number or null, got {value!r}")
         self.roi_size = roi_size
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.sigma_scale = sigma_scale
-        self.skip_below = skip_below
-        self.body_threshold = body_threshold
+        self.skip_below = None if skip_below is None else float(skip_below)
+        self.body_threshold = None if body_threshold is None else float(body_threshold)
         self.max_window_voxels = max_window_voxels
         self.difference = difference
         self.progress: Progress | None = None
@@ -151,6 +157,12 @@ class SlidingWindow:
             return max(window, _GPU_BATCH_VOXELS)
         return window * self._batch(window, device)
 
+    def check_smallest(self, side: int) -> None:
+        """Raise ConfigError where a window has fewer voxels along an axis than a network needs."""
+        sides = [self.roi_size] if isinstance(self.roi_size, int) else self.roi_size
+        if any(0 < own < side for own in sides):
+            raise ConfigError(f"roi_size must be at least {side} voxels along each axis, got {self.roi_size}")
+
     def least_voxels(self, size: Sequence[int], smaller: bool) -> int:
         """Voxels per forward pass, at least, for an image of this size; ``smaller``: if windows may be as small as it
         takes."""
@@ -196,3 +208,7 @@ class SlidingWindow:
         if self.sw_batch_size is not None:
             return self.sw_batch_size
         return 1 if device.type == "cpu" else max(1, _GPU_BATCH_VOXELS // window_voxels)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

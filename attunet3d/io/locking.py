@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import IO
 
 from attunet3d.errors import OutputError
+from attunet3d.io.printable import one_line
 from attunet3d.io.writer import make_folder
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".run.lock"
+_MOST_TOLD = 300  # characters, of what the file says of the other run
 _held: dict[str, ExitStack] = {}
 
 
@@ -31,7 +33,7 @@ def locked(folder: Path, required: bool = True) -> Iterator[None]:
     """
     path = make_folder(folder) / LOCK
     try:
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from error
     with file:
@@ -39,9 +41,9 @@ def locked(folder: Path, required: bool = True) -> Iterator[None]:
             _lock(file)
         except BlockingIOError as error:
             file.seek(0)
+            other = one_line(file.read(_MOST_TOLD)) or "just started"
             raise OutputError(
-                f"{folder}: another run writes here ({file.read().strip() or 'just started'}); wait for it, or choose "
-                "another output folder"
+                f"{folder}: another run writes here ({other}); wait for it, or choose another output folder"
             ) from error
         except OSError as error:  # some network storage knows no locks
             if required:

@@ -22,6 +22,8 @@ from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import DONE, FAILED, Row, done_state
 from attunet3d.outputs import MASK_SUFFIXES, Outputs
 
+_LARGEST = 1e9  # mL, seconds
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -58,12 +60,22 @@ def finished(
             record["output"] == mask.name
             and record["output_format"] == outputs.output_format
             and record["input_state"] == state
+            and _is_ours(record, outputs.keep_uids)
             and made_with(record)
             and record["mask_sha256"] == file_sha256(mask)
         )
         return done(folder, case, record) if same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _is_ours(record: Mapping[str, Any], keep_uids: bool) -> bool:
+    """Whether all that the table repeats is as a run writes it: finite numbers, and no UIDs where none are wanted."""
+    numbers = [record["volume_ml"], *(record["seconds"].values() if isinstance(record["seconds"], dict) else [None])]
+    if not all(type(number) in (int, float) and 0 <= number <= _LARGEST for number in numbers):
+        return False
+    told = (record["input"], *record["warnings"])
+    return keep_uids or ("series_uid" not in record["source"] and all(without_uids(text) == text for text in told))
 
 
 def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Ended:

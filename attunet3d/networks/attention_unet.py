@@ -22,6 +22,8 @@ from attunet3d.networks.attention_gate import (
 
 GateName = Literal["grid", "additive"]
 UpsampleName = Literal["linear", "conv"]
+# What is larger no machine could train, and a config that asks for it has a slip of the pen, or means harm.
+MOST_CHANNELS, MOST_LEVELS = 2048, 10
 
 
 def double_conv(spatial_dims: int, in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
@@ -177,6 +179,12 @@ class AttentionUNet(nn.Module):
             raise ValueError(f"input_std must be above 0, got {input_std}")
         if auxiliary_channels < 0:
             raise ValueError(f"auxiliary_channels must not be negative, got {auxiliary_channels}")
+        most = max(*channels, in_channels, out_channels, auxiliary_channels)
+        if most > MOST_CHANNELS or max(len(channels), gates_per_skip) > MOST_LEVELS:
+            raise ValueError(
+                f"a network of more than {MOST_CHANNELS} channels, {MOST_LEVELS} levels or gates is a mistake, got "
+                f"channels {tuple(channels)[: MOST_LEVELS + 1]}, gates_per_skip {gates_per_skip}"
+            )
 
         self.channels = tuple(channels)
         self.input_mean = float(input_mean)

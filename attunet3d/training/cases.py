@@ -21,7 +21,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
-from attunet3d.errors import ConfigError, InputNotFoundError, only_own_error
+from attunet3d.errors import ConfigError, InputNotFoundError, UnreadableInputError, only_own_error
 from attunet3d.io.identity import input_files
 from attunet3d.io.writer import atomic_path, make_folder, write_text_atomic
 from attunet3d.progress import make_bar
@@ -79,7 +79,7 @@ class CachedCases(Dataset[Any]):
     def __getitem__(self, key: int) -> Any:
         """Item of a key from `CaseSampler`; keys below the number of cases are those of epoch 0."""
         index = key % len(self.data)
-        item = _mapped(self._once_prepared(index))
+        item = _mapped(self._once_prepared(index), self._stored)
         if "labelled" in self.data[index]:
             item["labelled"] = self.data[index]["labelled"]
         self._then.set_random_state(seed=int(np.random.SeedSequence((self.seed, key)).generate_state(1)[0]))
@@ -91,7 +91,7 @@ class CachedCases(Dataset[Any]):
         Raises:
             AttUNet3dError: the case cannot be read.
         """
-        return _mapped(self._prepared(index))
+        return _mapped(self._prepared(index), self._stored)
 
     def is_ready(self, index: int) -> bool:
         """Whether a case has been prepared."""
@@ -240,9 +240,26 @@ def loader_workers(device: torch.device | str, processes: int = 1) -> int:
     return max(1, min(8, cores // processes - 1))
 
 
-def _mapped(paths: Mapping[str, Path]) -> Case:
-    # Copy on write: torch wants arrays that can be written to, and nothing may change the files.
-    return {key: torch.from_numpy(np.load(path, mmap_mode="c")) for key, path in paths.items()}
+def _mapped(paths: Mapping[str, Path], stored: Mapping[str, type]) -> Case:
+    arrays = {key: _map(path, stored[key]) for key, path in paths.items()}
+    if len({array.shape for array in arrays.values()}) > 1:
+        raise _damaged(next(iter(paths.values())))
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+
+def _map(path: Path, dtype: type) -> np.ndarray:
+    try:
+        # Copy on write: torch wants arrays that can be written to, and nothing may change the files.
+        array = np.lib.format.open_memmap(path, mode="c")
+    except Exception as error:  # numpy has Python parse the header, and raises whatever that does
+        raise _damaged(path) from error
+    if array.dtype != dtype or array.ndim != 4 or array.shape[0] != 1 or array.size == 0:
+        raise _damaged(path)
+    return array
+
+
+def _damaged(path: Path) -> UnreadableInputError:
+    return UnreadableInputError(f"{path}: kept of a case, and damaged; remove it, and it is made again")
 
 
 def _sums(paths: Iterable[Path]) -> str:

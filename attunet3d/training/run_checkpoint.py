@@ -24,6 +24,7 @@ from attunet3d.io.writer import atomic_path, make_folder
 from attunet3d.training.averaging import AverageWeights
 from attunet3d.training.cases import CachedCases
 from attunet3d.training.history import TABLE, History
+from attunet3d.training.run_state import misfit, optimizer_fits
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +174,12 @@ class RunCheckpoint:
         """Moments and epoch from the state; learning rate, weight decay, ... as they are set for this run."""
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         rates = self.lr_scheduler.base_lrs
-        self.optimizer.load_state_dict(optimizer)
-        self.lr_scheduler.load_state_dict(lr_scheduler)
+        groups = [
+            {**own, "params": group["params"]} for own, group in zip(settings, optimizer["param_groups"], strict=True)
+        ]
+        self.optimizer.load_state_dict({"state": optimizer["state"], "param_groups": groups})
+        # All else that it holds would become an attribute, whatever its name.
+        self.lr_scheduler.last_epoch = lr_scheduler["last_epoch"]
         self.lr_scheduler.base_lrs = rates
         for group, values, rate, factor in zip(
             self.optimizer.param_groups, settings, rates, self.lr_scheduler.lr_lambdas, strict=True
@@ -187,11 +192,11 @@ class RunCheckpoint:
             raise CheckpointError(f"{path}: the run has seed {state['seed']}, not {self.seed}; resume it with that")
         self._check_cases(path, state["cases"])
         fit_weights(self.network, state["network"], path)
-        try:
-            self._load_optimizer(state["optimizer"], state["lr_scheduler"])
-            self.average.load_state_dict(state["average"])
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: the optimizer is another one ({error}); resume with its presets") from error
+        fit_weights(self.average.network, state["average"]["network"], path)
+        self.average.steps = state["average"]["steps"]
+        if not optimizer_fits(state["optimizer"], self.optimizer):
+            raise CheckpointError(f"{path}: the optimizer is another one; resume with its presets")
+        self._load_optimizer(state["optimizer"], state["lr_scheduler"])
         self.best = state["best"]
         self.history.rows = list(state["history"])
         engine.state.epoch = state["epoch"]
@@ -231,7 +236,7 @@ def _read(path: Path) -> dict[str, Any]:
         state = read_tensors(path, cure)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: not the state of a run: {str(error).removeprefix(f'{path}: ')}") from error
-    wanted = {"epoch", "best", "seed", "cases", "network", "optimizer", "lr_scheduler", "average", "history"}
-    if not isinstance(state, dict) or set(state) != wanted or not isinstance(state["cases"], list):
-        raise CheckpointError(f"{path}: not the state of a run, or of another version of attunet3d; {cure}")
-    return state
+    wrong = misfit(state)
+    if wrong is not None:
+        raise CheckpointError(f"{path}: not the state of a run, or of another version of attunet3d ({wrong}); {cure}")
+    return dict(state)

@@ -179,7 +179,7 @@ def test_label_values_of_the_pancreas_come_with_the_datalist(dataset: Path) -> N
     assert pancreas_labels(write(dataset, labels={"0": "background", "1": "spleen", "11": "Pancreas"})) == [11]
     assert pancreas_labels(write(dataset, labels={"1": "pancreas"}, pancreas_labels=[2])) == [2]
     assert pancreas_labels(write(dataset, labels={"1": "organ", "2": "tumour"})) == [1]
-    for wrong in ([], "1", ["1"], [[]], [True], [1.5], [0], [256], [[1], [0]], None):
+    for wrong in ([], "1", ["1"], [[]], [True], [1.5], [0], [256], [[1], [0]], [1, [2]], [[1], 2], None):
         path = write(dataset, training=CASES, pancreas_labels=wrong)
         with pytest.raises(ConfigError, match="pancreas_labels"):
             pancreas_labels(path)

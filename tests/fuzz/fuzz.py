@@ -1,187 +1,59 @@
-"""Damage inputs in thousands of ways and segment each: a mask or a typed error, and nothing else, is what may come out.
+"""Damage inputs in thousands of ways: a good result or a typed error, and nothing else, is what may come of each.
 
     python tests/fuzz/fuzz.py --cases 2400 --seed 0
 
-A case runs as `attunet3d segment` does, in a child process with limits of time and memory; a child that dies or hangs
-is a failure like any other, and the next case gets a new one. `--only N` repeats one case and keeps its input.
+Inputs are CTs and label maps, manifests, datalists, presets and values of --set, weights, the state and the cache of
+training, records and tables of runs, and, where MONAI Label is installed in .venv-label, calls of its server. A case
+runs as the program does, in a child process with limits of time and memory; a child that dies or hangs is a failure
+like any other, and the next case gets a new one. `--case N` repeats one case and keeps its input.
 """
 
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import json
 import os
-import resource
 import select
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
-import warnings
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import numpy as np
-
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), *(str(HERE.parent / folder) for folder in ("", "io", "training")), str(ROOT)]
 
-from fuzz_inputs import PATIENT, write_inputs  # noqa: E402
-from fuzz_mutations import mutate  # noqa: E402
+from fuzz_plan import MIX, Outcome, group_of, numbers, table  # noqa: E402
 
 SECONDS = 900.0  # of one case, and to start: more is a hang, even on a slow machine; the slowest is told in the table
-MORE_BYTES = 2**30  # that one case may take, resident, beyond what the process holds
-MORE_ADDRESSES = 6 * 2**30  # and reserved, which costs nothing
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Of one case: "mask", an error's class, or in `failure` what must not happen."""
-
-    case: int
-    kind: str
-    outcome: str
-    failure: str = ""
-    seconds: float = 0.0
-    peak_mb: float = 0.0  # beyond what the process held before
-
-
-def make_case(inputs: dict[str, Path], seed: int, case: int, folder: Path) -> tuple[str, Path]:
-    """The damaged input of this seed and number, in `folder`, and its kind."""
-    kinds = list(inputs)
-    kind = kinds[case % len(kinds)]
-    source = inputs[kind]
-    whole = source if source.is_dir() else source.parent
-    shutil.copytree(whole, folder)
-    path = folder if source.is_dir() else folder / source.name
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mutate(np.random.default_rng([seed, case]), path)
-    return kind, path
-
-
-def run_case(session: Any, path: Path, output: Path, uneven: bool = False) -> tuple[str, str]:
-    """The outcome of one input, and what is wrong with that, if anything is; `uneven` as the session allows it."""
-    from attunet3d.errors import AttUNet3dError
-    from attunet3d.io.printable import one_line
-    from attunet3d.io.reader import open_ct
-
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        (case,) = session.segment_all([path], output, names=["case"])
-    error = case.error
-    left = sorted(p.name for p in output.iterdir()) if output.is_dir() else []
-    said, wrong = one_line(error) if error else "", []
-    if error is None:
-        outcome = "mask"
-        if left != ["case_seg.json", "case_seg.nii.gz"]:
-            wrong.append(f"files {left}")
-        else:
-            said = (output / "case_seg.json").read_text(encoding="utf-8")
-            shape = list(_shape_on_disk(output / "case_seg.nii.gz"))
-            if not shape == json.loads(said)["geometry"]["shape"] == list(open_ct(path, allow_uneven=uneven).shape):
-                wrong.append(f"mask of shape {shape}")
-            said = "".join(json.loads(said)["warnings"])
-    else:
-        outcome = type(error).__name__
-        if not isinstance(error, AttUNet3dError):
-            wrong.append("".join(traceback.format_exception(error)))
-        if left:
-            wrong.append(f"left behind: {left}")
-    wrong += [f"warning: {w.category.__name__}: {w.message} ({w.filename}:{w.lineno})" for w in warned]
-    wrong += [f"quotes {name}: {said}" for name, value in PATIENT.items() if value in said]
-    if not said.isprintable():
-        wrong.append(f"not printable: {said!r}")
-    return outcome, "; ".join(wrong)
-
-
-def _shape_on_disk(path: Path) -> tuple[int, ...]:
-    import nibabel as nib
-
-    return tuple(nib.load(path).shape)
-
-
-def work(seed: int, inputs: dict[str, Path], scratch: Path) -> None:
-    """A child: case numbers on stdin, outcomes as JSON lines on what was stdout."""
-    import torch
-    from conftest import TINY
-
-    from attunet3d import AttentionUNet, Segmenter
-
-    faulthandler.enable()
-    torch.set_num_threads(1)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    torch.manual_seed(3)
-    weights = scratch / "model.pt"
-    torch.save(AttentionUNet(channels=TINY["channels"]).state_dict(), weights)
-    settings = {**TINY, "scales": [1.0], "device": "cpu", "precision": "fp32", "backend": "torch", "memory_limit": 2.0}
-    sessions = [Segmenter(weights, allow_uneven=uneven, **settings) for uneven in (False, True)]
-    whole = next(path for path in inputs.values() if path.is_file())
-    for session in sessions:
-        session.segment(whole)  # what is imported and allocated once does not count
-    soft = _memory("VmSize") + MORE_ADDRESSES
-    resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
-    print(json.dumps("ready"), file=answers, flush=True)
-    for line in sys.stdin:
-        case = int(line)
-        folder = scratch / f"case{case}"
-        start, base = time.perf_counter(), _reset_peak()
-        kind = list(inputs)[case % len(inputs)]
-        try:
-            _, path = make_case(inputs, seed, case, folder / "input")
-            uneven = bool(case // len(inputs) % 2)
-            outcome, failure = run_case(sessions[uneven], path, folder / "output", uneven)
-        except Exception:
-            outcome, failure = "check failed", traceback.format_exc()
-        more = _memory("VmHWM") - base
-        if more > MORE_BYTES:
-            failure += f" took {more >> 20} MiB"
-        seconds = time.perf_counter() - start
-        found = Outcome(case, kind, outcome, failure.strip(), round(seconds, 3), round(more / 1e6, 1))
-        if not failure:
-            shutil.rmtree(folder)
-        print(json.dumps(vars(found)), file=answers, flush=True)
-
-
-def _memory(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {field} in /proc/self/status: the fuzz test needs Linux")
-
-
-def _reset_peak() -> int:
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    return _memory("VmRSS")
+LABEL_PYTHON = Path(os.environ.get("LABEL_PYTHON", ROOT / ".venv-label" / "bin" / "python"))
 
 
 class Child:
     """A process that works on one case after the other."""
 
-    def __init__(self, seed: int, originals: Path, scratch: Path) -> None:
+    def __init__(self, seed: int, groups: Sequence[str], scratch: Path, python: str) -> None:
         self.errors = scratch / "stderr"
-        command = [sys.executable, __file__, "--worker", str(originals), str(scratch), "--seed", str(seed)]
+        shutil.rmtree(scratch / "sound", ignore_errors=True)
+        command = [python, __file__, "--worker", str(scratch), "--seed", str(seed), "--only", *groups]
         with self.errors.open("a") as stderr:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             )
-        if self._answer(SECONDS) != "ready":
+        if not self._answer(SECONDS):
             raise RuntimeError(f"the worker does not start: {self.errors.read_text()[-2000:]}")
 
-    def run(self, case: int, kind: str) -> Outcome:
+    def run(self, case: int) -> Outcome:
         self.errors.write_text("")
         if self.process.stdin is None:
             raise RuntimeError("no pipe to the worker")
@@ -193,9 +65,10 @@ class Child:
             return Outcome(**answer)
         seconds = time.perf_counter() - start
         self.end()
+        kind = group_of(case)
         if answer is None:
             return Outcome(case, kind, "hang", f"no answer in {SECONDS:g} s", seconds)
-        said = self.errors.read_text().partition("Extension modules")[0]
+        said = self.errors.read_text(errors="replace").partition("Extension modules")[0]
         return Outcome(case, kind, "crash", f"exit status {self.process.returncode}: {said[-1500:]}", seconds)
 
     def _answer(self, seconds: float) -> Any:
@@ -210,7 +83,7 @@ class Child:
         if self.process.stdin:
             self.process.stdin.close()
         try:
-            self.process.wait(1 if self.process.stdout and self.process.poll() is None else 0)
+            self.process.wait(60 if self.process.stdout and self.process.poll() is None else 0)
         except subprocess.TimeoutExpired:
             self.process.kill()
         self.process.wait()
@@ -218,62 +91,51 @@ class Child:
             self.process.stdout.close()
 
 
-def fuzz(cases: Sequence[int], seed: int, jobs: int, folder: Path, kind: str = "") -> list[Outcome]:
+def fuzz(cases: Sequence[int], seed: int, jobs: int, folder: Path) -> list[Outcome]:
     """The outcomes of these cases, in order; inputs of failures are kept in `folder`."""
-    originals = folder / "originals"
-    originals.mkdir(parents=True)
-    inputs = write_inputs(originals)
-    (originals / "inputs.json").write_text(json.dumps({kind: str(path) for kind, path in inputs.items()}))
-    kinds = list(inputs)
-    queue: SimpleQueue[int] = SimpleQueue()
-    for case in cases:
-        if kinds[case % len(kinds)].startswith(kind):
-            queue.put(case)
     found: list[Outcome] = []
-
-    def drive(number: int) -> None:
-        scratch = folder / f"worker{number}"
-        scratch.mkdir()
-        child: Child | None = None
-        try:
-            while True:
-                try:
-                    case = queue.get_nowait()
-                except Empty:
-                    return
-                child = child or Child(seed, originals, scratch)
-                outcome = child.run(case, kinds[case % len(kinds)])
-                found.append(outcome)
-                if child.process.poll() is not None:
-                    child = None
-                if outcome.failure:
-                    print(f"FAILED seed {seed} case {case} ({outcome.kind}): {outcome.outcome}: {outcome.failure}")
-        finally:
-            if child:
-                child.end()
-
-    threads = [threading.Thread(target=drive, args=(n,)) for n in range(jobs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    running: list[Future[None]] = []
+    threads = ThreadPoolExecutor(jobs + 1)
+    for name, python, many, chosen in (
+        ("worker", sys.executable, jobs, [case for case in cases if group_of(case) != "rest"]),
+        ("rest", str(LABEL_PYTHON), 1, [case for case in cases if group_of(case) == "rest"]),
+    ):
+        queue: SimpleQueue[int] = SimpleQueue()
+        for case in chosen:
+            queue.put(case)
+        groups = sorted({group_of(case) for case in chosen})
+        for number in range(many if chosen else 0):
+            scratch = folder / f"{name}{number}"
+            arguments = (queue, seed, groups, scratch, python, found)
+            running.append(threads.submit(_drive, *arguments))
+    for one in running:
+        one.result()
     return sorted(found, key=lambda outcome: outcome.case)
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
-    """Counts by outcome and by kind of input, and the extremes."""
-    failed = [o for o in outcomes if o.failure]
-    lines = [f"{len(outcomes)} cases, {len(failed)} failures", "", "outcome"]
-    lines += [f"  {count:6d}  {name}" for name, count in Counter(o.outcome for o in outcomes).most_common()]
-    lines += ["", "input                              cases   masks  errors  failures"]
-    for kind in dict.fromkeys(o.kind for o in outcomes):
-        of = [o for o in outcomes if o.kind == kind]
-        masks, bad = sum(o.outcome == "mask" for o in of), sum(bool(o.failure) for o in of)
-        lines.append(f"  {kind:32s} {len(of):6d}  {masks:6d}  {len(of) - masks:6d}  {bad:8d}")
-    slowest, largest = max(outcomes, key=lambda o: o.seconds), max(outcomes, key=lambda o: o.peak_mb)
-    lines += ["", f"slowest: case {slowest.case}, {slowest.seconds:.2f} s ({slowest.kind}, {slowest.outcome})"]
-    lines += [f"most memory: case {largest.case}, {largest.peak_mb:.0f} MB more than before it ({largest.kind})"]
-    return "\n".join(lines)
+def _drive(
+    queue: SimpleQueue[int], seed: int, groups: Sequence[str], scratch: Path, python: str, found: list[Outcome]
+) -> None:
+    scratch.mkdir(parents=True)
+    child: Child | None = None
+    try:
+        while True:
+            try:
+                case = queue.get_nowait()
+            except Empty:
+                return
+            child = child or Child(seed, groups, scratch, python)
+            outcome = child.run(case)
+            found.append(outcome)
+            if child.process.poll() is not None:
+                child = None
+            if outcome.failure:
+                print(
+                    f"FAILED seed {seed} case {case} ({outcome.kind}): {outcome.outcome}: {outcome.failure}", flush=True
+                )
+    finally:
+        if child:
+            child.end()
 
 
 def main() -> int:
@@ -281,31 +143,35 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--kind", default="", help="only inputs whose kind begins so, such as nrrd or 'dicom RLE'")
-    parser.add_argument("--only", type=int, help="run this case alone and keep its input")
-    parser.add_argument("--worker", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="*", choices=list(MIX), default=[], help="cases of these alone")
+    parser.add_argument("--case", type=int, help="run this case alone and keep its input")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        originals, scratch = options.worker
-        named = json.loads((originals / "inputs.json").read_text())
-        work(options.seed, {kind: Path(path) for kind, path in named.items()}, scratch)
+        if options.only == ["rest"]:
+            from fuzz_rest import work as work_rest
+
+            work_rest(options.seed, options.worker)
+        else:
+            from fuzz_worker import work
+
+            work(options.seed, options.only, options.worker)
         return 0
+    left_out = [] if LABEL_PYTHON.is_file() else ["rest"]
+    if left_out:
+        print("calls of the label server are left out: there is no .venv-label, see `make label`")
+    cases = numbers(options.cases, options.only, left_out) if options.case is None else [options.case]
+    if not cases:
+        parser.error("nothing is left of these cases")
     folder = Path(tempfile.mkdtemp(prefix="attunet3d-fuzz-"))
-    cases = range(options.cases) if options.only is None else [options.only]
-    outcomes = fuzz(cases, options.seed, options.jobs, folder, options.kind)
-    if not outcomes:
-        parser.error(f"none of these cases is of a kind that begins with {options.kind!r}")
+    outcomes = fuzz(cases, options.seed, options.jobs, folder)
     print(table(outcomes))
-    if options.only is not None:
-        inputs = json.loads((folder / "originals" / "inputs.json").read_text())
-        kept = folder / "input"
-        make_case({kind: Path(path) for kind, path in inputs.items()}, options.seed, options.only, kept)
-        print(f"the input is {kept}")
-        return int(bool(outcomes[0].failure))
-    shutil.rmtree(folder)
     failed = any(o.failure for o in outcomes)
     if failed:
-        print(f"repeat one with: python tests/fuzz/fuzz.py --seed {options.seed} --only N")
+        command = f"python tests/fuzz/fuzz.py --seed {options.seed} --case N"
+        print(f"inputs of faults are in {folder}; repeat one with: {command}")
+    else:
+        shutil.rmtree(folder)
     return int(failed)
 
 

@@ -69,10 +69,11 @@ def mutate(rng: Rng, path: Path) -> None:
             kinds = [_bytes, _nifti_field, _unpacked_bytes]
         else:
             kinds = [_bytes, _text_header, _text_header]
-        _any(rng, kinds)(rng, path)
+        any_of(rng, kinds)(rng, path)
 
 
-def _any(rng: Rng, choices: list[Any]) -> Any:
+def any_of(rng: Rng, choices: list[Any]) -> Any:
+    """One of them, each as likely."""
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -86,8 +87,9 @@ def _position(rng: Rng, size: int) -> int:
     return int(rng.integers(min(size, 1200) if rng.random() < 0.5 else size)) if size else 0
 
 
-def _damaged(rng: Rng, data: bytearray) -> bytes:
-    at, how = _position(rng, len(data)), int(rng.integers(8))
+def damaged_bytes(rng: Rng, data: bytearray) -> bytes:
+    """Bytes flipped, overwritten, cut off, inserted, removed, or spliced in from another place."""
+    at, how = _position(rng, len(data)), int(rng.integers(9))
     length = int(rng.integers(1, 64))
     if how == 0:
         for _ in range(int(rng.integers(1, 9))):
@@ -102,24 +104,24 @@ def _damaged(rng: Rng, data: bytearray) -> bytes:
     elif how == 4:
         del data[at : at + length]
     elif how == 5:
-        huge = _any(rng, HUGE)
+        huge = any_of(rng, HUGE)
         data[at : at + len(huge)] = huge
     elif how == 6:
-        data[at : at + length] = bytes([_any(rng, [0, 0x20, 0x7F, 0x80, 0xFF])]) * length
+        data[at : at + length] = bytes([any_of(rng, [0, 0x20, 0x7F, 0x80, 0xFF])]) * length
     else:
         source = _position(rng, len(data))
-        data[at : at + length] = data[source : source + length]
+        data[at : at + (length if how == 7 else 0)] = data[source : source + length]
     return bytes(data)
 
 
 def _bytes(rng: Rng, path: Path) -> None:
-    victim = _any(rng, _files(path))
-    victim.write_bytes(_damaged(rng, bytearray(victim.read_bytes())))
+    victim = any_of(rng, _files(path))
+    victim.write_bytes(damaged_bytes(rng, bytearray(victim.read_bytes())))
 
 
 def _in_folder(rng: Rng, folder: Path) -> None:
     files = _files(folder)
-    a, b = _any(rng, files), _any(rng, files)
+    a, b = any_of(rng, files), any_of(rng, files)
     how = int(rng.integers(8))
     if how == 0:
         a.unlink()
@@ -146,7 +148,7 @@ def _in_folder(rng: Rng, folder: Path) -> None:
 
 def _dicom_header(rng: Rng, folder: Path) -> None:
     files = _files(folder)
-    victims = files if rng.random() < 0.5 else [_any(rng, files)]
+    victims = files if rng.random() < 0.5 else [any_of(rng, files)]
     change = _header_change(rng)
     for path in victims:
         before = path.read_bytes()
@@ -159,7 +161,7 @@ def _dicom_header(rng: Rng, folder: Path) -> None:
 
 
 def _header_change(rng: Rng) -> Callable[[Any], None]:
-    name = _any(rng, TAGS)
+    name = any_of(rng, TAGS)
     tag = pydicom.datadict.tag_for_keyword(name)
     vr = pydicom.datadict.dictionary_VR(tag).split()[0]
     how = int(rng.integers(7))
@@ -168,7 +170,7 @@ def _header_change(rng: Rng) -> Callable[[Any], None]:
     if how == 1:
         return lambda ds: ds.add(DataElement(tag, vr, None))
     if how == 2:
-        syntax = _any(rng, SYNTAXES)
+        syntax = any_of(rng, SYNTAXES)
 
         def set_syntax(ds: Any) -> None:
             ds.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
@@ -182,16 +184,16 @@ def _header_change(rng: Rng) -> Callable[[Any], None]:
             nested = outer
         return lambda ds: ds.add(DataElement(tag, "SQ", Sequence([copy.deepcopy(nested)])))
     if how == 4:  # bytes under another VR than the dictionary's
-        other, data = _any(rng, VRS[:-1]), rng.bytes(2 * int(rng.integers(0, 9)))
+        other, data = any_of(rng, VRS[:-1]), rng.bytes(2 * int(rng.integers(0, 9)))
         return lambda ds: ds.add(pydicom.dataelem.RawDataElement(tag, other, len(data), data, 0, False, True))
-    number = int(_any(rng, SMALL))
+    number = int(any_of(rng, SMALL))
     if vr in ("US", "SS"):
         return lambda ds: ds.add(DataElement(tag, "US", number))
     if vr in ("DS", "IS"):
-        value = [_any(rng, NUMBERS) for _ in range(int(_any(rng, [1, 2, 3, 6])))]
+        value = [any_of(rng, NUMBERS) for _ in range(int(any_of(rng, [1, 2, 3, 6])))]
         data = "\\".join(value).encode()
     elif how == 5:
-        data = "\\".join(_any(rng, TEXTS) for _ in range(int(rng.integers(1, 4)))).encode(errors="surrogateescape")
+        data = "\\".join(any_of(rng, TEXTS) for _ in range(int(rng.integers(1, 4)))).encode(errors="surrogateescape")
     else:
         data = str(number).encode()
     data += b" " * (len(data) % 2)
@@ -199,9 +201,9 @@ def _header_change(rng: Rng) -> Callable[[Any], None]:
 
 
 def _nifti_field(rng: Rng, path: Path) -> None:
-    kind = _any(rng, [nib.Nifti1Header, nib.Nifti1Header, nib.Nifti2Header])
+    kind = any_of(rng, [nib.Nifti1Header, nib.Nifti1Header, nib.Nifti2Header])
     fields = kind.template_dtype.fields
-    dtype, at = fields[_any(rng, list(fields))][:2]
+    dtype, at = fields[any_of(rng, list(fields))][:2]
     item = dtype.base
     values: list[Any] = [0, 1, -1, 2, 3, 7, 8, 255, 32767, 10**6]
     if item.kind == "f":
@@ -209,13 +211,13 @@ def _nifti_field(rng: Rng, path: Path) -> None:
     if item.itemsize == 8 and item.kind == "i":
         values += [2**31, 2**62, -(2**62)]
     with np.errstate(all="ignore"):
-        value = rng.bytes(item.itemsize) if item.kind == "S" else np.array(_any(rng, values)).astype(item).tobytes()
+        value = rng.bytes(item.itemsize) if item.kind == "S" else np.array(any_of(rng, values)).astype(item).tobytes()
     at += item.itemsize * int(rng.integers(max(1, int(np.prod(dtype.shape)))))
     _rewrite(path, lambda data: data[:at] + value + data[at + len(value) :])
 
 
 def _unpacked_bytes(rng: Rng, path: Path) -> None:
-    _rewrite(path, lambda data: _damaged(rng, bytearray(data)))
+    _rewrite(path, lambda data: damaged_bytes(rng, bytearray(data)))
 
 
 def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -268,7 +270,7 @@ def _text_header(rng: Rng, path: Path) -> None:
         "-",
         "key:=" + "x" * 900,
     ]
-    word = _any(rng, nasty).encode()
+    word = any_of(rng, nasty).encode()
     if how == 0:
         del lines[k]
     elif how == 1:
@@ -277,10 +279,10 @@ def _text_header(rng: Rng, path: Path) -> None:
         words[int(rng.integers(len(words)))] = word
         lines[k] = key + separator + b" " + b" ".join(words)
     elif how == 3:
-        extra = _any(
+        extra = any_of(
             rng, ["CompressedDataSize = ", "HeaderSize = ", "data file: ", "byte skip: ", "line skip: ", "NDims = "]
         )
-        extra = _any(
+        extra = any_of(
             rng, [extra, "CompressedData = ", "encoding: ", "sizes: ", "DimSize = ", "ElementNumberOfChannels = "]
         )
         lines.insert(min(1 + int(rng.integers(len(lines))), len(lines) - 1), extra.encode() + word)

@@ -483,3 +483,27 @@ def test_numbers_below_one_and_axes_that_are_missing_are_refused() -> None:
         SlidingWindow(16, max_window_voxels=0)
     with pytest.raises(ConfigError, match=r"roi_size \(16, 16\) has 2 axes, the image 3"):
         SlidingWindow((16, 16))(torch.zeros(1, 1, 16, 16, 16), Foreground())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"roi_size": (16.0, 16, 16)}, "roi_size must be voxels"),
+        ({"roi_size": (16, True, 16)}, "roi_size must be voxels"),
+        ({"roi_size": (32, 32, 3232)}, "at most 1024"),
+        ({"roi_size": 16, "sw_batch_size": 1.5}, "sw_batch_size must be at least 1, got 1.5; give a whole number"),
+        ({"roi_size": 16, "max_window_voxels": "9"}, "max_window_voxels must be .*, got '9'"),
+        ({"roi_size": 16, "overlap": "0"}, "overlap must be"),
+        ({"roi_size": 16, "skip_below": [0]}, r"skip_below must be a number or null, got \[0\]"),
+        ({"roi_size": 16, "body_threshold": 10**400}, "body_threshold must be a number or null"),
+    ],
+)
+def test_what_is_no_number_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SlidingWindow(**arguments)
+
+
+def test_windows_too_small_for_a_network_are_refused() -> None:
+    SlidingWindow((16, -1, 16)).check_smallest(16)
+    with pytest.raises(ConfigError, match=r"at least 16 voxels along each axis, got \[7, 32, 32\]"):
+        SlidingWindow([7, 32, 32]).check_smallest(16)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from dicom_files import phantom, write_series
 from attunet3d import outputs
 from attunet3d.errors import OutputError
 from attunet3d.io.locking import LOCK
-from attunet3d.many.ended import is_unchanged
+from attunet3d.many.ended import finished, is_unchanged, state_of_input
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import Row
 from attunet3d.many.worker import Job, Worker
+from attunet3d.outputs import Outputs
 from attunet3d.segmenter import Segmenter
 
 SESSION = {"device": "cpu", "precision": "fp32", **TINY}
@@ -232,3 +234,46 @@ def test_a_name_that_is_too_long_is_the_case_s_own_fault(
 
     monkeypatch.setattr("nibabel.save", refused)
     assert loaded.segment(ManyCase("a", str(ct))).row.error_type == "OutputError"
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("volume_ml", float("nan")),
+        ("volume_ml", 10**400),
+        ("volume_ml", "7"),
+        ("seconds", [["read", 1.0]]),
+        ("seconds", {"read": float("inf")}),
+        ("warnings", 7),
+    ],
+)
+def test_a_record_that_no_run_writes_is_not_gone_by(loaded: Worker, out: Path, ct: Path, part: str, value: Any) -> None:
+    case = ManyCase("a", str(ct))
+    row = loaded.segment(case).row
+    record = out / "a_seg.json"
+    sound = record.read_text()
+    state = state_of_input(out, case)
+    found = partial(finished, out, Outputs(out), loaded._session.made_with, case, state)
+    ended = found()
+    assert ended is not None
+    assert ended.row == row
+    record.write_text(json.dumps({**json.loads(sound), part: value}))
+    assert found() is None
+
+
+def test_a_record_with_uids_is_not_gone_by_where_none_are_wanted(loaded: Worker, out: Path, ct: Path) -> None:
+    case = ManyCase("a", str(ct))
+    loaded.segment(case)
+    record = out / "a_seg.json"
+    sound = json.loads(record.read_text())
+    state = state_of_input(out, case)
+    made_with = loaded._session.made_with
+    assert finished(out, Outputs(out, keep_uids=False), made_with, case, state) is not None
+    for change in (
+        {"warnings": ["series 1.2.840.113619.2.55.3: slices are missing"]},
+        {"input": "1.2.840.113619.2.55.3"},
+        {"source": {**sound["source"], "series_uid": "1.2.840.113619.2.55.3"}},
+    ):
+        record.write_text(json.dumps({**sound, **change}))
+        assert finished(out, Outputs(out, keep_uids=False), made_with, case, state) is None
+        assert finished(out, Outputs(out), made_with, case, state) is not None

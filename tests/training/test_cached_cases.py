@@ -480,3 +480,28 @@ def test_processes_that_load_where_there_is_no_affinity(monkeypatch: pytest.Monk
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert loader_workers("mps") == 5
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda array: array.astype("f8"),
+        lambda array: array[0],
+        lambda array: array[..., None],
+        lambda array: array[:, :3],
+        lambda array: np.array([print], object),
+        lambda array: array.astype(array.dtype.newbyteorder(">")) if array.dtype.itemsize > 1 else array.astype("U1"),
+    ],
+)
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_what_is_forged_on_disk_is_refused(data: list[dict[str, str]], tmp_path: Path, forge: Any, key: str) -> None:
+    """With checksums that are right."""
+    cases = CachedCases(data[:1], steps(), tmp_path / "cache")
+    cases.prepare(0)
+    (path,) = (tmp_path / "cache").glob(f"*_{key}.npy")
+    np.save(path, forge(np.load(path)), allow_pickle=True)
+    sums, paths = cases._kept(0)
+    sums.write_text(cases_module._sums(paths.values()))
+    assert cases.is_sound(0)
+    with pytest.raises(UnreadableInputError, match=r"\.npy: kept of a case, and damaged; remove it"):
+        cases.load(0)

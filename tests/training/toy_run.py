@@ -69,13 +69,14 @@ class ToyRun:
     seed: int = 0
     warmup: int = 0
     loss: Callable[[Tensor, Tensor], Tensor] = squared_error
+    optimizer_of: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
     more: Sequence[Callable[[ToyRun], Any]] = ()  # handlers made for this run, after the others
     network: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.network.weight)
-        self.optimizer = torch.optim.SGD(self.network.parameters(), RATE)
+        self.optimizer = self.optimizer_of(self.network.parameters(), RATE)
         schedule = warmup_polynomial(self.optimizer, self.warmup, self.max_epochs, power=1.0)
         self.average = AverageWeights(self.network, self.decay)
         data = [{"image": torch.tensor([x]), "label": torch.tensor([y])} for x, y in self.pairs]
