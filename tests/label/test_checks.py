@@ -84,7 +84,7 @@ def test_a_header_that_does_not_end_is_refused() -> None:
     ids=["NRRD", "MetaImage", "HDF5", "gzip", "empty"],
 )
 def test_an_uploaded_file_is_of_the_format_of_its_name(name: str, start: bytes) -> None:
-    with pytest.raises(ConfigError, match="by what it holds|voxels in it"):
+    with pytest.raises(ConfigError, match=r"by what it holds|voxels in it"):
         checks.check_content(name, io.BytesIO(start))
 
 
