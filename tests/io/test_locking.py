@@ -46,7 +46,7 @@ def test_what_another_run_is_called_is_made_fit_for_terminals(tmp_path: Path) ->
     with locked(tmp_path):
         (tmp_path / ".run.lock").write_bytes(b"\xff\x1b[2J\nrun" + b"x" * 10_000)
         with (
-            pytest.raises(OutputError, match=r"another run writes here \(\W+\[2J runx{200,300}\); wait"),
+            pytest.raises(OutputError, match=r"another run writes here \(\W\\x1b\[2J runx{200,300}\); wait"),
             locked(tmp_path),
         ):
             pass
