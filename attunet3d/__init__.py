@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attunet3d._huge_pages import ask_for_huge_pages
 from attunet3d._lazy import lazy_names
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 _PUBLIC = {
     "AttUNet3dError": "errors",

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,9 +250,11 @@ def _mapped(paths: Mapping[str, Path], stored: Mapping[str, type]) -> Case:
 
 def _map(path: Path, dtype: type) -> np.ndarray:
     try:
-        # Copy on write: torch wants arrays that can be written to, and nothing may change the files.
-        array = np.lib.format.open_memmap(path, mode="c")
-    except Exception as error:  # numpy has Python parse the header, and raises whatever that does
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the header, which numpy has Python parse
+            # Copy on write: torch wants arrays that can be written to, and nothing may change the files.
+            array = np.lib.format.open_memmap(path, mode="c")
+    except Exception as error:  # the parser raises whatever it likes
         raise _damaged(path) from error
     if array.dtype != dtype or array.ndim != 4 or array.shape[0] != 1 or array.size == 0:
         raise _damaged(path)

@@ -28,6 +28,7 @@ _ALIGNED_TOLERANCE = 1e-3
 Taps = tuple[Tensor, Tensor, Tensor]
 # Shares of two classes that differ by less are equal but for rounding.
 _TIE = 1e-4
+_SPACINGS = (0.01, 1000.0)  # mm
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Gri
     It is centred on ``source``, so that no side is favoured. Oblique and sheared sources get their bounding box.
 
     Raises:
-        ConfigError: the spacing is not positive.
+        ConfigError: the spacing is no length in mm that a grid can have.
     """
     step = np.broadcast_to(np.asarray(spacing, dtype=np.float64), (3,))
-    if not (step > 0).all():
-        raise ConfigError(f"spacing must be positive millimetres, got {spacing}")
+    least, most = _SPACINGS
+    if not ((step >= least) & (step <= most)).all():  # nor NaN
+        raise ConfigError(f"spacing must be {least:g} to {most:g} mm, got {spacing}")
     sides = [(-0.5, n - 0.5) for n in source.shape]
     corners = np.array([(x, y, z, 1.0) for x in sides[0] for y in sides[1] for z in sides[2]])
     edges = (corners @ np.asarray(source.affine, dtype=np.float64).T)[:, :3]

@@ -505,3 +505,11 @@ def test_what_is_forged_on_disk_is_refused(data: list[dict[str, str]], tmp_path:
     assert cases.is_sound(0)
     with pytest.raises(UnreadableInputError, match=r"\.npy: kept of a case, and damaged; remove it"):
         cases.load(0)
+
+
+def test_a_header_that_python_would_warn_of_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((1, 2, 2, 2), np.float16))
+    path.write_bytes(path.read_bytes().replace(b"<f2", b"\\#2"))
+    with pytest.raises(UnreadableInputError, match="damaged"):
+        cases_module._map(path, np.float16)

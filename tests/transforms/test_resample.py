@@ -344,9 +344,11 @@ def test_model_grid_covers_the_volume_and_is_centred_on_it(
     np.testing.assert_allclose(low + high, corners.min(axis=0) + corners.max(axis=0), atol=1e-6)
 
 
-@pytest.mark.parametrize("spacing", [0.0, -2.0, (2.0, 0.0, 2.0), (1.0, 1.0, -1.0), float("nan")])
-def test_spacing_must_be_positive(spacing: float | tuple[float, float, float]) -> None:
-    with pytest.raises(ConfigError, match="spacing must be positive millimetres, got "):
+@pytest.mark.parametrize(
+    "spacing", [0.0, -2.0, (2.0, 0.0, 2.0), (1.0, 1.0, -1.0), float("nan"), float("inf"), 5e-324, (1.0, 1e-3, 1.0), 1e9]
+)
+def test_spacing_must_be_a_length(spacing: float | tuple[float, float, float]) -> None:
+    with pytest.raises(ConfigError, match=r"spacing must be 0\.01 to 1000 mm, got "):
         model_grid(Grid((4, 4, 4), np.eye(4)), spacing)
 
 
