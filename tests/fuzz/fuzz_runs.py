@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,7 +162,9 @@ class Records:
         line = (masks / "results.csv").read_text().split("\n")[1]
         if len(COLUMNS) > line.count(",") + 1 or not line.isprintable():
             raise Fault(f"line {line!r}")
-        if any(word in line for word in ("nan", "inf")) or (not keep_uids and UID in line):
+        fields = dict(zip(COLUMNS, next(csv.reader([line])), strict=True))
+        numbers = [float(fields[name]) for name in ("volume_ml", "seconds")]
+        if not all(map(math.isfinite, numbers)) or (not keep_uids and UID in line):
             raise Fault(f"line {line!r}")
         return line
 
