@@ -126,7 +126,7 @@ class Segmenter:
         ).eval()
         self._attention: FastNetwork | None = None
         load_weights(network, self.checkpoint)
-        self._window.check_smallest(int(getattr(network, "min_size", 1)))
+        self._window.make_at_least(int(getattr(network, "min_size", 1)))
         self._limit_bytes = None if memory_limit is None else int(memory_limit * 1e9)
         self._precision = precision_used
         with torch.inference_mode(), keep_freed_memory():  # the fast form is made and tested now, not in the first case

@@ -108,6 +108,7 @@ class SlidingWindow:
         self.body_threshold = None if body_threshold is None else float(body_threshold)
         self.max_window_voxels = max_window_voxels
         self.difference = difference
+        self._least = 1
         self.progress: Progress | None = None
         self.cancel: Cancel | None = None
 
@@ -157,11 +158,16 @@ class SlidingWindow:
             return max(window, _GPU_BATCH_VOXELS)
         return window * self._batch(window, device)
 
-    def check_smallest(self, side: int) -> None:
-        """Raise ConfigError where a window has fewer voxels along an axis than a network needs."""
+    def make_at_least(self, side: int) -> None:
+        """Have windows over whole axes be padded to what a network needs.
+
+        Raises:
+            ConfigError: ``roi_size`` itself has fewer voxels along an axis.
+        """
         sides = [self.roi_size] if isinstance(self.roi_size, int) else self.roi_size
         if any(0 < own < side for own in sides):
             raise ConfigError(f"roi_size must be at least {side} voxels along each axis, got {self.roi_size}")
+        self._least = side
 
     def least_voxels(self, size: Sequence[int], smaller: bool) -> int:
         """Voxels per forward pass, at least, for an image of this size; ``smaller``: if windows may be as small as it
@@ -202,7 +208,7 @@ class SlidingWindow:
         roi = [self.roi_size] * len(size) if isinstance(self.roi_size, int) else list(self.roi_size)
         if len(roi) != len(size):
             raise ConfigError(f"roi_size {self.roi_size} has {len(roi)} axes, the image {len(size)}")
-        return [r if r > 0 else n for r, n in zip(roi, size, strict=True)]
+        return [r if r > 0 else max(n, self._least) for r, n in zip(roi, size, strict=True)]
 
     def _batch(self, window_voxels: int, device: torch.device) -> int:
         if self.sw_batch_size is not None:

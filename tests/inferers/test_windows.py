@@ -504,6 +504,9 @@ def test_what_is_no_number_is_refused(arguments: dict[str, Any], message: str) -
 
 
 def test_windows_too_small_for_a_network_are_refused() -> None:
-    SlidingWindow((16, -1, 16)).check_smallest(16)
+    window = SlidingWindow((16, -1, 32))
+    window.make_at_least(16)
+    assert window.plan(torch.zeros(1, 1, 40, 5, 40)).roi == (16, 16, 32)
+    assert window.plan(torch.zeros(1, 1, 40, 50, 40)).roi == (16, 50, 32)
     with pytest.raises(ConfigError, match=r"at least 16 voxels along each axis, got \[7, 32, 32\]"):
-        SlidingWindow([7, 32, 32]).check_smallest(16)
+        SlidingWindow([7, 32, 32]).make_at_least(16)
