@@ -63,7 +63,7 @@ def connected(address: str = "auto") -> Iterator[None]:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             _connect(address, stack)
-        except (OSError, ValueError, RuntimeError, ImportError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises no less for a node that does not start
             reason = _REFUSED if _is_refused(error) else error
             raise ConfigError(f"--address {address}: no Ray cluster can be reached or started ({reason})") from error
         finally:

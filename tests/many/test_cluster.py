@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import stat
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,7 +139,9 @@ def test_the_cluster_of_this_user_is_joined(note: Path, asked: list[dict[str, An
     assert "RAY_AUTH_MODE" not in os.environ
 
 
-@pytest.mark.parametrize("how", ["owner", "link", "writable", "listener", "silent", "torn", "far", "pipe"])
+@pytest.mark.parametrize(
+    "how", ["owner", "link", "writable", "group", "members", "listener", "silent", "torn", "far", "pipe"]
+)
 def test_what_another_user_can_have_noted_is_not_joined(
     note: Path, listener: socket.socket, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -150,6 +154,11 @@ def test_what_another_user_can_have_noted_is_not_joined(
         note.symlink_to("other")
     elif how == "writable":
         note.chmod(0o666)
+    elif how in ("group", "members"):
+        user = pwd.getpwuid(os.getuid()).pw_name
+        group = ("staff", []) if how == "group" else (user, [user, "other"])
+        monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name=group[0], gr_mem=group[1]))
+        note.chmod(0o664)
     elif how == "listener":
         monkeypatch.setattr(noted, "_listeners", lambda port: {os.getuid(), os.getuid() + 1})
     elif how == "silent":
@@ -164,6 +173,13 @@ def test_what_another_user_can_have_noted_is_not_joined(
         os.mkfifo(note)
     assert noted_address() is None
     assert joined(asked) == ["local"]
+
+
+def test_a_group_that_is_the_users_alone_may_write_the_note(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name=user, gr_mem=[]))
+    note.chmod(0o664)
+    assert noted_address() == note.read_text()
 
 
 def test_the_users_who_listen_on_a_port(listener: socket.socket) -> None:
@@ -221,11 +237,12 @@ def test_where_it_would_listen_elsewhere_it_does_not_run(
     assert not Path(asked[0]["_temp_dir"]).parent.exists()
 
 
-def test_a_folder_that_is_too_deep_for_sockets(
+def test_a_folder_that_is_too_deep_for_sockets_or_no_path_for_ray(
     asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     deep = tmp_path / ("deep" * 20)
-    for wanted, where in ((deep, "/tmp"), (Path("/var/tmp/"), "/var/tmp")):
+    odd = [Path(f"/none{text}") for text in ("'", '"', "\\", "é")]
+    for wanted, where in ((deep, "/tmp"), (Path("/var/tmp/"), "/var/tmp"), *((path, "/tmp") for path in odd)):
         monkeypatch.setenv("RAY_TMPDIR", str(wanted))
         joined(asked, "local")
         assert asked[0]["_temp_dir"].startswith(f"{where}/attunet3d-")
