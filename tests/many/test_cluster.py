@@ -246,4 +246,17 @@ def test_a_folder_that_is_too_deep_for_sockets_or_no_path_for_ray(
         monkeypatch.setenv("RAY_TMPDIR", str(wanted))
         joined(asked, "local")
         assert asked[0]["_temp_dir"].startswith(f"{where}/attunet3d-")
-    assert not deep.exists()
+    assert not any(path.exists() for path in (deep, *odd))
+
+
+def test_a_node_that_does_not_start_is_an_error_of_one_line(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", init)
+    before = dict(os.environ)
+    with pytest.raises(ConfigError, match=r"--address local: .*timed out during startup"):
+        joined(asked, "local")
+    assert dict(os.environ) == before
