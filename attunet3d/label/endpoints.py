@@ -121,7 +121,7 @@ def _checked(key: str, endpoint: Endpoint, allowed: parameters.Parameters | None
             raise HTTPException(422, str(error)) from None
         answer = await endpoint(**values)
         if isinstance(answer, FileResponse) and not Path(answer.path).is_file():
-            raise HTTPException(404, "this is no file, but a folder of several")
+            raise HTTPException(404, "there is no such file, or it is a folder of several")
         return answer
 
     return checked

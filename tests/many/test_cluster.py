@@ -55,14 +55,19 @@ def is_loopback(address: str) -> bool:
     return ((isinstance(parsed, IPv6Address) and parsed.ipv4_mapped) or parsed).is_loopback
 
 
-def test_a_local_cluster_is_reached_from_this_machine_by_this_user_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_cluster_is_reached_from_this_machine_by_this_user_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """All its sockets, its token, its folder; and nothing is left behind."""
     import psutil
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     before = dict(os.environ)
     with connected("local"):
-        assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()  # a worker is there
+        worker, modules = ray.get(ray.remote(lambda: (os.getpid(), sys.path)).remote())
+        assert worker != os.getpid()
+        assert str(tmp_path) not in modules  # where the user stands there may be images, and anything else
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         sockets, words = [], []
         for process in processes:
@@ -127,6 +132,16 @@ def joined(asked: list[dict[str, Any]], address: str = "auto") -> list[str]:
     with connected(address):
         pass
     return [call["address"] for call in asked]
+
+
+def test_workers_look_for_modules_where_this_process_does(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path / "known")
+    joined(asked, "local")
+    places = asked[0]["job_config"]._py_driver_sys_path
+    places.extend([str(tmp_path / "known"), str(tmp_path)])
+    assert places == [str(tmp_path / "known")]
 
 
 def test_the_cluster_of_this_user_is_joined(note: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
