@@ -232,6 +232,7 @@ def _run(name: str, command: Sequence[str], threads: int) -> dict[str, float | N
     our own need not be the child's: None.
     """
     environment = os.environ | {variable: str(threads) for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    environment["PYTHONSAFEPATH"] = "1"  # no modules from the folder where the user stands (Python 3.11)
     if name in _STOCK:
         environment["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's own default: what importing this package sets is ours
     answer: dict[str, float | None] = {"cpu": None, "peak": None, "disturbed": None}

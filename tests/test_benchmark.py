@@ -290,6 +290,13 @@ def test_the_stock_pipeline_has_no_huge_pages_of_ours(
     assert (tmp_path / "n").read_text() == expected
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks where the user stands")
+def test_modules_are_not_taken_from_where_the_user_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "quopri.py").write_text("raise SystemExit('taken for the standard library')")
+    monkeypatch.chdir(tmp_path)
+    _run("attunet3d", _python("import quopri"), threads=1)
+
+
 def test_what_cannot_be_run_is_refused_at_once(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match="choose among attunet3d, attunet3d-fp32, monai-same"):

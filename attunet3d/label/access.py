@@ -104,7 +104,7 @@ class Guard:
         elif reason := self._foreign(scope):
             await _answer(send, 403, [], reason)
         elif self.access.token is None or self._is_preflight(scope):
-            await self.app(scope, receive, _with_headers(send, _headers_for(scope["path"])))
+            await self.app(_without_cookies(scope), receive, _with_headers(send, _headers_for(scope["path"])))
         else:
             await self._with_token(scope, receive, send, self.access.token)
 
@@ -128,10 +128,10 @@ class Guard:
         return bool(asked and origins) and self.access.origins.issuperset(origin.lower() for origin in origins)
 
     async def _with_token(self, scope: Scope, receive: Receive, send: Send, token: str) -> None:
-        inner = {**scope}
+        inner = _without_cookies(scope)
         cookie = _cookie_name(scope)
         in_url = [_take_from_path(inner, token), _take_from_query(inner, token)]
-        in_headers = [_take_from_authorization(inner, token), _take_from_cookie(inner, token, cookie)]
+        in_headers = [_take_from_authorization(inner, token), _is_in_cookie(scope, token, cookie)]
         if not any(in_url + in_headers):
             reason = "no token, or a wrong one: open the URL that `attunet3d label` printed when it started"
             await _answer(send, 401, [(b"www-authenticate", b"Bearer")], reason)
@@ -142,7 +142,8 @@ class Guard:
             if scope["method"] == "GET" and any("text/html" in accept for accept in _values(scope, b"accept")):
                 # A page: the token leaves the address bar, the history, and what else shows the URL.
                 query = inner["query_string"]
-                target = quote(inner["path"]).encode() + (b"?" + query if query else b"")
+                # Two slashes at the start would be another host's name.
+                target = quote("/" + inner["path"].lstrip("/")).encode() + (b"?" + query if query else b"")
                 await _answer(send, 303, [*headers, (b"location", target)], "")
                 return
         await self.app(inner, receive, _with_headers(send, headers))
@@ -160,7 +161,7 @@ def _take_from_path(scope: Scope, token: str) -> bool:
     first, _, rest = scope["path"].removeprefix("/").partition("/")
     if not _same(first, token):
         return False
-    path = "/" + rest.lstrip("/")  # two slashes would be another host's name in a redirection
+    path = "/" + rest.lstrip("/")  # as of a URL with a slash at its end, to which a client has added a path
     scope.update(path=path, raw_path=quote(path).encode())
     return True
 
@@ -183,18 +184,14 @@ def _take_from_authorization(scope: Scope, token: str) -> bool:
     return found
 
 
-def _take_from_cookie(scope: Scope, token: str, name: str) -> bool:
-    found = False
-    headers = []
-    for key, value in scope["headers"]:
-        if key == b"cookie":
-            cookies = [part.strip() for part in value.decode("latin-1").split(";")]
-            own = [part for part in cookies if part.startswith(f"{name}=")]
-            found |= any(_same(part.removeprefix(f"{name}="), token) for part in own)
-            value = "; ".join(part for part in cookies if part not in own).encode("latin-1")
-        headers.append((key, value))
-    scope["headers"] = headers
-    return found
+def _is_in_cookie(scope: Scope, token: str, name: str) -> bool:
+    cookies = [part.strip() for value in _values(scope, b"cookie") for part in value.split(";")]
+    return any(_same(part.removeprefix(f"{name}="), token) for part in cookies if part.startswith(f"{name}="))
+
+
+def _without_cookies(scope: Scope) -> Scope:
+    """Those of other programs on this machine come too, and MONAI Label would send them on to the DICOMweb server."""
+    return {**scope, "headers": [(key, value) for key, value in scope["headers"] if key != b"cookie"]}
 
 
 def _cookie_name(scope: Scope) -> str:

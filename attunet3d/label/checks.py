@@ -84,7 +84,8 @@ def check_content(name: str, file: BinaryIO) -> None:
         raise ConfigError(f"{shown(name)}: is no {expected} file by what it holds")
     if expected == "nrrd":
         ends = [end for end in map(start.find, (b"\n\n", b"\r\n\r\n")) if end >= 0]
-        if not ends or re.search(rb"^data ?file\s*:", start[: min(ends)].lower(), re.MULTILINE):
+        # Anywhere: a line also ends with a carriage return alone.
+        if not ends or re.search(rb"data ?file\s*:", start[: min(ends)].lower()):
             raise ConfigError(f"{shown(name)}: expected an NRRD file with its voxels in it, not in another file")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from monailabel.config import settings
 from monailabel.datastore.local import LocalDatastore
 from monailabel.endpoints import (
@@ -113,15 +113,28 @@ def _checked(key: str, endpoint: Endpoint, allowed: parameters.Parameters | None
     @functools.wraps(endpoint)
     async def checked(**values: Any) -> Any:
         try:
-            if key == "POST /infer/{model}" and (values["session_id"] or values["file"]):
-                values["image"] = ""  # it would not be used, and 3D Slicer sends any text then
+            if key == "POST /infer/{model}":
+                _check_source(values)
             for name, value in values.items():
                 _check(key, name, value, allowed)
         except ConfigError as error:
             raise HTTPException(422, str(error)) from None
-        return await endpoint(**values)
+        answer = await endpoint(**values)
+        if isinstance(answer, FileResponse) and not Path(answer.path).is_file():
+            raise HTTPException(404, "there is no such file, or it is a folder of several")
+        return answer
 
     return checked
+
+
+def _check_source(values: dict[str, Any]) -> None:
+    """Of an inference: one image, and nothing drawn by hand."""
+    if values["label"]:
+        raise ConfigError("label: this network takes no scribbles; leave it out")
+    if values["session_id"] or values["file"]:
+        values["image"] = ""  # it would not be used, and 3D Slicer sends any text then
+    elif not values["image"]:
+        raise ConfigError("image: none; name one of the studies, or send a file")
 
 
 def _check(key: str, name: str, value: Any, allowed: parameters.Parameters | None) -> None:

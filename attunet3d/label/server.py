@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,15 +28,33 @@ def serve(app: Path, studies: str, host: str, port: int, access: Access, epistem
         epistemic: score the cases without a label by the network's uncertainty in the background, at the start and
             after each training; else only when asked to (``POST /scoring/``).
     """
-    os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(app / "dicom"))
-    os.environ.setdefault("MONAI_LABEL_SESSION_PATH", str(app / "sessions"))
+    with tempfile.TemporaryDirectory(prefix="attunet3d-", ignore_cleanup_errors=True) as folder:
+        _work_in(folder, app)
+        _serve(app, studies, host, port, access, epistemic)
+
+
+def _work_in(folder: str, app: Path) -> None:
+    """Have this process and its children run, and put temporary files, in a folder that only this user can read.
+
+    MONAI Label leaves uploaded images of patients among temporary files. Its training runs ``python -m``, to which
+    each Python file in the working folder is a module: in that of the user, which may be the studies', it would be run.
+    """
+    for name, place in (("MONAI_LABEL_DICOMWEB_CACHE_PATH", "dicom"), ("MONAI_LABEL_SESSION_PATH", "sessions")):
+        os.environ[name] = os.path.abspath(os.environ.get(name, app / place))
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    os.chdir(folder)
+
+
+def _serve(app: Path, studies: str, host: str, port: int, access: Access, epistemic: bool) -> None:
     # Seconds for which it does not look for new series and labels: of the two hours that is by default, it would offer
     # cases again that have their label by now.
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_EXPIRY", "5")
     os.environ["MONAI_LABEL_AUTO_UPDATE_SCORING"] = str(epistemic).lower()
     os.environ.pop(TOKEN_VARIABLE, None)
-    if access.token is not None:
-        os.environ[TOKEN_VARIABLE] = access.token  # for the processes of training
+    if epistemic and access.token is not None:
+        os.environ[TOKEN_VARIABLE] = access.token  # for the processes of training, which then ask for scores
     # MONAI Label runs dcmqi's programs by their names, and downloads them if they are not found.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     from attunet3d.label.torchvision_ops import make_torchvision_importable

@@ -7,8 +7,9 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ def connected(address: str = "auto") -> Iterator[None]:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             _connect(address, stack)
-        except (OSError, ValueError, RuntimeError, ImportError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises no less for a node that does not start
             reason = _REFUSED if _is_refused(error) else error
             raise ConfigError(f"--address {address}: no Ray cluster can be reached or started ({reason})") from error
         finally:
@@ -73,27 +74,42 @@ def connected(address: str = "auto") -> Iterator[None]:
         yield
 
 
+class _Modules(list[str]):
+    """Where workers look for modules: of the places that Ray adds, those where this process does.
+
+    It adds the working folder, first of all, so that in a folder of images from elsewhere each Python file would run.
+    """
+
+    def extend(self, places: Iterable[str]) -> None:
+        """As a list's."""
+        known = set(map(os.path.abspath, sys.path))
+        super().extend(place for place in places if place in known)
+
+
 def _connect(address: str, stack: ExitStack) -> None:
     """Connect, and have `stack` undo it."""
     import ray
 
     stack.callback(ray.shutdown)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or "auto"
+    if not address.startswith("ray://"):  # to that the working folder is nothing
+        options["job_config"] = ray.job_config.JobConfig()
+        options["job_config"]._py_driver_sys_path = _Modules()
     if address not in ("auto", "local"):
-        ray.init(address=address, **quiet)
+        ray.init(address=address, **options)
         return
     noted = noted_address() if address == "auto" else None
     if noted:
         use_token_of_user()
         try:
-            ray.init(address=noted, **quiet)
+            ray.init(address=noted, **options)
             return
         except ConnectionError as error:
             if _is_refused(error):
                 raise
-    start(stack, **quiet)
+    start(stack, **options)
 
 
 def _is_refused(error: Exception) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import ipaddress
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -18,6 +19,8 @@ _OBJECT_STORE_BYTES = 100_000_000  # only records travel; the default is a third
 _MOST = (107 if sys.platform == "linux" else 103) - len(
     "/attunet3d-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 )
+
+_PLAIN = re.compile(r"[\w :./+~-]+", re.ASCII)
 
 
 def start(stack: ExitStack, **options: Any) -> None:
@@ -51,9 +54,13 @@ def start(stack: ExitStack, **options: Any) -> None:
 
 
 def _private_folder() -> tempfile.TemporaryDirectory[str]:
-    """Of mode 0700, where temporary files are wanted; in /tmp if that is too deep for Unix sockets."""
+    """Of mode 0700, where temporary files are wanted; in /tmp if that is too deep for Unix sockets, or no path for Ray.
+
+    It does not start where the path holds quotes, backslashes, or letters that are not in ASCII.
+    """
     wanted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
-    parent = wanted if len(os.fsencode(wanted)) <= _MOST else Path("/tmp")
+    fits = len(str(wanted)) <= _MOST and _PLAIN.fullmatch(wanted.as_posix())
+    parent = wanted if fits else Path("/tmp")
     parent.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryDirectory(prefix="attunet3d-", dir=parent, ignore_cleanup_errors=True)
 

@@ -29,13 +29,27 @@ def noted_address() -> str | None:
             text = file.read(300).strip()
     except OSError:
         return None
-    if state.st_uid != os.getuid() or state.st_mode & 0o002:
+    if state.st_uid != os.getuid() or _others_can_write(state):
         logger.warning("%s: another user can have written it; name the cluster with --address to join it", note)
         return None
     host, _, port = text.rpartition(":")
     with suppress(OSError, ValueError, OverflowError):
         return text if _answers(host.strip("[]"), int(port)) else None
     return None
+
+
+def _others_can_write(state: os.stat_result) -> bool:
+    """Whether another user can, for one a member of the group; many systems give each user a group for him alone."""
+    import grp  # none on Windows
+    import pwd
+
+    if not state.st_mode & 0o022:
+        return False
+    try:
+        user, group = pwd.getpwuid(state.st_uid).pw_name, grp.getgrgid(state.st_gid)
+    except KeyError:
+        return True
+    return bool(state.st_mode & 0o002) or group.gr_name != user or not {user}.issuperset(group.gr_mem)
 
 
 def _answers(host: str, port: int) -> bool:

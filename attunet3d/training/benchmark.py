@@ -158,7 +158,7 @@ class _Contender:
     """A process with a trainer that waits for its turn."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        environment = dict(os.environ)
+        environment = os.environ | {"PYTHONSAFEPATH": "1"}  # no modules from the folder where the user stands
         if settings["name"] == "monai":
             environment["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's own default: what importing this package sets is ours
         command = [sys.executable, "-W", "ignore", "-m", "attunet3d.training.benchmark", json.dumps(settings)]

@@ -70,6 +70,7 @@ def test_a_token_lets_in_and_is_not_handed_on(path: str, headers: dict[str, str]
     assert scope is not None
     assert scope["path"] == "/info/"
     assert TOKEN not in repr(scope)
+    assert b"cookie" not in dict(scope["headers"])
     if "login" in headers.get("authorization", ""):
         assert (b"authorization", b"Bearer of MONAI Label's login") in scope["headers"]
 
@@ -96,12 +97,20 @@ def test_no_token_or_a_wrong_one_is_refused(path: str, headers: dict[str, str]) 
     assert (status, answered["www-authenticate"], scope) == (401, "Bearer", None)
 
 
+def test_cookies_of_other_programs_are_not_handed_on_without_a_token_either() -> None:
+    _, _, scope = ask(access=Access(frozenset({HOST})), cookie="session_of_another_port=x")
+    assert scope is not None
+    assert b"cookie" not in dict(scope["headers"])
+
+
 def test_a_page_is_given_a_cookie_and_an_address_without_the_token() -> None:
     for path in (f"/{TOKEN}/ohif/viewer?a=%20b", f"/ohif/viewer?token={TOKEN}&a=%20b", f"/{TOKEN}//ohif/viewer?a=%20b"):
         status, answered, scope = ask(path, accept="text/html,*/*", sec_fetch_site="none")
         assert (status, answered["location"], scope) == (303, "/ohif/viewer?a=%20b", None)
         assert answered["set-cookie"] == f"attunet3d_label_8000={TOKEN}; Path=/; HttpOnly; SameSite=Strict"
         assert answered["referrer-policy"] == "same-origin"
+    for path in (f"/{TOKEN}//evil.example/", f"//evil.example/?token={TOKEN}"):
+        assert ask(path, accept="text/html")[1]["location"] == "/evil.example/"
     status, answered, _ = ask(f"/{TOKEN}/", accept="*/*")  # a program that keeps cookies
     assert (status, "set-cookie" in answered) == (200, True)
     assert "set-cookie" not in ask(**BEARER)[1]

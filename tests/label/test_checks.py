@@ -56,7 +56,9 @@ def test_an_uploaded_file_of_another_format_is_refused(sent: str) -> None:
         checks.check_file_name(sent, checks.IMAGE_SUFFIXES)
 
 
-@pytest.mark.parametrize("line", [b"data file: /etc/passwd", b"DATA FILE: x", b"datafile: LIST", b"data file:= x"])
+@pytest.mark.parametrize(
+    "line", [b"data file: /etc/passwd", b"DATA FILE: x", b"datafile: LIST", b"data file:= x", b"# x\rdata file: x"]
+)
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_an_nrrd_whose_voxels_are_elsewhere_is_refused(line: bytes, end: bytes) -> None:
     inside = io.BytesIO(end.join([b"NRRD0004", b"type: uint8", b"", b"\ndata file: voxels"]))

@@ -161,6 +161,9 @@ def test_what_executes_or_leads_out_of_the_folders_is_refused(client: Client, ph
     refused("PUT", "/datastore/image/info", params={"image": case}, data={"info": '{"name": "../x"}'})
     refused("GET", "/train/", params={"max_epochs": 1})
     refused("GET", "/ohif/..%5Cx")
+    refused("GET", "/ohif/assets", 404)
+    refused("POST", f"/infer/{MODEL}", params={"image": case}, files={"label": ("scribbles.bin", b"x")})
+    assert "image: none" in refused("POST", f"/infer/{MODEL}")
     # What there is not, and what is not served.
     refused("POST", f"/infer/{MODEL}", 404, params={"image": "pyproject"})
     refused("POST", "/train/other", 404, json={})
@@ -197,6 +200,9 @@ def test_slicer_is_served(client: Client, phantoms: Path) -> None:
     status, _, content = slicer.send_form("POST", f"/infer/{MODEL}?{query}", params)
     assert status == 200, content
     assert slicer.ask("DELETE", f"/session/{session['session_id']}")[0] == 200
+    files = [("files", (f"tmp{number}.nii.gz", volume)) for number in range(2)]
+    session = client.ask("PUT", "/session/", files=files).json()
+    assert slicer.ask("GET", f"/session/{session['session_id']}?image=true")[0] == 404  # a folder
     label = (phantoms / "labelsTr" / f"{CASES[0]}.nii.gz").read_bytes()
     saved = {"label_info": [{"name": "pancreas", "idx": 1}], "client_id": "user-xyz"}
     place = r"C:\Users\jane.doe\AppData\Local\Temp\tmp2.nii.gz"

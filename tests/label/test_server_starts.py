@@ -13,6 +13,7 @@ from conftest import HANG
 from label_server import CASES, MODEL, TINY_ARGUMENTS, TRAINING, server, write_cases
 
 from attunet3d.checkpoint import file_sha256
+from attunet3d.label.access import TOKEN_VARIABLE
 
 pytestmark = pytest.mark.label
 
@@ -66,20 +67,33 @@ def _is_at_work(process: Any) -> bool:
         return False
 
 
+def _trainings(server: int) -> list[Any]:
+    """Processes of the server with that ID whose program is that of a training by now."""
+    import psutil
+
+    children = psutil.Process(server).children(recursive=True)
+    return [child for child in children if "MASTER_PORT" in child.environ()]
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_that_is_told_to_stop_stops_its_training(
     phantoms: Path, tmp_path: Path, tiny_checkpoint: Path, how: signal.Signals
 ) -> None:
-    import psutil
 
     start = ["--checkpoint", str(tiny_checkpoint), *TINY_ARGUMENTS, *TRAINING]
     with server(phantoms / "imagesTr", tmp_path / "app", *start) as client:
         client.save_label(CASES[0], phantoms / "labelsTr" / f"{CASES[0]}.nii.gz")
         client.ask("POST", f"/train/{MODEL}", json={"max_epochs": 100_000})
         give_up = time.monotonic() + HANG
-        while not (children := psutil.Process(client.process.pid).children(recursive=True)):
+        while not (children := _trainings(client.process.pid)):
             assert time.monotonic() < give_up
             time.sleep(0.1)
+        # It runs `python -m`: where the user stands, modules of the studies' folder could take the place of others.
+        place, environment = Path(children[0].cwd()), children[0].environ()
+        assert place != Path.cwd()
+        assert (place.stat().st_mode & 0o777, environment["TMPDIR"]) == (0o700, str(place))
+        assert TOKEN_VARIABLE not in environment
         client.process.send_signal(how)
         client.process.wait(HANG)
         assert not any(map(_is_at_work, children))
+        assert not place.exists()

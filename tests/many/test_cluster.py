@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import stat
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,14 +55,19 @@ def is_loopback(address: str) -> bool:
     return ((isinstance(parsed, IPv6Address) and parsed.ipv4_mapped) or parsed).is_loopback
 
 
-def test_a_local_cluster_is_reached_from_this_machine_by_this_user_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_cluster_is_reached_from_this_machine_by_this_user_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """All its sockets, its token, its folder; and nothing is left behind."""
     import psutil
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     before = dict(os.environ)
     with connected("local"):
-        assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()  # a worker is there
+        worker, modules = ray.get(ray.remote(lambda: (os.getpid(), sys.path)).remote())
+        assert worker != os.getpid()
+        assert str(tmp_path) not in modules  # where the user stands there may be images, and anything else
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         sockets, words = [], []
         for process in processes:
@@ -127,6 +134,16 @@ def joined(asked: list[dict[str, Any]], address: str = "auto") -> list[str]:
     return [call["address"] for call in asked]
 
 
+def test_workers_look_for_modules_where_this_process_does(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path / "known")
+    joined(asked, "local")
+    places = asked[0]["job_config"]._py_driver_sys_path
+    places.extend([str(tmp_path / "known"), str(tmp_path)])
+    assert places == [str(tmp_path / "known")]
+
+
 def test_the_cluster_of_this_user_is_joined(note: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
     assert joined(asked) == [note.read_text(), "local"]
     assert asked[0]["mode"] is None
@@ -137,7 +154,9 @@ def test_the_cluster_of_this_user_is_joined(note: Path, asked: list[dict[str, An
     assert "RAY_AUTH_MODE" not in os.environ
 
 
-@pytest.mark.parametrize("how", ["owner", "link", "writable", "listener", "silent", "torn", "far", "pipe"])
+@pytest.mark.parametrize(
+    "how", ["owner", "link", "writable", "group", "members", "listener", "silent", "torn", "far", "pipe"]
+)
 def test_what_another_user_can_have_noted_is_not_joined(
     note: Path, listener: socket.socket, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -150,6 +169,11 @@ def test_what_another_user_can_have_noted_is_not_joined(
         note.symlink_to("other")
     elif how == "writable":
         note.chmod(0o666)
+    elif how in ("group", "members"):
+        user = pwd.getpwuid(os.getuid()).pw_name
+        group = ("staff", []) if how == "group" else (user, [user, "other"])
+        monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name=group[0], gr_mem=group[1]))
+        note.chmod(0o664)
     elif how == "listener":
         monkeypatch.setattr(noted, "_listeners", lambda port: {os.getuid(), os.getuid() + 1})
     elif how == "silent":
@@ -164,6 +188,13 @@ def test_what_another_user_can_have_noted_is_not_joined(
         os.mkfifo(note)
     assert noted_address() is None
     assert joined(asked) == ["local"]
+
+
+def test_a_group_that_is_the_users_alone_may_write_the_note(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name=user, gr_mem=[]))
+    note.chmod(0o664)
+    assert noted_address() == note.read_text()
 
 
 def test_the_users_who_listen_on_a_port(listener: socket.socket) -> None:
@@ -221,12 +252,26 @@ def test_where_it_would_listen_elsewhere_it_does_not_run(
     assert not Path(asked[0]["_temp_dir"]).parent.exists()
 
 
-def test_a_folder_that_is_too_deep_for_sockets(
+def test_a_folder_that_is_too_deep_for_sockets_or_no_path_for_ray(
     asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     deep = tmp_path / ("deep" * 20)
-    for wanted, where in ((deep, "/tmp"), (Path("/var/tmp/"), "/var/tmp")):
+    odd = [Path(f"/none{text}") for text in ("'", '"', "\\", "é")]
+    for wanted, where in ((deep, "/tmp"), (Path("/var/tmp/"), "/var/tmp"), *((path, "/tmp") for path in odd)):
         monkeypatch.setenv("RAY_TMPDIR", str(wanted))
         joined(asked, "local")
         assert asked[0]["_temp_dir"].startswith(f"{where}/attunet3d-")
-    assert not deep.exists()
+    assert not any(path.exists() for path in (deep, *odd))
+
+
+def test_a_node_that_does_not_start_is_an_error_of_one_line(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", init)
+    before = dict(os.environ)
+    with pytest.raises(ConfigError, match=r"--address local: .*timed out during startup"):
+        joined(asked, "local")
+    assert dict(os.environ) == before
