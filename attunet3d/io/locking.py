@@ -36,7 +36,9 @@ def locked(folder: Path, required: bool = True) -> Iterator[None]:
         # What a link led to would be overwritten.
         file = open(path, "a+", encoding="utf-8", errors="replace", opener=no_link)  # noqa: SIM115
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another output folder"
+        ) from error
     with file:
         try:
             _lock(file)

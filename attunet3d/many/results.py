@@ -52,7 +52,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Note what masks are made with; raise ConfigError where those in the folder were made with something else."""
     path = folder / SETTINGS
     settings = json.loads(json.dumps(settings, default=str))
-    if not path.exists() or not any(folder.glob("*_seg.json")):
+    if not path.is_file() or not any(folder.glob("*_seg.json")):
         write_text_atomic(path, json.dumps(settings, indent=2) + "\n")
         return
     try:

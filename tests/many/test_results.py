@@ -78,9 +78,13 @@ def test_a_table_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
             ResultsTable(tmp_path)
         assert (tmp_path / "precious").read_text() == text
     (tmp_path / "results.csv").unlink()
-    os.mkfifo(tmp_path / "results.csv")
+    for name in ("results.csv", "run.json"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "a_seg.json").touch()
     with pytest.raises(OutputError, match="cannot be used"):
         ResultsTable(tmp_path)
+    check_settings(tmp_path, {"overlap": 0.25})
+    assert json.loads((tmp_path / "run.json").read_bytes()) == {"overlap": 0.25}
 
 
 def test_a_full_disk_and_a_folder_that_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
