@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import pickletools
 import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 from attunet3d.errors import CheckpointError
 from attunet3d.io.writer import atomic_path
 
+_ZIP = b"PK\x03\x04"  # begins what torch writes; older releases wrote pickles, so many, and then the numbers
+_PICKLES = 5
+_MOST_ITEMS = 1000  # of a tuple, with those in it
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -50,6 +55,7 @@ def is_plain_tensor(value: Any) -> bool:
         and value.device.type == "cpu"
         and not value.is_quantized
         and not value.is_nested
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()  # no few that count as many
     )
 
 
@@ -57,7 +63,7 @@ def _described(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     kind = "quantized" if value.is_quantized else "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
-    return f"a tensor that is {kind}"
+    return f"a tensor that is {'expanded' if kind == 'strided' else kind}"
 
 
 def read_tensors(path: Path, cure: str) -> Any:
@@ -70,6 +76,7 @@ def read_tensors(path: Path, cure: str) -> Any:
     if damage:
         raise CheckpointError(f"{path}: damaged ({damage}); {cure}")
     try:
+        _check_tuples(path)
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
@@ -83,14 +90,50 @@ def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint by its own checksums, which torch writes and does not look at when it reads."""
     try:
         with path.open("rb") as file:
-            if file.read(4) != b"PK\x03\x04":
+            if file.read(4) != _ZIP:
                 return None  # torch says what it thinks of it
         with zipfile.ZipFile(path) as archive:
+            if sum(i.file_size for i in archive.infolist()) > path.stat().st_size:
+                return "compressed, which torch's files are not"
             # A folder is what torch reads nothing of, and does not say so.
             broken = archive.testzip() or next((i.filename for i in archive.infolist() if i.external_attr & 0x10), None)
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         return f"cut short, or {' '.join(str(error).split()) or type(error).__name__}"
     return f"{broken} is not as it was written" if broken else None
+
+
+def _check_tuples(path: Path) -> None:
+    """Raise ValueError for tuples of tuples that hold one another again and again: hashing one would never end."""
+    with path.open("rb") as file:
+        if file.read(4) != _ZIP:
+            file.seek(0)
+            for _ in range(_PICKLES):
+                _check_tuples_in(file)
+            return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.lower().endswith(".pkl"):
+                _check_tuples_in(io.BytesIO(archive.read(entry)))
+
+
+def _check_tuples_in(file: IO[bytes]) -> None:
+    """`_check_tuples` for a pickle, of which nothing is run."""
+    stack: list[int] = []  # how many items each object counts for, with those of the tuples in it
+    marks: list[int] = []
+    memo: dict[Any, int] = {}
+    for operation, argument, _ in pickletools.genops(file):
+        name, taken = operation.name, operation.stack_before
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name.endswith("PUT"):
+            memo[argument] = stack[-1]
+        else:
+            below = taken.index(pickletools.markobject) if pickletools.markobject in taken else len(taken)
+            first = (len(stack) if below == len(taken) else marks.pop()) - below
+            size = 1 + sum(stack[first:]) if name.startswith("TUPLE") else memo[argument] if name.endswith("GET") else 1
+            if size > _MOST_ITEMS:
+                raise ValueError(f"a tuple of more than {_MOST_ITEMS} items")
+            stack[first:] = [size] * len(operation.stack_after)
 
 
 def load_weights(network: nn.Module, checkpoint: str | Path) -> None:

@@ -189,6 +189,8 @@ class CaseWriter:
 
         Files that no record names are not known to be of a result; so without a record there are none.
         """
+        if not record.is_file():  # a pipe would be waited for
+            return []
         try:
             described = parse_json(record.read_bytes())
             named = [described["output"], *described.get("attention", {}).values(), f"{self._name}_seg.png"]

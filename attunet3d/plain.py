@@ -32,6 +32,7 @@ _INSIDE = (*_MARKS, "#")  # "@#" and "%#" mean something to MONAI within a text 
 MOST_CHARACTERS = 100_000
 _MOST_NODES = 10_000
 _DEEPEST = 50
+_MOST_BITS = 1024  # of a whole number: more no float has, and Python does not print much more
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 80
 
@@ -131,6 +132,19 @@ def _literal(text: str) -> str:
     return f"${expression}"
 
 
+class _Loader(yaml.SafeLoader):
+    """Without whole numbers that no message could quote."""
+
+    def construct_yaml_int(self, node: Any) -> int:
+        value: int = super().construct_yaml_int(node)
+        if value.bit_length() > _MOST_BITS:
+            raise ValueError(f"a number of {value.bit_length()} bits")
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
 def read_yaml(text: str | bytes, where: str) -> Any:
     """The value that a YAML text stands for.
 
@@ -148,7 +162,7 @@ def read_yaml(text: str | bytes, where: str) -> Any:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         problem = _excess(yaml.parse(text, yaml.SafeLoader))
         if problem is None:
-            return yaml.safe_load(text)
+            return yaml.load(text, _Loader)
     except Exception as error:  # its constructors raise whatever a broken scalar makes them: "!!int x", "2001-13-45"
         raise ValueError(f"not YAML ({' '.join(str(error).split())})") from error
     raise ConfigError(f"{where}: {problem}; write the values out, fewer and flatter")

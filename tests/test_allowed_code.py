@@ -388,6 +388,9 @@ MERGES = "a: &a {k: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1 or ''}, *a{n -
         ("overlap: !!timestamp x", "not a preset that can be read"),
         ("overlap: !!int ''", "not a preset that can be read"),
         ("overlap: " + "9" * 5000, "not a preset that can be read"),
+        ("overlap: 0x" + "f" * 5000, "a number of 20000 bits"),  # Python reads it, and prints it in no message
+        ("? 0b" + "1" * 5000 + "\n: 1", "a number of 5000 bits"),
+        ("overlap: 1" + ":1" * 2000, "a number of 11814 bits"),
         ("overlap: !!python/object/apply:os.mkdir [ran]", "not a preset that can be read"),
         ("--- \na: 1\n--- \na: 2", "not a preset that can be read"),
         ("[" * 40 + "]" * 40, "a preset is a mapping of ids to values"),
@@ -418,6 +421,9 @@ def test_anchors_of_a_size_are_read(here: Path) -> None:
         "[" + "1, " * 20_000 + "1]",
         "!!python/object/apply:os.mkdir [ran]",
         "!!bool x",
+        "0x" + "f" * 5000,
+        "[[0x" + "f" * 5000 + "]]",
+        "{a: 0x" + "f" * 5000 + "}",
         "'9' x 2001-13-45",
     ],
 )

@@ -188,3 +188,37 @@ def test_an_archive_of_code_is_refused_without_a_word_of_torch(tmp_path: Path) -
         archive.writestr("archive/constants.pkl", b"")
     with pytest.raises(CheckpointError, match="not a checkpoint of tensors alone"):
         load_weights(small(), tmp_path / "code.pt")
+
+
+def repacked(source: Path, target: Path, content: bytes | None = None, how: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w", how) as new:
+        for name in archive.namelist():
+            new.writestr(name, content if content and name.endswith("data.pkl") else archive.read(name))
+
+
+def test_a_file_that_is_small_and_becomes_large_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "zeros.pt")
+    repacked(tmp_path / "zeros.pt", tmp_path / "stored.pt")
+    assert read_weights(tmp_path / "stored.pt")["a"].shape == (100_000,)
+    repacked(tmp_path / "zeros.pt", tmp_path / "bomb.pt", how=zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match=r"bomb\.pt: damaged \(compressed"):
+        read_weights(tmp_path / "bomb.pt")
+    torch.save({"a": torch.zeros(1).expand(10**5, 10**5)}, tmp_path / "expanded.pt")
+    with pytest.raises(CheckpointError, match="'a' is a tensor that is expanded"):
+        read_weights(tmp_path / "expanded.pt")
+
+
+def test_a_key_without_end_is_refused(tmp_path: Path) -> None:
+    """Each tuple holds the one before twice; a dictionary would compute the hash of 2^100 items."""
+    twice = b"".join(b"q%ch%c\x86" % (n, n) for n in range(100))  # put, get, tuple of two
+    pickled = b"\x80\x02}K\x01" + twice + b"K\x01s."
+    torch.save({"a": torch.zeros(1)}, tmp_path / "plain.pt")
+    repacked(tmp_path / "plain.pt", tmp_path / "new.pt", pickled)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    assert read_weights(tmp_path / "legacy.pt")["a"].shape == (1,)
+    head = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
+    (tmp_path / "old.pt").write_bytes(head + pickled + pickle.dumps([], 2))
+    for name in ("new.pt", "old.pt"):
+        with pytest.raises(CheckpointError, match="not loaded") as caught:
+            read_weights(tmp_path / name)
+        assert "a tuple of more than 1000 items" in str(caught.value.__cause__)

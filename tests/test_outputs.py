@@ -213,3 +213,11 @@ def test_a_record_that_is_none_says_nothing(write: Callable[..., Path | None], t
     (tmp_path / RECORD).write_text(text)
     assert finished(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
     assert write(1) == tmp_path / MASK
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_a_record_that_is_a_pipe_is_not_waited_for(write: Callable[..., Path | None], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / RECORD)
+    assert finished(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
+    assert write(1) == tmp_path / MASK
+    assert run_of(tmp_path / RECORD) == 1

@@ -68,11 +68,10 @@ HEADER_TAGS = (
     "PerFrameFunctionalGroupsSequence",
     *_MARKS_IN_FILES,
 )
-# Of these kinds of value the bytes are the text, of others where they are ASCII and switch to no other
-# character set: pydicom's conversion of them would take
-# most of a scan's time.
-_PLAIN_TEXT = ("CS", "DS", "IS", "TM", "UI")
-_TEXT = (*_PLAIN_TEXT, "LO", "PN", "SH")
+# Of these kinds of value the bytes are the text, where they are ASCII without padding inside and switch to no other
+# character set: pydicom's conversion of them would take most of a scan's time.
+_TEXT = ("CS", "DS", "IS", "LO", "PN", "SH", "TM", "UI")
+_PADDING_INSIDE = re.compile(r"^ | \\|\\ ")
 _HASH_KEY = secrets.token_bytes(16)
 
 MOST = 1e9  # of any number that is read here
@@ -181,7 +180,7 @@ def headers_of(ds: pydicom.Dataset, path: Path) -> list[SliceHeader]:
         position=numbers(ds, "ImagePositionPatient", 3),
         frame_of_reference=text_of(ds, "FrameOfReferenceUID"),
         marks=tuple(_mark(ds, name) for name in MARKS),
-        frames=int(_value(ds, "NumberOfFrames") or 1),
+        frames=int(ds.get("NumberOfFrames") or 1),
         frame=None,
         samples=int(_value(ds, "SamplesPerPixel") or 1),
         photometric=text_of(ds, "PhotometricInterpretation"),
@@ -249,7 +248,8 @@ def _hashes_of_patient(ds: pydicom.Dataset) -> tuple[str, str]:
     Machines differ in how they part the names of a person, and in whether they add them in another script (after "=").
     """
     name = re.sub(r"[\W_]+", " ", str(_value(ds, "PatientName") or "").partition("=")[0].casefold())
-    return _hash(" ".join(str(_value(ds, "PatientID") or "").split())), _hash(name.strip())
+    patient_id = "\\".join(map(str, _values(ds, "PatientID")))
+    return _hash(" ".join(patient_id.split())), _hash(name.strip())
 
 
 def _hash(text: str) -> str:
@@ -297,11 +297,13 @@ def _value(ds: pydicom.Dataset, name: str) -> Any:
         return None
     element: Any = ds.get_item(tag)
     if isinstance(element, RawDataElement):
-        vr, raw = element.VR or usual, element.value or b""
-        if vr in _PLAIN_TEXT or (vr in _TEXT and raw.isascii() and b"\x1b" not in raw):
-            return raw.decode("latin-1").rstrip("\0 ")
-        if vr == "US" and len(raw) == 2:
+        raw = element.value or b""
+        if (element.VR or usual) == usual == "US" and len(raw) == 2:
             return int.from_bytes(raw, "little" if element.is_little_endian else "big")
+        if (element.VR or usual) == usual in _TEXT:
+            text = raw.decode("latin-1").rstrip("\0 ")
+            if text.isascii() and text.isprintable() and not _PADDING_INSIDE.search(text):
+                return text
     return ds[tag].value
 
 

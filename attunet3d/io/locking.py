@@ -12,7 +12,7 @@ from typing import IO
 
 from attunet3d.errors import OutputError
 from attunet3d.io.printable import one_line
-from attunet3d.io.writer import make_folder
+from attunet3d.io.writer import make_folder, no_link
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,12 @@ def locked(folder: Path, required: bool = True) -> Iterator[None]:
     """
     path = make_folder(folder) / LOCK
     try:
-        file = path.open("a+", encoding="utf-8", errors="replace")
+        # What a link led to would be overwritten.
+        file = open(path, "a+", encoding="utf-8", errors="replace", opener=no_link)  # noqa: SIM115
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another output folder"
+        ) from error
     with file:
         try:
             _lock(file)

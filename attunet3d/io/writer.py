@@ -156,6 +156,11 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def no_link(path: str, flags: int) -> int:
+    """An opener for `open`: a link, which came with a folder and may lead anywhere, is an OSError. Not on Windows."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
     """Write UTF-8 text, whole or not at all; names of files that are no text as their bytes. Raises OutputError."""
     with atomic_path(path) as temporary:

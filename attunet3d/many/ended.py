@@ -54,8 +54,11 @@ def finished(
     It is so for one whose worker or driver was killed after the mask had taken its place, which is the last.
     """
     mask = _mask(folder, case, outputs.output_format)
+    described = folder / f"{case.id}_seg.json"
+    if not described.is_file():  # a pipe would be waited for
+        return None
     try:
-        record = parse_json((folder / f"{case.id}_seg.json").read_bytes())
+        record = parse_json(described.read_bytes())
         same = (
             record["output"] == mask.name
             and record["output_format"] == outputs.output_format

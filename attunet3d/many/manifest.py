@@ -19,7 +19,8 @@ from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES
 from attunet3d.many.rows import COLUMNS, rows_of
 
 _UNSAFE = re.compile(r'[/\\:*?"<>|]')
-_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])\.", re.IGNORECASE)  # for Windows, whatever follows
+# Of Windows, whatever follows.
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *\.", re.IGNORECASE)
 MOST_CHARACTERS = 200  # of an id: file names have 255 bytes, and suffixes are added
 
 

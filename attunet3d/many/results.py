@@ -17,7 +17,7 @@ from attunet3d.errors import ConfigError, OutputError
 from attunet3d.io.identity import file_state
 from attunet3d.io.json_text import parse_json
 from attunet3d.io.locking import LOCK
-from attunet3d.io.writer import write_text_atomic
+from attunet3d.io.writer import no_link, write_text_atomic
 
 DONE, FAILED, SET_ASIDE = "done", "failed", "set aside"
 TABLE, SETTINGS = "results.csv", "run.json"
@@ -52,7 +52,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Note what masks are made with; raise ConfigError where those in the folder were made with something else."""
     path = folder / SETTINGS
     settings = json.loads(json.dumps(settings, default=str))
-    if not path.exists() or not any(folder.glob("*_seg.json")):
+    if not path.is_file() or not any(folder.glob("*_seg.json")):
         write_text_atomic(path, json.dumps(settings, indent=2) + "\n")
         return
     try:
@@ -86,7 +86,7 @@ class ResultsTable:
         self.path = folder / TABLE
         self.rows: dict[str, tuple[str, str]] = {}
         try:
-            content = self.path.read_bytes() if self.path.exists() else b""
+            content = self.path.read_bytes() if self.path.is_file() else b""  # a pipe would be waited for
             whole = content[: content.rfind(b"\n") + 1]
             table = io.StringIO(whole.decode("utf-8"), newline="")  # within quotes a line may break
             header, *lines = list(csv.reader(table, strict=True)) or [list(COLUMNS)]
@@ -95,7 +95,8 @@ class ResultsTable:
                     f"{self.path}: not a table of segment-many, or of another version; choose another output folder"
                 )
             self.rows |= {row[0]: (row[1], row[len(COLUMNS) - 1]) for row in lines}
-            self._file = self.path.open("ab", buffering=0)  # what a full disk did not take must not be tried again
+            # Unbuffered: what a full disk did not take must not be tried again.
+            self._file = open(self.path, "ab", buffering=0, opener=no_link)  # noqa: SIM115
             self._file.truncate(len(whole))
             if not whole:
                 self._append(COLUMNS)

@@ -89,3 +89,29 @@ def test_numbers_that_are_none(tmp_path):
         assert header(path).spacing is None, text
     raw_elements(path, {"PixelSpacing": b" 1.5 \\2\0"})
     assert header(path).spacing == (1.5, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_padding_in_odd_places_and_numbers_written_at_length(tmp_path):
+    path, *_ = write_series(tmp_path, phantom()[:, :, :1])
+    usual = header(path)
+    raw_elements(path, {"SOPClassUID": b" " + usual.sop_class.encode(), "SeriesInstanceUID": b" 1.2.3"})
+    raw_elements(path, {"ImagePositionPatient": b"1\0\\2 \\ 3", "ConvolutionKernel": b"I30f \\3"})
+    found = header(path)
+    assert (found.sop_class, found.series_uid, found.position) == (usual.sop_class, "1.2.3", (1, 2, 3))
+    assert "I30f\\3" in found.marks
+    for text, frames in ((b"1.0", 1), (b"1e0", 1), (b"0", 1), (b"2", 2)):
+        raw_elements(path, {"NumberOfFrames": text})
+        assert header(path).frames == frames, text
+    raw_elements(path, {"NumberOfFrames": b"1", "Rows": ("DS", b"300.0")})
+    assert header(path).rows == 300
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_an_id_in_parts_is_one_patients_however_it_is_padded(tmp_path):
+    path, *_ = write_series(tmp_path, phantom()[:, :, :1])
+    found = set()
+    for text in (b"A\\B", b"A \\B "):
+        raw_elements(path, {"PatientID": text})
+        found.add(header(path).patient)
+    assert len(found) == 1

@@ -50,3 +50,13 @@ def test_what_another_run_is_called_is_made_fit_for_terminals(tmp_path: Path) ->
             locked(tmp_path),
         ):
             pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows opens links")
+def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OutputError, match=r"\.run\.lock: cannot be written"), locked(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "text"

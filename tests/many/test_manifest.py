@@ -155,7 +155,7 @@ def test_names_in_a_folder_that_some_file_systems_take_for_one(tmp_path: Path, o
     assert len({alike(name) for name in ids}) == 3
 
 
-@pytest.mark.parametrize("name", ["con.1", "NUL.ct", "lpt9.x", "Com\u00b2.x"])
+@pytest.mark.parametrize("name", ["con.1", "NUL.ct", "lpt9.x", "con .1", "CONIN$.x", "Com\u00b2.x"])
 def test_devices_of_windows(tmp_path: Path, name: str) -> None:
     path = tmp_path / "m.csv"
     path.write_text(f"path,id\na.nii.gz,{name}\n", encoding="utf-8")

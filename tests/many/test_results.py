@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from attunet3d.io.locking import locked
 from attunet3d.io.writer import remove_left_behind
 from attunet3d.many.ended import failed
 from attunet3d.many.manifest import ManyCase
-from attunet3d.many.results import DONE, FAILED, ResultsTable, Row, check_settings
+from attunet3d.many.results import COLUMNS, DONE, FAILED, ResultsTable, Row, check_settings
 
 
 def test_a_line_that_was_not_finished_is_dropped(tmp_path: Path) -> None:
@@ -65,6 +66,25 @@ def test_a_table_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="not a table of segment-many"):
         ResultsTable(tmp_path)
     assert (tmp_path / "results.csv").read_text() == "patient,dose\n1,2\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows opens links")
+def test_a_table_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
+    """What a link led to would lose its last line, and get a table of ours."""
+    (tmp_path / "results.csv").symlink_to(tmp_path / "precious")
+    for text in ("", "text", ",".join(COLUMNS) + "\nx"):
+        (tmp_path / "precious").write_text(text)
+        with pytest.raises(OutputError, match="cannot be used"):
+            ResultsTable(tmp_path)
+        assert (tmp_path / "precious").read_text() == text
+    (tmp_path / "results.csv").unlink()
+    for name in ("results.csv", "run.json"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "a_seg.json").touch()
+    with pytest.raises(OutputError, match="cannot be used"):
+        ResultsTable(tmp_path)
+    check_settings(tmp_path, {"overlap": 0.25})
+    assert json.loads((tmp_path / "run.json").read_bytes()) == {"overlap": 0.25}
 
 
 def test_a_full_disk_and_a_folder_that_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
