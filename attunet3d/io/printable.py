@@ -9,6 +9,7 @@ from typing import Any
 UID = re.compile(r"(?<![\d.])([0-2](\.\d+){3,}|2\.25\.\d+)")  # of DICOM, in the midst of other text
 MOST_CHARACTERS = 10_000  # of a line
 
+_BLANK = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")  # letters and marks, for Python, that nobody sees
 _UID_OF_STACK = re.compile(UID.pattern + r"(#\d+)?")
 
 
@@ -23,13 +24,13 @@ def printable(text: str) -> str:
     That is: control characters and line breaks, marks that turn the direction of writing, characters without width or
     without a meaning, and bytes that are no text (``\udcff``). Spaces of all kinds stay.
     """
-    if text.isprintable():
+    if text.isprintable() and _BLANK.isdisjoint(text):
         return text
     return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _is_shown(character: str) -> bool:
-    return character.isprintable() or unicodedata.category(character) == "Zs"
+    return (character.isprintable() and character not in _BLANK) or unicodedata.category(character) == "Zs"
 
 
 def printable_start(text: str, most: int) -> str:

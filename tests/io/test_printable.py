@@ -48,6 +48,7 @@ def _prints(function: ast.expr) -> bool:
 def test_escapes_stand_for_what_a_terminal_acts_on() -> None:
     assert printable(EVIL).isascii()
     assert printable("\n\x1b\x9b\u202e\udcff") == r"\n\x1b\x9b\u202e\udcff"
+    assert printable("a\u3164b\u034f") == r"a\u3164b\u034f"
     same = "Kasus 7 Köln 山田 Größe 9:41\u202fAM a\u3000b [red] \\n 🫀"
     assert printable(same) == same
     assert one_line(EVIL).isprintable()
