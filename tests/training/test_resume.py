@@ -22,7 +22,7 @@ from processes import SERVER, run_all
 from attunet3d import workflow
 from attunet3d.datasets.phantom import write_phantoms
 from attunet3d.errors import CheckpointError, ConfigError, OutputError
-from attunet3d.io.locking import locked
+from attunet3d.io.locking import LOCK, locked
 
 RUN = {
     "channels": TINY["channels"],
@@ -67,12 +67,15 @@ def whole_run(data: Path) -> Path:
 def train_to_death(data: Path, run: Path, moment: int, size: int) -> None:
     """Go on with a run until a file of it has been opened or renamed so many times, or would grow beyond a size.
 
-    TensorBoard's file, which a thread of its own writes, does not count.
+    TensorBoard's file, which a thread of its own writes, does not count, nor does the lock.
     """
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal moment
-        if event in ("open", "os.rename") and Path(str(arguments[0])).parent == run:
+        if event not in ("open", "os.rename"):
+            return
+        path = Path(str(arguments[0]))
+        if path.parent == run and path.name != LOCK:
             moment -= 1
             if moment == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -91,7 +94,8 @@ def test_killed_at_any_step_of_writing_it_goes_on_as_if_it_had_not_been(
     """With half of the weights and half of the state on the disk; before and after each step of writing any file."""
     weights, state = ((whole_run / name).stat().st_size for name in ("model.pt", "last.pt"))
     deaths = [(0, weights // 2), (0, (weights + state) // 2)]
-    # Each of three files is opened, opened to be synchronized, and renamed; then the state is read, and so again.
+    # Each of three files is opened, opened to be synchronized, and renamed; then the next state, for which the one that
+    # was read gives up its name.
     deaths += [(moment, 2**30) for moment in (*range(1, 10), 10, 11)]
     for moment, size in deaths:
         process = SERVER.Process(target=train_to_death, args=(data, tmp_path, moment, size))
@@ -101,7 +105,7 @@ def test_killed_at_any_step_of_writing_it_goes_on_as_if_it_had_not_been(
             torch.load(path, weights_only=True)
         if (tmp_path / "history.csv").exists():
             assert curve(tmp_path) == curve(whole_run)[: len(curve(tmp_path))]
-    assert (tmp_path / "last.pt").exists()
+    assert any((tmp_path / name).exists() for name in ("last.pt", "previous.pt"))
     assert len(curve(tmp_path)) < RUN["max_epochs"]
     train(data, tmp_path, resume=True)
     assert curve(tmp_path) == curve(whole_run)
