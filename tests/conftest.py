@@ -77,13 +77,16 @@ def run_for_lines(run: Run) -> Callable[..., tuple[int, str, list[str]]]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of the TINY network; it marks some tissue as pancreas, all that tests of geometry need."""
+    """Random weights of the TINY network, with its recipe; it marks some tissue as pancreas, all that tests of geometry need."""
     from attunet3d import AttentionUNet
+    from attunet3d.checkpoint import saved
+    from attunet3d.config import inference_values
+    from attunet3d.recipe import make_recipe
 
     torch.manual_seed(3)
     net = AttentionUNet(channels=TINY["channels"])
     path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.save(net.state_dict(), path)
+    path.write_bytes(saved(net.state_dict(), make_recipe(inference_values((), TINY))))
     return path
 
 
