@@ -100,7 +100,7 @@ def case_record(
         keep_uids: without it the series' UID is left out, and UIDs are in neither the CT's name nor the warnings.
     """
     voxels = int(np.count_nonzero(mask))
-    warnings = [*session["warnings"], *facts.get("warnings", [])]
+    warnings = [*facts.get("warnings", []), *session.get("warnings", [])]
     if voxels == 0:
         warnings.append("the mask is empty: no pancreas was found")
     name = Path(os.path.abspath(ct)).name

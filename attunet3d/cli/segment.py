@@ -135,8 +135,9 @@ def segment(
                         say("error", _what_went_wrong(case))
                         continue
                     done += 1
-                    for warning in case.segmentation.record["warnings"][len(session.warnings) :]:
-                        say("warning", f"{case.ct}: {warning}")
+                    for warning in case.segmentation.record["warnings"]:
+                        if warning not in session.warnings:
+                            say("warning", f"{case.ct}: {warning}")
                     product(case.segmentation.path)
                     for file in case.segmentation.record.get("attention", {}).values():
                         product(output / file)

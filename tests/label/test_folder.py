@@ -56,7 +56,7 @@ def test_the_app_holds_a_bundle_with_the_values_given(sample: Path, tmp_path: Pa
 
 
 def test_what_was_learned_stays_until_other_weights_are_given(
-    sample: Path, tmp_path: Path, tiny_checkpoint: Path
+    sample: Path, tmp_path: Path, tiny_checkpoint: Path, bare_checkpoint: Path
 ) -> None:
     app = tmp_path / "app"
     weights = folder.make_app(app) / "models" / "model.pt"
@@ -68,7 +68,9 @@ def test_what_was_learned_stays_until_other_weights_are_given(
     folder.make_app(app, None, (), TINY)
     assert file_sha256(weights) == learned
     with pytest.raises(CheckpointError, match="give the preset it was trained with"):
-        folder.make_app(app)  # MONAI Label would only warn, and segment with what fits
+        folder.make_app(app, bare_checkpoint)  # MONAI Label would only warn, and segment with what fits
+    assert file_sha256(weights) == learned
+    folder.make_app(app)
     assert _config(weights.parents[1], "inference.yaml")["channels"] == TINY["channels"]
 
 
