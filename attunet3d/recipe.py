@@ -21,7 +21,7 @@ from attunet3d.plain import MOST_CHANNELS, MOST_CHARACTERS, MOST_LEVELS, is_netw
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-_MEMBER = "recipe.json"
+MEMBER = "recipe.json"
 _NETWORK = "attunet3d.networks.AttentionUNet"
 # Of a network: what inference has no use for, and what the ids ``channels`` and ``num_classes`` say.
 _OF_TRAINING = "auxiliary_channels"
@@ -138,9 +138,13 @@ def _misfit(recipe: Mapping[str, Any]) -> str | None:
 
 def add_recipe(archive: IO[bytes], recipe: Mapping[str, Any]) -> None:
     """Put a recipe into what `torch.save` has written, in place of none."""
-    text = json_text({"format": FORMAT, **recipe}, indent=1)
     with zipfile.ZipFile(archive, "a") as records:
-        records.writestr(zipfile.ZipInfo(f"{_folder(records)}/{_MEMBER}"), text)
+        records.writestr(zipfile.ZipInfo(f"{_folder(records)}/{MEMBER}"), recipe_text(recipe))
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """A recipe as JSON, with the version of its form."""
+    return json_text({"format": FORMAT, **recipe}, indent=1)
 
 
 def _folder(records: zipfile.ZipFile) -> str:
@@ -185,7 +189,7 @@ def _member(path: Path) -> bytes | None:
             if file.read(4) != b"PK\x03\x04":
                 return None  # written by an old torch, or no weights at all, which who loads them will say
         with zipfile.ZipFile(path) as records:
-            name = f"{_folder(records)}/{_MEMBER}"
+            name = f"{_folder(records)}/{MEMBER}"
             found = records.namelist().count(name)
             if found > 1:
                 raise zipfile.BadZipFile(f"{name} is there {found} times")
