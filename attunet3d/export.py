@@ -58,6 +58,7 @@ def export(
     values = inference_values(presets, {**overrides, "checkpoint": Path(checkpoint)}, allow_code, say)
     network = build_network(values["network_def"], allow_code)
     load_weights(network, checkpoint)
+    recipe = make_recipe(values | {"network_def": network})
     write = _onnx if output_format == "onnx" else _torchscript
     smallest = int(getattr(network, "min_size", 16))
     # Axes of three sizes: none is taken for another, and none for a fixed one.
@@ -65,7 +66,7 @@ def export(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # branches on sizes are the same for all of them
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's newer exporters fix sizes, or take minutes
-        content = write(fold(network), example, recipe_text(make_recipe(values)))
+        content = write(fold(network), example, recipe_text(recipe))
     with atomic_path(Path(output)) as temporary:
         temporary.write_bytes(content)
     return Path(output)

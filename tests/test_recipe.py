@@ -21,6 +21,9 @@ from attunet3d import AttentionUNet, Segmenter, workflow
 from attunet3d.checkpoint import common_recipe, read_weights, save_weights, saved
 from attunet3d.config import INFERENCE_IDS, bundled_weights, inference_values
 from attunet3d.errors import CheckpointError, ConfigError
+from attunet3d.io.locking import LOCK
+from attunet3d.many.manifest import ManyCase
+from attunet3d.many.worker import Job, Worker
 from attunet3d.recipe import RECIPE_IDS, make_recipe, read_recipe
 from attunet3d.runtime import load_network
 from attunet3d.training import load_initial_weights
@@ -140,12 +143,14 @@ def test_training_saves_it_and_evaluation_uses_it(
     assert np.array_equal(mask, Segmenter(best, **CPU_FP32).segment(write_phantom()).mask)
 
 
-def test_own_weights_segment_plainly(preset: Path) -> None:
-    """What the bundle's few cases need, three sizes and a low threshold, is no default of a training."""
-    parser = workflow.make_workflow("train").parser
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_the_configs_have_the_same_defaults(mode: Any) -> None:
+    """So that a training without a preset says nothing else than what it always was segmented with."""
+    parser, values = workflow.make_workflow(mode).parser, inference_values()
+    for key in set(RECIPE_IDS) - {"network_def"}:
+        assert parser[key] == values[key], key
+    parser = workflow.make_workflow(mode, ["phantom"]).parser
     assert {key: parser[key] for key in PLAIN} == PLAIN
-    few = workflow.make_workflow("train", ["few_cases"]).parser
-    assert {key: few[key] for key in PLAIN} == {key: inference_values()[key] for key in PLAIN} != PLAIN
 
 
 def test_a_contradiction_is_said_and_what_is_given_wins(
@@ -320,6 +325,16 @@ def test_fine_tuning_starts_from_it(odd: Path, bare_checkpoint: Path, caplog: py
     caplog.clear()
     load_initial_weights(AttentionUNet(channels=TINY["channels"]), bare_checkpoint, "", recipe)
     assert "no recipe with these weights" in caplog.text
+
+
+def test_a_worker_segments_by_it(odd: Path, write_phantom: Callable[..., Path], tmp_path: Path) -> None:
+    """Of `segment-many`, which is told no values."""
+    (tmp_path / LOCK).touch()
+    worker = Worker(Job(str(tmp_path), {"checkpoint": str(odd), **CPU_FP32}, memory_gb=8))
+    worker.load()
+    worker.segment(ManyCase("a", str(write_phantom())))
+    mask = np.asarray(nib.load(tmp_path / "a_seg.nii.gz").dataobj)
+    assert np.array_equal(mask, Segmenter(odd, **CPU_FP32).segment(write_phantom()).mask)
 
 
 def test_a_network_is_built_by_it(odd: Path) -> None:
