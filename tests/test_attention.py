@@ -419,7 +419,7 @@ def test_maps_of_a_network_without_gates_are_a_usage_error(
     run: Callable[..., tuple[int, str, str]], write_phantom: WritePhantom, tmp_path: Path
 ) -> None:
     network = tiny(gate=None)
-    recipe = make_recipe(inference_values((), TINY) | {"network_def": network})
+    recipe = make_recipe(inference_values((), ONE_SIZE) | {"network_def": network})
     save_weights(network.state_dict(), tmp_path / "model.pt", recipe=recipe)
     ungated = ("--checkpoint", tmp_path / "model.pt")
     code, stdout, stderr = run(write_phantom(), "-o", tmp_path / "out", "--attention", *ungated)

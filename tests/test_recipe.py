@@ -16,10 +16,11 @@ import pytest
 import torch
 import yaml
 from conftest import PLAIN, TINY
+from monai.bundle import ConfigParser
 
 from attunet3d import AttentionUNet, Segmenter, workflow
 from attunet3d.checkpoint import common_recipe, read_weights, save_weights, saved
-from attunet3d.config import INFERENCE_IDS, bundled_weights, inference_values
+from attunet3d.config import INFERENCE_IDS, bundled_weights, inference_values, installed_bundle
 from attunet3d.errors import CheckpointError, ConfigError
 from attunet3d.io.locking import LOCK
 from attunet3d.many.manifest import ManyCase
@@ -306,6 +307,17 @@ def test_means_of_weights_keep_what_they_have_in_common(odd: Path, bare_checkpoi
     other = with_values(odd, tmp_path / "other.pt", spacing=[3.0, 3.0, 3.0])
     assert common_recipe([odd, other]) is common_recipe([odd, bare_checkpoint]) is None
     assert read_recipe(save_weights(read_weights(odd), tmp_path / "mean.pt", recipe=None)) is None
+
+
+def test_what_monai_runs_says_where_it_differs(odd: Path) -> None:
+    """It takes the values of the config, whatever the weights."""
+    parser = ConfigParser()
+    parser.read_config(str(installed_bundle() / "configs" / "inference.yaml"))
+    parser["checkpoint"], parser["overlap"] = str(odd), 0.3
+    (said,) = parser.get_parsed_content("run::0")
+    assert "spacing [3.0, 3.0, 3.0] (recipe: [7.0, 8.0, 9.0])" in said
+    assert "network_def::input_std 1.0 (recipe: 0.24)" in said
+    assert "overlap" not in said
 
 
 def test_fine_tuning_starts_from_it(odd: Path, bare_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
