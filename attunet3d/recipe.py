@@ -7,7 +7,6 @@ more, JSON. So it goes wherever the weights go, and cannot be that of others.
 from __future__ import annotations
 
 import logging
-import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ _NAMED = {"channels": "channels", "out_channels": "num_classes"}
 
 
 def _is_number(value: Any, low: float = -1e6, high: float = 1e6) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+    return type(value) in (int, float) and low <= value <= high
 
 
 def _is_count(value: Any, low: int = 1, high: int = 2**40) -> bool:
@@ -77,7 +76,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "spacing": _are(range(3, 4), lambda value: _is_number(value, 1e-3, 1e3)),
     "antialias": lambda value: type(value) is bool,
     "hu_window": _is_window,
-    "roi_size": _are(range(3, 4), lambda value: value == -1 or _is_count(value)),
+    "roi_size": _are(range(3, 4), lambda value: _is_count(value, -1) and value != 0),
     "max_window_voxels": lambda value: value is None or _is_count(value),
     "overlap": lambda value: _is_number(value, 0, 1),
     "skip_below": lambda value: value is None or _is_number(value),
@@ -137,7 +136,7 @@ def _misfit(recipe: Mapping[str, Any]) -> str | None:
 
 
 def add_recipe(archive: IO[bytes], recipe: Mapping[str, Any]) -> None:
-    """Put a recipe into what `torch.save` has written, in place of none."""
+    """Put a recipe into what `torch.save` has written, which must not have one."""
     with zipfile.ZipFile(archive, "a") as records:
         records.writestr(zipfile.ZipInfo(f"{_folder(records)}/{MEMBER}"), recipe_text(recipe))
 
@@ -171,7 +170,7 @@ def read_recipe(checkpoint: str | Path) -> dict[str, Any] | None:
     try:
         recipe = parse_json(text)
     except ValueError as error:
-        raise CheckpointError(f"{what} cannot be read ({error}); {cure}") from error
+        raise CheckpointError(f"{what} cannot be read ({str(error)!r:.120}); {cure}") from error
     version = recipe.pop("format", None) if isinstance(recipe, dict) else None
     if version != FORMAT or type(version) is not int:
         raise CheckpointError(f"{what} is of format {str(version)!r:.40}, not {FORMAT}; update attunet3d, or {cure}")
@@ -200,7 +199,7 @@ def _member(path: Path) -> bytes | None:
     except (FileNotFoundError, IsADirectoryError):
         return None
     except (OSError, EOFError, ValueError, IndexError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        why = f"damaged (cut short, or {' '.join(str(error).split()) or type(error).__name__})"
+        why = f"damaged (cut short, or {' '.join(str(error).split())[:200] or type(error).__name__})"
         raise CheckpointError(f"{path}: {why}; copy it again, or take other weights of the run") from error
 
 
@@ -231,10 +230,9 @@ def _pairs(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tup
         if name != "network_def":
             yield name, own, given
             continue
-        for argument in own.keys() | given.keys():
-            of_id = _NAMED.get(argument)
-            same = of_id is not None and recipe.get(of_id) == own.get(argument)
-            if argument in own and argument in given and not same:
+        for argument in own:
+            said_already = argument in _NAMED and recipe[_NAMED[argument]] == own[argument]
+            if argument in given and not said_already:
                 yield f"{name}::{argument}", own[argument], given[argument]
 
 
@@ -256,16 +254,10 @@ def said_of_recipe(checkpoint: str | Path, recipe: Mapping[str, Any] | None, val
         assumed = ", ".join(
             f"{key} {_short(values[key])}" for key in RECIPE_IDS if key in values and key != "network_def"
         )
-        return (
-            [
-                f"{name}: no recipe with these weights: the bundle's values are assumed ({assumed}); give the preset "
-                "they were trained with"
-            ]
-            if assumed
-            else []
-        )
+        line = f"{name}: no recipe with these weights: the bundle's values are assumed ({assumed}); give the preset "
+        return [f"{line}they were trained with"] if assumed else []
     found = contradictions(recipe, values)
-    return [f"{name}: was trained with another recipe; what is given is used: {', '.join(found)}"] if found else []
+    return [f"{name}: used with other values than it was trained with: {', '.join(found)}"] if found else []
 
 
 def warn_of_recipe(checkpoint: str | Path, values: Mapping[str, Any], ids: Sequence[str] = RECIPE_IDS) -> list[str]:

@@ -160,7 +160,7 @@ def test_a_contradiction_is_said_and_what_is_given_wins(
     ct = write_phantom()
     given = ["--set", "spacing=[6,6,6]", "--set", "threshold=0.4", "--precision", "fp32"]
     code, _, stderr = run("segment", ct, "--checkpoint", odd, "-o", tmp_path, *given)
-    said = "odd.pt: was trained with another recipe; what is given is used: "
+    said = "odd.pt: used with other values than it was trained with: "
     said += "spacing [6, 6, 6] (recipe: [7.0, 8.0, 9.0]), threshold 0.4 (recipe: 0.5)"
     assert code == 0
     assert [line for line in stderr.splitlines() if "recipe" in line] == [f"warning: {said}"]
@@ -186,7 +186,7 @@ def test_a_contradiction_is_said_and_what_is_given_wins(
 def test_contradictions_by_id(odd: Path, given: dict[str, Any], words: str) -> None:
     said: list[str] = []
     values = inference_values((), {"checkpoint": odd, **given}, say=said.append)
-    assert said == ([f"odd.pt: was trained with another recipe; what is given is used: {words}"] if words else [])
+    assert said == ([f"odd.pt: used with other values than it was trained with: {words}"] if words else [])
     assert values["network_def"]["channels"] == values["channels"], "the network follows the id"
 
 
@@ -228,6 +228,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "many levels": {"channels": [1] * 1000},
     "no spacing": {"spacing": [0.0, 1.0, 1.0]},
     "a huge number": {"max_window_voxels": 10**60},
+    "a number without end": {"spacing": [10**400, 1.0, 1.0]},
     "a bool": {"threshold": True},
     "missing": {"threshold": "left out"},
     "newer": {"format": 2},
@@ -331,8 +332,7 @@ def test_fine_tuning_starts_from_it(odd: Path, bare_checkpoint: Path, caplog: py
     with caplog.at_level(logging.WARNING):
         load_initial_weights(network, odd, "", recipe)
     assert caplog.messages == [
-        "odd.pt: was trained with another recipe; what is given is used: spacing [6.0, 6.0, 6.0] (recipe: "
-        "[7.0, 8.0, 9.0])"
+        "odd.pt: used with other values than it was trained with: spacing [6.0, 6.0, 6.0] (recipe: [7.0, 8.0, 9.0])"
     ]
     caplog.clear()
     load_initial_weights(AttentionUNet(channels=TINY["channels"]), bare_checkpoint, "", recipe)
