@@ -175,10 +175,19 @@ def read_recipe(checkpoint: str | Path) -> dict[str, Any] | None:
     if version != FORMAT or type(version) is not int:
         raise CheckpointError(f"{what} is of format {str(version)!r:.40}, not {FORMAT}; update attunet3d, or {cure}")
     unknown = [key for key in recipe if key not in _FITS]
-    wrong = f"{unknown[0]!r:.40} is no id of a recipe" if unknown else _misfit(recipe)
+    wrong = f"{unknown[0]!r:.40} is no id of a recipe" if unknown else _misfit(recipe) or _excess(recipe, path)
     if wrong:
         raise CheckpointError(f"{what} does not fit ({wrong}); {cure}")
     return recipe
+
+
+def _excess(recipe: Mapping[str, Any], path: Path) -> str | None:
+    """A network of more weights than its file can hold, which would take all memory before that is seen."""
+    for widths in (recipe["channels"], recipe.get("network_def", recipe)["channels"]):
+        least = 2 * 27 * sum(width**2 for width in widths)  # bytes: each level has a 3x3x3 convolution of its width
+        if least > path.stat().st_size:
+            return f"the file is too small for channels {widths}"
+    return None
 
 
 def _member(path: Path) -> bytes | None:

@@ -264,6 +264,16 @@ def test_a_damaged_recipe_is_refused(odd: Path, tmp_path: Path, text: bytes) -> 
         read_recipe(with_text(odd, text, tmp_path / "w.pt"))
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_network_larger_than_the_file_is_not_built(odd: Path, tmp_path: Path, inside: bool) -> None:
+    """It could take all memory before its weights are compared."""
+    recipe: dict[str, Any] = read_recipe(odd) or {}
+    wide = {"channels": [2048] * 5}
+    values = {"network_def": recipe["network_def"] | wide} if inside else wide
+    with pytest.raises(CheckpointError, match=r"w\.pt: the recipe in it does not fit \(the file is too small for"):
+        read_recipe(with_values(odd, tmp_path / "w.pt", **values))
+
+
 def test_every_bit_of_it_counts(odd: Path, tmp_path: Path) -> None:
     content = odd.read_bytes()
     place = content.index(b'"hu_window"') + 16
