@@ -118,7 +118,7 @@ weights: $(FEW)/data/all.json
 	  --set max_epochs=36 --set seed=3
 	$(BIN)/python -c 'from attunet3d.checkpoint import *; \
 	  runs = [f"$(FEW)/{run}/model_final.pt" for run in (2, 3, 4)]; \
-	  save_weights(without_auxiliary(mean_weights(runs)), "$(FEW)/model.pt")'
+	  save_weights(without_auxiliary(mean_weights(runs)), "$(FEW)/model.pt", recipe=read_recipe(runs[-1]))'
 	@echo "The weights are $(FEW)/model.pt; the bundle's lie in bundles/pancreas_ct_attunet3d_segmentation/models."
 
 lint: $(VENV)/test.stamp

@@ -94,6 +94,8 @@ def run_benchmark(
         raise ConfigError(f"{repeat} warm cases, threads: {threads}; at least one of each is needed")
     if checkpoint is not None:
         overrides["checkpoint"] = os.path.abspath(checkpoint)
+    said: list[str] = []
+    inference_values(presets, overrides, allow_code, said.append)
     overrides = {"scales": [1.0], "threshold": 0.5} | overrides  # the stock pipeline's work, and no more
     config = inference_values(presets, overrides, allow_code)
     path, folder = os.path.abspath(ct), make_folder(os.path.abspath(output_dir))
@@ -135,6 +137,7 @@ def run_benchmark(
             "checkpoint": Path(config["checkpoint"]).name,
             "presets": [Path(preset).stem for preset in presets],
             "overrides": {key: value for key, value in overrides.items() if key != "checkpoint"},
+            "warnings": said,
             "stock": {name: config[name] for name in ("spacing", "hu_window", "roi_size", "channels")},
         },
         "contenders": contenders,
@@ -194,6 +197,7 @@ def table(result: Mapping[str, Any]) -> str:
         )
     for name, value in result["dice_of_attunet3d_against"].items():
         lines.append(f"Dice of attunet3d against {name}: {show(value, 4)}")
+    lines += [f"warning: {line}" for line in result["settings"]["warnings"]]
     for name, figures in result["contenders"].items():
         if (other := max(value or 0.0 for value in figures["cores_disturbed"].values())) > _QUIET:
             lines.append(f"not to be relied on: other work took {other:.1f} cores while {name} was measured")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attunet3d.errors import CheckpointError
 from attunet3d.io.writer import atomic_path
+from attunet3d.recipe import add_recipe, read_recipe
 
 _ZIP = b"PK\x03\x04"  # begins what torch writes; older releases wrote pickles, so many, and then the numbers
 _PICKLES = 5
@@ -208,12 +209,46 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def save_weights(weights: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
-    """Write a state dict with its floating-point tensors in ``dtype``, atomically: half precision halves the file."""
+def common_recipe(checkpoints: Sequence[str | Path]) -> dict[str, Any] | None:
+    """The recipe of all these weights, for those made of them; None where they have none, or not the same.
+
+    Raises:
+        CheckpointError: a recipe cannot be read.
+    """
+    first, *others = [read_recipe(path) for path in checkpoints]
+    return first if all(other == first for other in others) else None
+
+
+def save_weights(
+    weights: Mapping[str, Tensor],
+    path: str | Path,
+    dtype: torch.dtype = torch.float16,
+    recipe: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a state dict with its floating-point tensors in ``dtype``, atomically: half precision halves the file.
+
+    Args:
+        weights: the state dict.
+        path: of the file.
+        dtype: of its tensors.
+        recipe: of these weights, see `attunet3d.recipe`; as `read_recipe` or `common_recipe` gives it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     compact = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights.items()}
     with atomic_path(Path(path)) as temporary:
-        torch.save(compact, temporary)
+        temporary.write_bytes(saved(compact, recipe))
     return Path(path)
+
+
+def saved(content: Any, recipe: Mapping[str, Any] | None = None) -> memoryview:
+    """What `torch.save` writes, with a recipe in it. In memory, as torch reports a full disk in words of its own."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    if recipe is not None:
+        add_recipe(buffer, recipe)
+    return buffer.getbuffer()
 
 
 def file_sha256(path: str | Path) -> str:

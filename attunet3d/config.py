@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 
 from attunet3d.errors import ConfigError
 from attunet3d.plain import MOST_CHARACTERS, for_monai, is_plain, read_yaml, refuse_code, split_id
+from attunet3d.recipe import FINE_TUNE_IDS, RECIPE_IDS, read_recipe, recipe_changes, said_of_recipe
 
 BUNDLE = "pancreas_ct_attunet3d_segmentation"
 Mode = Literal["train", "evaluate", "inference"]
@@ -50,6 +51,7 @@ INFERENCE_IDS = (
     "channels",
     "network_def",
 )
+# Of these, `recipe.RECIPE_IDS` are what weights bring along.
 
 
 def _shipped(folder: str) -> Path:
@@ -152,17 +154,48 @@ def config_changes(
 
 
 def changed_config(
-    mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any], allow_code: bool = False
+    mode: Mode,
+    presets: Sequence[str | Path],
+    overrides: Mapping[str, Any],
+    allow_code: bool = False,
+    recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The bundle's config for ``mode``, nothing evaluated, with `config_changes` carried out, as MONAI takes it.
+    """The bundle's config for ``mode``, nothing evaluated, as MONAI takes it, with `config_changes` over a recipe.
 
     Raises:
         ConfigError: as `config_changes`.
     """
     config = read_config(mode)
-    for key, value in config_changes(mode, presets, overrides, allow_code).items():
+    changes = recipe_changes(recipe or {}) | config_changes(mode, presets, overrides, allow_code)
+    for key, value in changes.items():
         _set(config, key, for_monai(value, allow_code))
     return config
+
+
+def changes_with_recipe(
+    mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any], allow_code: bool = False
+) -> dict[str, Any]:
+    """`config_changes` over the recipe of the weights that they name: of those to use, or those a training starts from.
+
+    Raises:
+        ConfigError: as `config_changes`.
+        CheckpointError: the recipe cannot be read.
+    """
+    changes = config_changes(mode, presets, overrides, allow_code)
+    named = changes.get("initial_checkpoint" if mode == "train" else "checkpoint", "")
+    if mode == "train" and named in ("", "bundled"):  # the bundle's own weights have the config's values
+        return changes
+    recipe = read_recipe(named or bundled_weights())
+    wanted = FINE_TUNE_IDS if mode == "train" else RECIPE_IDS
+    own = {key: value for key, value in recipe_changes(recipe or {}).items() if key in wanted}
+    if mode == "evaluate" and recipe is None and presets:  # which are taken for those of the training
+        own["recipe_warnings"] = []
+    return own | changes
+
+
+def bundled_weights() -> Path:
+    """The weights of the installed bundle."""
+    return installed_bundle() / "models" / "model.pt"
 
 
 def defines(mode: Mode, key: str) -> bool:
@@ -192,25 +225,41 @@ def default_value(key: str) -> Any:
 
 
 def inference_values(
-    presets: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None, allow_code: bool = False
+    presets: Sequence[str | Path] = (),
+    overrides: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
+    say: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """The values of the bundle's inference config, references (``@id``) resolved, for each of `INFERENCE_IDS`.
+    """The values to segment with, references (``@id``) resolved, for each of `INFERENCE_IDS`.
+
+    Those of the bundle's inference config; over them those of the weights' recipe, of the presets, and the overrides.
+    ``say`` gets a line where these contradict the recipe, or there is none and no preset either.
 
     Raises:
         ConfigError: as `config_changes`; or an id is no value but wiring, or its value is an expression.
+        CheckpointError: the recipe cannot be read.
     """
     config = read_config("inference")
     # Expressions in the file, for MONAI: here they are known.
-    config["checkpoint"] = str(installed_bundle() / "models" / "model.pt")
+    config["checkpoint"] = str(bundled_weights())
     config["device"] = "auto"
-    for key, value in config_changes("inference", presets, overrides or {}, allow_code).items():
+    changes = config_changes("inference", presets, overrides or {}, allow_code)
+    for key in changes:
         if split_id(key)[0] not in INFERENCE_IDS:
             raise ConfigError(
                 f"id {key!r} is not a value, but a part of the pipeline: change it with "
                 "`python -m monai.bundle run --config_file <bundle>/configs/inference.yaml`"
             )
+    checkpoint = _resolve(changes.get("checkpoint", config["checkpoint"]), config | changes, "checkpoint")
+    recipe = read_recipe(checkpoint)
+    for key, value in (recipe_changes(recipe or {}) | changes).items():
         _set(config, key, value)
-    return {name: _resolve(config[name], config, name) for name in INFERENCE_IDS}
+    values = {name: _resolve(config[name], config, name) for name in INFERENCE_IDS}
+    if recipe is not None or (not presets and Path(checkpoint).is_file()):
+        given = {split_id(key)[0] for key in changes} if recipe is None else set()
+        for line in said_of_recipe(checkpoint, recipe, {key: values[key] for key in RECIPE_IDS if key not in given}):
+            say(line)
+    return values
 
 
 def _resolve(value: Any, config: Mapping[str, Any], name: str, depth: int = 0) -> Any:

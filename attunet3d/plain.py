@@ -23,6 +23,8 @@ NETWORKS = frozenset(
         "attunet3d.networks.attention_unet.AttentionUNet",
     }
 )
+# What is larger no machine could train, and a config that asks for it has a slip of the pen, or means harm.
+MOST_CHANNELS, MOST_LEVELS = 2048, 10
 CURE = (
     "--allow-code (in Python allow_code=True) takes it all the same; with it a preset can run any program, with all "
     "your rights, so that you must trust who wrote it"

@@ -17,15 +17,14 @@ import torch
 
 from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
-from attunet3d.config import INFERENCE_IDS, bundle_metadata
+from attunet3d.config import bundle_metadata
 from attunet3d.io.printable import without_uids
+from attunet3d.recipe import RECIPE_IDS, read_recipe
 from attunet3d.transforms.resample import Grid
 
 # Values of the config that can change a voxel of the mask, and so belong in every record; the others are told elsewhere
 # in it, or change nothing.
-_RECORDED_IDS = [
-    name for name in INFERENCE_IDS if name not in ("checkpoint", "device", "precision", "backend", "sw_batch_size")
-]
+_RECORDED_IDS = ("allow_uneven", "allow_smaller_windows", *RECIPE_IDS)
 # Of what its reader says of a CT.
 _SOURCE_FACTS = ("format", "series_uid", "slices", "gantry_tilt_deg")
 _LIBRARIES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom")
@@ -37,7 +36,12 @@ def library_versions() -> dict[str, str]:
 
 
 def session_record(
-    checkpoint: Path, device: torch.device, form: str, presets: Sequence[str | Path], values: Mapping[str, Any]
+    checkpoint: Path,
+    device: torch.device,
+    form: str,
+    presets: Sequence[str | Path],
+    values: Mapping[str, Any],
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What holds for all cases of a session.
 
@@ -47,18 +51,24 @@ def session_record(
         form: what runs there, see `FastNetwork.form`.
         presets: as they were given.
         values: the inference config's.
+        warnings: of the weights and their recipe.
     """
     backend, _, precision = form.partition(" ")
     return {
         "attunet3d": __version__,
         "bundle": bundle_metadata().get("version"),
-        "checkpoint": {"file": checkpoint.name, "sha256": file_sha256(checkpoint)},
+        "checkpoint": {
+            "file": checkpoint.name,
+            "sha256": file_sha256(checkpoint),
+            "recipe": read_recipe(checkpoint) is not None,
+        },
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "backend": backend,
         "precision": precision,
         "presets": [Path(preset).stem for preset in presets],
         "config": {name: values[name] for name in _RECORDED_IDS},
         "versions": library_versions(),
+        "warnings": list(warnings),
     }
 
 
@@ -90,7 +100,7 @@ def case_record(
         keep_uids: without it the series' UID is left out, and UIDs are in neither the CT's name nor the warnings.
     """
     voxels = int(np.count_nonzero(mask))
-    warnings = list(facts.get("warnings", []))
+    warnings = [*facts.get("warnings", []), *session.get("warnings", [])]
     if voxels == 0:
         warnings.append("the mask is empty: no pancreas was found")
     name = Path(os.path.abspath(ct)).name

@@ -320,7 +320,7 @@ def build_network(definition: Mapping[str, object], allow_code: bool = False) ->
 def load_network(
     checkpoint: str | Path | None = None, device: str | torch.device = "auto", precision: str = "auto"
 ) -> nn.Module:
-    """The bundle's network with weights, in eval mode, ready for (B, 1, X, Y, Z) images on the model grid.
+    """The network of weights' recipe, or else the bundle's, in eval mode: for (B, 1, X, Y, Z) images on its model grid.
 
     Args:
         checkpoint: weights; the bundle's own by default.
@@ -331,7 +331,8 @@ def load_network(
         CheckpointError: the weights cannot be read or do not fit.
         ConfigError: the device or precision cannot be had.
     """
-    values = inference_values()
+    changes = {} if checkpoint is None else {"checkpoint": Path(checkpoint)}
+    values = inference_values((), changes, say=logger.warning)
     network = build_network(values["network_def"])
-    load_weights(network, checkpoint or values["checkpoint"])
+    load_weights(network, values["checkpoint"])
     return prepare(network, device, precision).eval()

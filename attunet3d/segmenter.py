@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ from attunet3d.transforms.components import keep_largest_component
 from attunet3d.transforms.intensity import scale_hu_
 from attunet3d.transforms.resample import AIR_HU, Grid, crop, is_oblique, mask_from_logits, resample_image
 
+logger = logging.getLogger(__name__)
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -64,14 +67,18 @@ class Segmenter:
         checkpoint: weights; the bundle's own by default.
         device: "auto", "cpu", "cuda", "cuda:1".
         precision: "auto", "fp32", "bf16" or "fp16".
-        presets: preset names or files, merged in order over the bundle's inference config.
+        presets: preset names or files, merged in order over the weights' recipe, or else the bundle's config.
         memory_limit: most that this process may take, GB; by default what the machine, or its cgroups, have left.
         allow_code: presets and overrides may name any class; they can then run any program.
         overrides: ids of that config and their values, e.g. ``overlap=0.5``, or ``allow_smaller_windows=True`` for
             CTs whose windows do not fit into memory: the record's warnings say where the mask is not that of full ones.
 
+    Attributes:
+        warnings: where presets and overrides contradict the recipe of the weights, or these have none; each record has
+            them too.
+
     Raises:
-        CheckpointError: the weights cannot be read or do not fit the network.
+        CheckpointError: the weights, or their recipe, cannot be read or do not fit the network.
         ConfigError: a preset, an id, the device or the precision does not exist, or a value is out of range.
     """
 
@@ -88,7 +95,9 @@ class Segmenter:
         changes = {"device": str(device), "precision": precision, **overrides}
         if checkpoint is not None:
             changes["checkpoint"] = Path(checkpoint)
-        values = inference_values(presets, changes, allow_code)
+        warnings: list[str] = []
+        values = inference_values(presets, changes, allow_code, warnings.append)
+        self.warnings = tuple(warnings)
         self.device = choose_device(values["device"])
         self.checkpoint = Path(values["checkpoint"])
         self._allow_code = allow_code
@@ -136,8 +145,10 @@ class Segmenter:
         self._bytes_per_voxel = int(
             memory_factor(values["scales"]) * network_bytes_per_voxel(network, *_features_of(self._network.form))
         )
-        self._session = session_record(self.checkpoint, self.device, self._network.form, presets, values)
+        self._session = session_record(self.checkpoint, self.device, self._network.form, presets, values, warnings)
         self._base_bytes = (resident_bytes() or 0) + FIRST_CASE_BYTES
+        for line in warnings:
+            logger.warning(line)
 
     def __reduce__(self) -> NoReturn:
         """Pickle and `copy` ask here. Raises CopyError: what is compiled, or on a GPU, cannot go along."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attunet3d.config import CONFIG_FILES, Mode, config_changes, installed_bundle
+from attunet3d.config import CONFIG_FILES, Mode, changes_with_recipe, installed_bundle
 from attunet3d.datasets.sections import load_cases
 from attunet3d.errors import ConfigError, only_own_error, own_error
 from attunet3d.io.cases import ALIKE, alike_names
@@ -27,16 +27,16 @@ def make_workflow(
     overrides: Mapping[str, Any] | None = None,
     allow_code: bool = False,
 ) -> ConfigWorkflow:
-    """The bundle's workflow for ``mode``, with presets merged in order and then single ids overridden.
+    """The bundle's workflow for ``mode``, with the weights' recipe, presets in order, and single ids merged into it.
 
     Raises:
-        ConfigError: as `config_changes`.
+        ConfigError, CheckpointError: as `changes_with_recipe`.
     """
     from monai.bundle import ConfigWorkflow
 
     # MONAI warns that no logging file is applied; whoever calls this has set logging up already.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
-    changes = config_changes(mode, presets, overrides or {}, allow_code)
+    changes = changes_with_recipe(mode, presets, overrides or {}, allow_code)
     if changes.get("device") == "auto":  # what the config chooses by itself
         del changes["device"]
     configs = installed_bundle() / "configs"

@@ -24,7 +24,7 @@ TINY = {
     "spacing": [6.0, 6.0, 6.0],
     "roi_size": [32, 32, 32],
 }
-# Inference as of weights from many cases; the bundle's own defaults are for weights from few.
+# Inference as of weights from many cases, and of `tiny_checkpoint`; the bundle's own weights are from few.
 PLAIN = {"scales": [1.0], "threshold": 0.5, "keep_components": 1.0}
 # Seconds after which a test gives up on another process or thread: for one that hangs, never for one that is slow.
 HANG = 1800.0
@@ -77,13 +77,24 @@ def run_for_lines(run: Run) -> Callable[..., tuple[int, str, list[str]]]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of the TINY network; it marks some tissue as pancreas, all that tests of geometry need."""
+    """Random weights of the TINY network with a recipe; it marks some tissue as pancreas, all that geometry needs."""
     from attunet3d import AttentionUNet
+    from attunet3d.checkpoint import saved
+    from attunet3d.config import inference_values
+    from attunet3d.recipe import make_recipe
 
     torch.manual_seed(3)
     net = AttentionUNet(channels=TINY["channels"])
     path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.save(net.state_dict(), path)
+    path.write_bytes(saved(net.state_dict(), make_recipe(inference_values((), TINY | PLAIN))))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bare_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as torch writes them, without a recipe."""
+    path = tmp_path_factory.mktemp("bare") / "bare.pt"
+    torch.save(torch.load(tiny_checkpoint, weights_only=True), path)
     return path
 
 

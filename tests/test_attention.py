@@ -19,10 +19,12 @@ from torch.nn import functional as F
 
 from attunet3d import AttentionUNet, Segmenter
 from attunet3d.attention import AttentionMaps, MapsOnCT, load_attention_maps
-from attunet3d.checkpoint import file_sha256
+from attunet3d.checkpoint import file_sha256, save_weights
+from attunet3d.config import inference_values
 from attunet3d.errors import CancelledError, CheckpointError, ConfigError, MemoryLimitError, OutputError
 from attunet3d.inferers.windows import WindowPlan
 from attunet3d.memory import plan_memory
+from attunet3d.recipe import make_recipe
 from attunet3d.transforms.intensity import scale_hu_
 from attunet3d.transforms.resample import AIR_HU, Grid, bytes_from_shares, model_grid, resample_image
 
@@ -416,8 +418,10 @@ def test_paths_of_the_mask_and_then_its_maps_are_printed(
 def test_maps_of_a_network_without_gates_are_a_usage_error(
     run: Callable[..., tuple[int, str, str]], write_phantom: WritePhantom, tmp_path: Path
 ) -> None:
-    torch.save(tiny(gate=None).state_dict(), tmp_path / "model.pt")
-    ungated = ("--checkpoint", tmp_path / "model.pt", "--set", f"network_def={json.dumps(definition(gate=None))}")
+    network = tiny(gate=None)
+    recipe = make_recipe(inference_values((), ONE_SIZE) | {"network_def": network})
+    save_weights(network.state_dict(), tmp_path / "model.pt", recipe=recipe)
+    ungated = ("--checkpoint", tmp_path / "model.pt")
     code, stdout, stderr = run(write_phantom(), "-o", tmp_path / "out", "--attention", *ungated)
     assert (code, stdout) == (2, "")
     assert stderr.startswith("error: the network has no attention gates")

@@ -134,6 +134,7 @@ def test_table_shows_what_is_not_known_as_a_dash() -> None:
     result = {
         "ct": {"file": "ct.nii.gz", "shape": [512, 512, 72], "spacing_mm": [0.7, 0.7, 2.5]},
         "machine": {"device": "cpu", "threads": 2, "cpu": "some CPU"},
+        "settings": {"warnings": ["model.pt: no recipe"]},
         "contenders": {"attunet3d": ours, "monai-attentionunet": stock},
         "attunet3d_beside": {"monai-attentionunet": ratios(ours, stock)},
         "dice_of_attunet3d_against": {"attunet3d-fp32": None, "monai-same-network": 0.99876},
@@ -147,6 +148,7 @@ def test_table_shows_what_is_not_known_as_a_dash() -> None:
         "- of its memory",
         "Dice of attunet3d against attunet3d-fp32: -",
         "Dice of attunet3d against monai-same-network: 0.9988",
+        "warning: model.pt: no recipe",
     ]
     stock["cores_disturbed"]["warm"] = 0.52
     caution = "not to be relied on: other work took 0.5 cores while monai-attentionunet was measured"

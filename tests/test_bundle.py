@@ -20,8 +20,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from processes import ranks, run_module
 
 from attunet3d import Segmenter, bundle_root, workflow
-from attunet3d.config import defines
+from attunet3d.config import defines, inference_values
 from attunet3d.datasets.phantom import write_phantoms
+from attunet3d.recipe import make_recipe, read_recipe
 
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 CONFIGS = bundle_root() / "configs"
@@ -193,6 +194,9 @@ def test_run_trains_evaluates_and_segments(phantoms: Path, tmp_path: Path) -> No
         "run", "--config_file", CONFIGS / "train.yaml", *ids({**SMALL, **data, "ckpt_dir": runs}), cwd=tmp_path
     )
     assert {"model.pt", "model_final.pt", "last.pt", "history.csv", "tensorboard"} <= {p.name for p in runs.iterdir()}
+
+    recipes = [read_recipe(runs / name) for name in ("model.pt", "model_final.pt")]
+    assert recipes == [make_recipe(inference_values((), TINY))] * 2
 
     files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / 'evaluate.yaml'}']"
     result = {**TINY, **data, "checkpoint": runs / "model.pt", "output_dir": tmp_path / "eval", "precision": "fp32"}

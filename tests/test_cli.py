@@ -281,11 +281,11 @@ def test_cts_whose_masks_some_file_systems_take_for_one(segment: Run, tmp_path: 
         assert part in stderr
 
 
-def test_evaluation_refuses_before_it_reads(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_evaluation_refuses_before_it_reads(run: Run, bare_checkpoint: Path, tmp_path: Path) -> None:
     run("phantom", tmp_path / "p", "--cases", 2, "--spacing", 8, 8, 8)
     data = ["--dataset-dir", tmp_path / "p", "--datalist", tmp_path / "p" / "datalist.json"]
-    # The likeliest mistake: the preset of the weights was forgotten.
-    code, _, stderr = run("evaluate", *data, "--checkpoint", tiny_checkpoint, "-o", tmp_path / "e")
+    # The likeliest mistake: the preset of weights without a recipe was forgotten.
+    code, _, stderr = run("evaluate", *data, "--checkpoint", bare_checkpoint, "-o", tmp_path / "e")
     assert code == 2
     assert "preset it was trained with" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr

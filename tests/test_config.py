@@ -58,7 +58,7 @@ def test_values_are_those_that_monai_reads() -> None:
 def test_every_id_is_a_value_or_wiring() -> None:
     """A value that only MONAI's run knew would be one that `segment` ignores."""
     wiring = {"imports", "bundle_root", "dataset_dir", "output_dir", "network", "preprocessing", "dataset"}
-    wiring |= {"dataloader", "inferer", "postprocessing", "handlers", "evaluator", "run"}
+    wiring |= {"dataloader", "inferer", "postprocessing", "handlers", "evaluator", "recipe", "run"}
     assert set(read_config("inference")) == wiring | set(INFERENCE_IDS)
     assert len(set(INFERENCE_IDS)) == len(INFERENCE_IDS)
 

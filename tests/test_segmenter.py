@@ -189,11 +189,13 @@ def test_a_picture_that_fails_does_not_cost_the_mask(
     np.testing.assert_array_equal(np.asarray(nib.load(result.path).dataobj), result.mask)
 
 
-def test_mistakes_name_the_cure(tiny_checkpoint: Path, tmp_path: Path, write_phantom: Callable[..., Path]) -> None:
+def test_mistakes_name_the_cure(
+    tiny_checkpoint: Path, bare_checkpoint: Path, tmp_path: Path, write_phantom: Callable[..., Path]
+) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         Segmenter(tmp_path / "none.pt")
     with pytest.raises(CheckpointError, match="preset it was trained with"):
-        Segmenter(tiny_checkpoint)
+        Segmenter(bare_checkpoint)
     (tmp_path / "text.pt").write_text("no weights")
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         Segmenter(tmp_path / "text.pt")

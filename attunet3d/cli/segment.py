@@ -112,6 +112,9 @@ def segment(
                     allow_smaller_windows=allow_smaller_windows,
                 )
                 session = Segmenter(checkpoint, device, precision, preset or (), memory, allow_code, **overrides)
+                if not verbose:  # which has them in the log
+                    for warning in session.warnings:
+                        say("warning", warning)
                 if all_series:
                     bar.update(task, description="list the series")
                     chosen, names = _each_series(cts, names, say)
@@ -133,7 +136,8 @@ def segment(
                         continue
                     done += 1
                     for warning in case.segmentation.record["warnings"]:
-                        say("warning", f"{case.ct}: {warning}")
+                        if warning not in session.warnings:
+                            say("warning", f"{case.ct}: {warning}")
                     product(case.segmentation.path)
                     for file in case.segmentation.record.get("attention", {}).values():
                         product(output / file)

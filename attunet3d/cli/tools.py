@@ -1,4 +1,4 @@
-"""Verbs for a machine without data: phantoms, and benchmarks beside MONAI's stock pipeline."""
+"""Verbs that need no data set: phantoms, networks for other programs, and benchmarks beside MONAI's stock pipeline."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from attunet3d.cli.options import (
     products,
     progress_bar,
     refuse_bad_folder,
+    refuse_unprintable,
     set_up_logging,
 )
 from attunet3d.io.json_text import json_text
+from attunet3d.io.printable import one_line
 
 
 @app.command()
@@ -61,6 +63,33 @@ def phantom(
             progress=show,
         )
         product(path)
+
+
+@app.command()
+def export(
+    weights: Annotated[Path, typer.Argument(help="A model.pt that training wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file, which is replaced.")],
+    format_: Annotated[str, typer.Option("--format", help="onnx or torchscript.")] = "onnx",
+    preset: Presets = None,
+    set_: Overrides = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Write the network for other programs, for images of any size, with the values it was trained with.
+
+    Example: attunet3d export runs/mine/model.pt -o mine.onnx
+    """
+    set_up_logging(verbose=False)
+    refuse_bad_folder(output.parent)
+    refuse_unprintable(output)
+    overrides = overrides_of(set_, ("checkpoint",))
+    with products() as product, progress_bar() as (bar, say):
+        bar.add_task("export", total=None)
+        from attunet3d import export as exporting
+
+        def warn(line: str) -> None:
+            say(f"warning: {one_line(line)}")
+
+        product(exporting.export(weights, output, format_, preset or (), allow_code, warn, **overrides))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from attunet3d.config import (
 )
 from attunet3d.errors import ConfigError
 from attunet3d.io.writer import atomic_path, make_folder, write_text_atomic
+from attunet3d.recipe import read_recipe
+
+logger = logging.getLogger(__name__)
 
 _MODES: tuple[Mode, ...] = ("train", "inference")
 # In place of MONAI Label's main.py, which becomes monaibundle.py. It looks for a class with MONAILabelApp as a base.
@@ -52,7 +56,8 @@ def make_app(
     Args:
         folder: of the app; made if it does not exist.
         checkpoint: weights to start from; by default those that are in the folder, or else the bundle's.
-        presets: merged in order over the bundle's configs; training and inference each take what is theirs.
+        presets: merged in order over the bundle's configs and the recipe of the weights; training and inference each
+            take what is theirs.
         overrides: ids of these configs and their values.
         allow_code: presets and overrides may hold expressions and name classes, which the server then runs.
 
@@ -61,19 +66,22 @@ def make_app(
 
     Raises:
         ConfigError: MONAI Label is not installed; a preset or an id does not exist, or holds code.
-        CheckpointError: the weights cannot be read, or do not fit the network of the presets.
+        CheckpointError: the weights, or their recipe, cannot be read, or do not fit the network of the presets.
         OutputError: the folder cannot be written.
     """
     app = sample_app()
     bundle = Path(folder) / "model" / BUNDLE
     changes = _by_mode(overrides or {})
     changes["train"] = _SERVED | changes["train"]
-    configs = {mode: changed_config(mode, presets, changes[mode], allow_code) for mode in _MODES}
     weights = bundle / "models" / "model.pt"
     installed = installed_bundle()
     default = weights if weights.is_file() else installed / "models" / "model.pt"
     start = default if checkpoint is None else Path(checkpoint)
-    _check_weights(start, inference_values(presets, changes["inference"], allow_code), allow_code)
+    chosen = changes["inference"] | {"checkpoint": start}
+    values = inference_values(presets, chosen, allow_code, say=logger.warning)
+    recipe = read_recipe(start)
+    configs = {mode: changed_config(mode, presets, changes[mode], allow_code, recipe) for mode in _MODES}
+    _check_weights(start, values, allow_code)
 
     make_folder(bundle / "configs")
     make_folder(bundle / "models")

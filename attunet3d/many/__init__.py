@@ -52,6 +52,7 @@ def segment_many(
     case_minutes: float | None = CASE_MINUTES,
     left_out: list[str] | None = None,
     watch: Callable[[Any], None] | None = None,
+    say: Callable[[str], object] = lambda line: None,
     **session: Any,
 ) -> dict[str, Any]:
     """Segment the CTs of a manifest or folder on a Ray cluster; the summary, as summary.json.
@@ -69,6 +70,7 @@ def segment_many(
         case_minutes: a case that takes longer is set aside, and its worker is killed; None for no limit.
         left_out: gets a line for what in a folder is no CT to segment.
         watch: called with the `Status` after each case and at least each second.
+        say: gets the session's warnings, as `Segmenter.warnings`.
         session: arguments of `Segmenter`.
 
     Raises:
@@ -98,7 +100,7 @@ def segment_many(
         overrides.pop("checkpoint", None)
     else:
         overrides["checkpoint"] = str(Path(overrides["checkpoint"]).absolute())
-    values = inference_values(presets, overrides, allow_code)
+    values = inference_values(presets, overrides, allow_code, say)
     if not Path(values["checkpoint"]).is_file():
         raise CheckpointError(f"{values['checkpoint']}: no such checkpoint; give a model.pt that training wrote")
     values |= {"checkpoint": file_sha256(values["checkpoint"]), "format": output_format}

@@ -19,11 +19,10 @@ from attunet3d.networks.attention_gate import (
     conv_block,
     resample,
 )
+from attunet3d.plain import MOST_CHANNELS, MOST_LEVELS
 
 GateName = Literal["grid", "additive"]
 UpsampleName = Literal["linear", "conv"]
-# What is larger no machine could train, and a config that asks for it has a slip of the pen, or means harm.
-MOST_CHANNELS, MOST_LEVELS = 2048, 10
 
 
 def double_conv(spatial_dims: int, in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
@@ -186,6 +185,21 @@ class AttentionUNet(nn.Module):
                 f"channels {tuple(channels)[: MOST_LEVELS + 1]}, gates_per_skip {gates_per_skip}"
             )
 
+        self.arguments = {
+            "spatial_dims": spatial_dims,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": list(channels),
+            "gate": gate,
+            "gates_per_skip": gates_per_skip,
+            "gate_first_skip": gate_first_skip,
+            "deep_supervision": deep_supervision,
+            "upsample": upsample,
+            "dropout": dropout,
+            "input_mean": input_mean,
+            "input_std": input_std,
+            "auxiliary_channels": auxiliary_channels,
+        }
         self.channels = tuple(channels)
         self.input_mean = float(input_mean)
         self.input_std = float(input_std)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from attunet3d.checkpoint import fit_weights, read_tensors
+from attunet3d.checkpoint import fit_weights, read_tensors, saved
 from attunet3d.errors import CheckpointError, ConfigError
 from attunet3d.io.writer import atomic_path, make_folder
 from attunet3d.training.averaging import AverageWeights
@@ -51,6 +50,7 @@ class RunCheckpoint:
         rank: this process; only the first one writes.
         cases: of the training and, if any, of the validation; by their names and what they are on the model grid it is
             known whether a state is of this run.
+        recipe: goes into the files of weights, see `attunet3d.recipe`.
 
     Raises, in training:
         CheckpointError: ``last.pt`` is no state of this network, optimizer, seed and these cases.
@@ -72,6 +72,7 @@ class RunCheckpoint:
         seed: int = 0,
         rank: int = 0,
         cases: Sequence[CachedCases] = (),
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(resume, bool):
             raise ConfigError(f"resume must be True or False, got {resume!r}")
@@ -87,6 +88,7 @@ class RunCheckpoint:
         self.seed = seed
         self.rank = rank
         self.cases = cases
+        self.recipe = recipe
         self.best: float | None = None
         self._validated: float | None = None
         self._damaged = False  # last.pt is, and must not take the place of the good one before it
@@ -142,7 +144,8 @@ class RunCheckpoint:
 
     def _save_weights(self, name: str) -> None:
         # From a GPU they could only be read where there is one.
-        self._save(name, {key: value.cpu() for key, value in self.average.network.state_dict().items()})
+        weights = {key: value.cpu() for key, value in self.average.network.state_dict().items()}
+        self._save(name, weights, self.recipe)
 
     def _save_state(self, engine: Engine) -> None:
         state = {
@@ -158,14 +161,11 @@ class RunCheckpoint:
         }
         self._save(STATE, state)
 
-    def _save(self, name: str, content: Any) -> None:
+    def _save(self, name: str, content: Any, recipe: Mapping[str, Any] | None = None) -> None:
         if self.rank == 0:
-            # Through memory, as torch reports a full disk in its own words and not as an OSError.
-            buffer = io.BytesIO()
-            torch.save(content, buffer)
             path = self.save_dir / name
             with atomic_path(path) as temporary:
-                temporary.write_bytes(buffer.getbuffer())
+                temporary.write_bytes(saved(content, recipe))
                 if name == STATE and path.is_file() and not self._damaged:
                     os.replace(path, self.save_dir / PREVIOUS)
             self._damaged = self._damaged and name != STATE

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from torch.optim import Optimizer
 
 from attunet3d.checkpoint import load_weights
 from attunet3d.errors import ConfigError
+from attunet3d.recipe import FINE_TUNE_IDS, warn_of_recipe
 
 _BUNDLED = "bundled"
 _OPTIMIZERS: dict[str, type[Optimizer]] = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}
@@ -26,13 +29,16 @@ def optimizer_class(name: str) -> type[Optimizer]:
     return _OPTIMIZERS[name]
 
 
-def load_initial_weights(network: nn.Module, checkpoint: str | Path, bundle_root: str | Path) -> None:
-    """Load the weights that a training starts from.
+def load_initial_weights(
+    network: nn.Module, checkpoint: str | Path, bundle_root: str | Path, recipe: Mapping[str, Any]
+) -> None:
+    """Load the weights that a training starts from; where it sees CTs otherwise than they did, a warning is logged.
 
     Args:
         network: gets them.
         checkpoint: a file; "bundled" for the weights of the bundle; or "", and the network stays as it is.
         bundle_root: the bundle's folder.
+        recipe: of the training.
 
     Raises:
         CheckpointError: the file cannot be read, or its weights belong to another network.
@@ -41,3 +47,4 @@ def load_initial_weights(network: nn.Module, checkpoint: str | Path, bundle_root
         checkpoint = Path(bundle_root) / "models" / "model.pt"
     if str(checkpoint):
         load_weights(network, checkpoint)
+        warn_of_recipe(checkpoint, recipe, FINE_TUNE_IDS)

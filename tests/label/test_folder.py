@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import PLAIN, TINY
 
 from attunet3d.checkpoint import file_sha256
 from attunet3d.config import BUNDLE, installed_bundle
@@ -18,6 +18,7 @@ from attunet3d.errors import CheckpointError, ConfigError, InputNotFoundError
 from attunet3d.label import folder
 from attunet3d.label.access import TOKEN_VARIABLE
 from attunet3d.label.server import address, check_address, check_studies, is_loopback
+from attunet3d.recipe import read_recipe
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -56,7 +57,7 @@ def test_the_app_holds_a_bundle_with_the_values_given(sample: Path, tmp_path: Pa
 
 
 def test_what_was_learned_stays_until_other_weights_are_given(
-    sample: Path, tmp_path: Path, tiny_checkpoint: Path
+    sample: Path, tmp_path: Path, tiny_checkpoint: Path, bare_checkpoint: Path
 ) -> None:
     app = tmp_path / "app"
     weights = folder.make_app(app) / "models" / "model.pt"
@@ -68,8 +69,24 @@ def test_what_was_learned_stays_until_other_weights_are_given(
     folder.make_app(app, None, (), TINY)
     assert file_sha256(weights) == learned
     with pytest.raises(CheckpointError, match="give the preset it was trained with"):
-        folder.make_app(app)  # MONAI Label would only warn, and segment with what fits
+        folder.make_app(app, bare_checkpoint)  # MONAI Label would only warn, and segment with what fits
+    assert file_sha256(weights) == learned
+    folder.make_app(app)
     assert _config(weights.parents[1], "inference.yaml")["channels"] == TINY["channels"]
+
+
+def test_the_recipe_of_the_weights_is_that_of_the_server(sample: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """What it segments and trains with; the next start needs no preset either."""
+    for checkpoint in (tiny_checkpoint, None):
+        bundle = folder.make_app(tmp_path / "app", checkpoint)
+        for name in ("train.yaml", "inference.yaml"):
+            config = _config(bundle, name)
+            assert {key: config[key] for key in TINY | PLAIN} == TINY | PLAIN
+        assert read_recipe(bundle / "models" / "model.pt") == read_recipe(tiny_checkpoint)
+    assert (
+        _config(folder.make_app(tmp_path / "app", None, (), {"spacing": [5.0] * 3}), "train.yaml")["spacing"]
+        == [5.0] * 3
+    )
 
 
 def test_an_unknown_id_is_refused_and_leaves_nothing(sample: Path, tmp_path: Path) -> None:
