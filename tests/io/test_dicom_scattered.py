@@ -126,7 +126,11 @@ def test_single_images_that_are_no_scan_lead_to_no_dead_end(tmp_path: Path) -> N
 
 def test_messages_hold_no_uid_where_none_is_wanted(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(tmp_path / "ct", NO_ONE_SCAN["any places"])
-    session = SimpleNamespace(segment_all=lambda cts, *_, **__: [Case(cts[0], None, read_error(cts[0]))])
+
+    def segment_all(cts: list[Path], *_: Any, **__: Any) -> list[Case]:
+        return [Case(cts[0], None, read_error(cts[0]))]
+
+    session = SimpleNamespace(warnings=(), segment_all=segment_all)
     monkeypatch.setattr("attunet3d.segmenter.Segmenter", lambda *_, **__: session)
     code, _, said = run("segment", tmp_path / "ct", "-o", tmp_path / "out")
     assert (code, "1.2.3.4 (1 file" in said) == (1, True)
