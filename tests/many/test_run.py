@@ -125,7 +125,8 @@ def test_three_nodes_with_deaths(
         cts, tmp_path, cpus_per_worker=1, workers=3, watch=watch, checkpoint=tiny_checkpoint, **SESSION
     )
     assert not todo
-    assert summary["this_run"]["worker_deaths"] >= 2
+    # The second may be one that goes with its node by itself.
+    assert summary["this_run"]["worker_deaths"] >= 1
     assert summary["by_status"] == {"done": 12}
     check(tmp_path, masks)
 
