@@ -27,6 +27,7 @@ MAX_BITS_ALLOCATED = 32
 RLE_MAX_RATIO = 64  # PackBits cannot expand by more: two bytes stand for 128
 
 _PIECE = 2**20
+_SMALL = 2**15  # bytes; a slice of 512 x 512 has half a million
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 RLE = "1.2.840.10008.1.2.5"
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70, 80, 81))  # 80 and 81 are JPEG-LS
@@ -56,6 +57,19 @@ class _Reader(io.BufferedReader):
         return super().read(size)
 
 
+class _InMemory(io.BytesIO):
+    """A small file, read at once: where pydicom looks where it stands, a file on the disk asks the system each time."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise _Deflated
+        return super().read(size)
+
+
 class _Size(NamedTuple):
     rows: int
     columns: int
@@ -68,7 +82,7 @@ def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.FileDataset
 
     Raises UnreadableInputError for more than MAX_INFLATED_BYTES of deflated data, and what pydicom and zlib raise.
     """
-    with _Reader(open(path, "rb", buffering=0)) as file:
+    with _opened(path) as file:
         try:
             ds = pydicom.dcmread(file, **options)
         except _Deflated:
@@ -82,6 +96,14 @@ def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.FileDataset
             ds.file_meta.TransferSyntaxUID = _syntax_as_read(ds)
     ds.filename = os.fspath(path)
     return ds
+
+
+def _opened(path: str | os.PathLike[str]) -> _Reader | _InMemory:
+    raw = open(path, "rb", buffering=0)  # noqa: SIM115
+    if os.fstat(raw.fileno()).st_size > _SMALL:
+        return _Reader(raw)
+    with raw:
+        return _InMemory(raw.read(_SMALL), os.fspath(path))
 
 
 def _syntax_as_read(ds: pydicom.Dataset) -> UID:
@@ -159,7 +181,7 @@ def _contradicts(path: os.PathLike[str], found: str) -> UnreadableInputError:
     return UnreadableInputError(f"{path}: {found}: damaged; export the complete series again")
 
 
-def _inflated(file: _Reader) -> io.BytesIO:
+def _inflated(file: _Reader | _InMemory) -> io.BytesIO:
     inflate, whole = zlib.decompressobj(-zlib.MAX_WBITS), io.BytesIO()
     while not inflate.eof:
         piece = file.read(_PIECE)
