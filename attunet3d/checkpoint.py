@@ -79,9 +79,8 @@ def read_tensors(path: Path, cure: str) -> Any:
     try:
         _check_tuples(path)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # what torch warns of, a format that is not its own or an old one, is refused
+            # What torch warns of, a format that is not its own or an old one, is refused.
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a file that is not its own
         raise CheckpointError(f"{path}: not a checkpoint of tensors alone, so it is not loaded; {cure}") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attunet3d.config import CONFIG_FILES, Mode, changes_with_recipe, installed_bundle
 from attunet3d.datasets.sections import load_cases
 from attunet3d.errors import ConfigError, only_own_error, own_error
-from attunet3d.io.cases import ALIKE, alike_names
+from attunet3d.io.cases import alike_names, said_alike
 from attunet3d.io.locking import release_folder
 from attunet3d.plain import for_monai
 
@@ -150,10 +150,9 @@ def evaluate(
     layout = parsed(workflow, "layout")
     names = [layout.case(case["image"]) for case in cases]
     for same in alike_names(names):
-        masks = " and ".join(dict.fromkeys(f'"{names[index]}_seg"' for index in same))
-        why = f", which {ALIKE}" if " and " in masks else ""
+        masks = said_alike(f"{names[index]}_seg" for index in same)
         raise ConfigError(
-            f"{datalist}: {len(same)} masks would be {masks}{why}; rename them, or give a --dataset-dir above all CTs"
+            f"{datalist}: {len(same)} masks would be {masks}; rename them, or give a --dataset-dir above all CTs"
         )
     _run(workflow, "validate::evaluator")
     metrics = parsed(workflow, "validate::evaluator").state.metrics

@@ -173,13 +173,12 @@ def _names(cts: list[Path]) -> list[str]:
 
 
 def _refuse_same(cts: Sequence[PathLike], names: list[str]) -> None:
-    from attunet3d.io.cases import ALIKE, alike_names
+    from attunet3d.io.cases import alike_names, said_alike
 
     for same in alike_names(names):
         files = ", ".join(str(cts[index]) for index in same)
-        masks = " and ".join(dict.fromkeys(f'"{names[index]}_seg"' for index in same))
-        why = f", which {ALIKE}" if " and " in masks else ""
-        raise ConfigError(f"{files}: all their masks would be {masks}{why}; segment them into different folders")
+        masks = said_alike(f"{names[index]}_seg" for index in same)
+        raise ConfigError(f"{files}: all their masks would be {masks}; segment them into different folders")
 
 
 def _each_series(

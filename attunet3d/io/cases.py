@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,6 +87,13 @@ def alike(name: str) -> str:
     So do those of macOS, Windows, many USB disks and network shares.
     """
     return normalize("NFD", normalize("NFD", name).casefold())
+
+
+def said_alike(names: Iterable[str]) -> str:
+    """Names that are the same or `alike`, in words: each once, and why they cannot stand beside each other."""
+    different = list(dict.fromkeys(names))
+    said = " and ".join(f'"{name}"' for name in different)
+    return said if len(different) == 1 else f"{said}, which {ALIKE}"
 
 
 def alike_names(names: Sequence[str]) -> list[list[int]]:
