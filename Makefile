@@ -135,7 +135,7 @@ test-core: $(VENV)/test.stamp
 
 # The server, and the core with pydicom 2, in the server's environment.
 test-label: $(LABEL)/test.stamp
-	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -n 2 --dist loadfile --durations=10 tests/label tests/io tests/test_segmenter.py
+	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -n 2 --dist loadfile --durations=10 tests/label tests/io tests/segmenter/test_session.py
 
 # Thousands of damaged inputs, each a good result or a typed error: `make fuzz CASES=20000 SEED=1`; of some kinds alone
 # with ONLY="presets set", with calls of the label server where there is $(LABEL), on JOBS cores.
@@ -151,7 +151,7 @@ fuzz: $(VENV)/test.stamp
 .PHONY: test-openvino
 test-openvino: $(VENV)/test.stamp
 	$(BIN)/$(PIP) -c constraints.txt --editable '.[openvino]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_openvino_backend.py tests/test_runtime.py tests/test_segmenter.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/runtime tests/segmenter/test_session.py
 
 # The exact versions of all that is installed, for Python 3.10 and newer. What is pinned and still fits is kept:
 # `make pins UPGRADE=--upgrade` takes the newest. No hashes: pip honours them for all packages of a command or for none, and
@@ -197,7 +197,7 @@ $(LOWEST)/test.stamp: $(TOOLS)/tools.stamp pyproject.toml
 	touch $@
 
 # The wheel, and beside it the list of what comes with it (CycloneDX): of an environment with the wheel and the pins alone.
-VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' attunet3d/__init__.py)
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' attunet3d/version.py)
 RELEASE = dist/attunet3d-$(VERSION)
 .PHONY: sbom
 sbom: $(VENV)/test.stamp $(TOOLS)/tools.stamp

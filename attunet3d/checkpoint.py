@@ -15,9 +15,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from attunet3d.config.recipe import add_recipe, read_recipe
 from attunet3d.errors import CheckpointError
 from attunet3d.io.writer import atomic_path
-from attunet3d.recipe import add_recipe, read_recipe
 
 _ZIP = b"PK\x03\x04"  # begins what torch writes; older releases wrote pickles, so many, and then the numbers
 _PICKLES = 5
@@ -230,7 +230,7 @@ def save_weights(
         weights: the state dict.
         path: of the file.
         dtype: of its tensors.
-        recipe: of these weights, see `attunet3d.recipe`; as `read_recipe` or `common_recipe` gives it.
+        recipe: of these weights, see `attunet3d.config.recipe`; as `read_recipe` or `common_recipe` gives it.
 
     Raises:
         OutputError: the file cannot be written.

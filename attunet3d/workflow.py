@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attunet3d.config import CONFIG_FILES, Mode, changes_with_recipe, installed_bundle
+from attunet3d.config.changes import changes_with_recipe
+from attunet3d.config.files import CONFIG_FILES, Mode, installed_bundle
+from attunet3d.config.plain import for_monai
 from attunet3d.datasets.sections import load_cases
 from attunet3d.errors import ConfigError, only_own_error, own_error
 from attunet3d.io.cases import alike_names, said_alike
 from attunet3d.io.locking import release_folder
-from attunet3d.plain import for_monai
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent / "io"))
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("io", "io/dicom")]
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -41,7 +41,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def _ample_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other programs leave of the machine's memory decides over windows and refusals, but over no test."""
-    monkeypatch.setattr("attunet3d.memory.available_bytes", lambda: None)
+    monkeypatch.setattr("attunet3d.segmenter.memory_plan.available_bytes", lambda: None)
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of the TINY network with a recipe; it marks some tissue as pancreas, all that geometry needs."""
     from attunet3d import AttentionUNet
     from attunet3d.checkpoint import saved
-    from attunet3d.config import inference_values
-    from attunet3d.recipe import make_recipe
+    from attunet3d.config.changes import inference_values
+    from attunet3d.config.recipe import make_recipe
 
     torch.manual_seed(3)
     net = AttentionUNet(channels=TINY["channels"])

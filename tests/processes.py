@@ -23,7 +23,7 @@ SERVER = multiprocessing.get_context("forkserver")
 # What takes longest to import of all that training and evaluation do; the rest is found out by each process.
 SERVER.set_forkserver_preload(
     [
-        "attunet3d.segmenter",
+        "attunet3d.segmenter.session",
         "attunet3d.training.run_checkpoint",
         "attunet3d.workflow",
         "hypothesis",

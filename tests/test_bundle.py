@@ -20,9 +20,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from processes import ranks, run_module
 
 from attunet3d import Segmenter, bundle_root, workflow
-from attunet3d.config import defines, inference_values
+from attunet3d.config.changes import inference_values
+from attunet3d.config.files import defines
+from attunet3d.config.recipe import make_recipe, read_recipe
 from attunet3d.datasets.phantom import write_phantoms
-from attunet3d.recipe import make_recipe, read_recipe
 
 SCHEMA = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
 CONFIGS = bundle_root() / "configs"

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from attunet3d import __version__
 from attunet3d.cli.options import products
+from attunet3d.version import __version__
 
 app = typer.Typer(
     name="attunet3d",

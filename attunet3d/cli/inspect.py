@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attunet3d.cli.app import app
-from attunet3d.cli.options import Verbose, products, set_up_logging
+from attunet3d.cli.options import Verbose, products
+from attunet3d.console import set_up_logging
 from attunet3d.io.json_text import json_text
 from attunet3d.io.printable import printable
 

@@ -9,15 +9,8 @@ from typing import Annotated
 import typer
 
 from attunet3d.cli.app import app
-from attunet3d.cli.options import (
-    AllowCode,
-    Overrides,
-    Presets,
-    log_to_stderr,
-    overrides_of,
-    products,
-    refuse_bad_folder,
-)
+from attunet3d.cli.options import AllowCode, Overrides, Presets, overrides_of, products, refuse_bad_folder
+from attunet3d.console import log_to_stderr
 from attunet3d.io.printable import say
 
 

@@ -23,8 +23,8 @@ from attunet3d.cli.options import (
     products,
     progress_bar,
     refuse_bad_folder,
-    set_up_logging,
 )
+from attunet3d.console import set_up_logging
 from attunet3d.io.printable import one_line, without_uids
 from attunet3d.many import CASE_MINUTES
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attunet3d.errors import ConfigError, OutputError
-from attunet3d.io.printable import one_line, own, printable, set_in
+from attunet3d.io.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -74,50 +72,10 @@ def products() -> Iterator[Callable[[object], None]]:
         yield product
 
 
-class _Format(logging.Formatter):
-    """A record on one line, and a traceback set in below it."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return one_line(super().formatMessage(record))
-
-    def formatException(self, ei: Any) -> str:
-        return set_in(super().formatException(ei))
-
-    def formatStack(self, stack_info: str) -> str:
-        return set_in(super().formatStack(stack_info))
-
-
-def log_to_stderr(level: int) -> None:
-    """Log from a level on, whatever names are in the records."""
-    handler = logging.StreamHandler(own(sys.stderr))
-    handler.setFormatter(_Format("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
-
-
-def set_up_logging(verbose: bool, progress: bool = False) -> None:
-    """Log to stderr: all with ``verbose``; else errors, and with ``progress`` how far this package has come."""
-    log_to_stderr(logging.INFO if verbose else logging.ERROR)
-    import pydicom.config  # which sets the level of its log: not after it has been set here
-
-    # Their messages quote values of headers, which can be a patient's.
-    for logger in (pydicom.config.logger, logging.getLogger("highdicom")):
-        logger.setLevel(logging.CRITICAL)
-    if verbose:
-        warnings.filterwarnings("ignore", module="pydicom")
-        # Of a decoder that is not used here.
-        warnings.filterwarnings("ignore", message="NvImgCodec")
-        return
-    warnings.simplefilter("ignore")
-    # It logs what is raised, and that is said on one line when it arrives.
-    logging.getLogger("ignite").setLevel(logging.CRITICAL)
-    if progress:
-        logging.getLogger("attunet3d").setLevel(logging.INFO)
-
-
 @contextmanager
 def progress_bar() -> Iterator[tuple[Progress, Callable[[str], None]]]:
     """A progress bar on stderr that vanishes when done, and what prints a line above it."""
-    from attunet3d.progress import make_bar, say_above
+    from attunet3d.console import make_bar, say_above
 
     bar, console = make_bar()
     with bar:
@@ -131,7 +89,7 @@ def overrides_of(pairs: list[str] | None, taken: tuple[str, ...], **switches: bo
     What is no id could be another argument of what the values are given to.
     """
     from attunet3d.cli.values import override
-    from attunet3d.config import refuse_unknown
+    from attunet3d.config.files import refuse_unknown
 
     values: dict[str, Any] = {}
     for pair in pairs or ():

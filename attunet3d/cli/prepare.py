@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attunet3d.cli.app import app
-from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, refuse_unprintable, set_up_logging
+from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, refuse_unprintable
+from attunet3d.console import set_up_logging
 from attunet3d.io.printable import one_line
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from attunet3d.cli.app import app
-from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, refuse_unprintable, set_up_logging
+from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, refuse_unprintable
+from attunet3d.console import set_up_logging
 from attunet3d.errors import AttUNet3dError, ConfigError, OutputError
 from attunet3d.io.json_text import json_text
 from attunet3d.io.printable import one_line
@@ -69,9 +70,9 @@ def score(
             bar.update(task, completed=done, total=total)
 
         from attunet3d.io.cases import case_name
-        from attunet3d.metrics import score as score_files
-        from attunet3d.metrics import summarize, write_metrics_csv
-        from attunet3d.scoring import FolderScores, score_folders
+        from attunet3d.metrics.folders import FolderScores, score_folders
+        from attunet3d.metrics.masks import score as score_files
+        from attunet3d.metrics.table import summarize, write_metrics_csv
 
         if folders:
             scores = score_folders(prediction, reference, **options, progress=show)
@@ -125,7 +126,7 @@ def _rounded(value: Any) -> Any:
 
 def _table(summary: Mapping[str, Any]) -> list[str]:
     """A summary for people, as lines of text."""
-    from attunet3d.metrics import METRICS
+    from attunet3d.metrics.masks import METRICS
 
     columns = ("mean", "sd", "median", "min", "max")
     lines = ["".join([f"{'':13}", *(f"{column:>10}" for column in columns)])]

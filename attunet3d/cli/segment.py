@@ -27,14 +27,14 @@ from attunet3d.cli.options import (
     progress_bar,
     refuse_bad_folder,
     refuse_unprintable,
-    set_up_logging,
 )
+from attunet3d.console import set_up_logging
 from attunet3d.errors import AttUNet3dError, ConfigError
 from attunet3d.io.printable import one_line, without_uids
 
 if TYPE_CHECKING:
-    from attunet3d.io.reader import PathLike
-    from attunet3d.segmenter import Case
+    from attunet3d.io.paths import PathLike
+    from attunet3d.segmenter.session import Case
 
 
 @app.command()
@@ -101,8 +101,8 @@ def segment(
 
         try:
             with interruptible():
-                from attunet3d.outputs import check_format
-                from attunet3d.segmenter import Segmenter
+                from attunet3d.segmenter.outputs import check_format
+                from attunet3d.segmenter.session import Segmenter
 
                 check_format(format_)
                 overrides = overrides_of(

@@ -18,8 +18,8 @@ from attunet3d.cli.options import (
     overrides_of,
     products,
     refuse_bad_folder,
-    set_up_logging,
 )
+from attunet3d.console import set_up_logging
 
 
 @app.command()

@@ -19,8 +19,8 @@ from attunet3d.cli.options import (
     progress_bar,
     refuse_bad_folder,
     refuse_unprintable,
-    set_up_logging,
 )
+from attunet3d.console import set_up_logging
 from attunet3d.io.json_text import json_text
 from attunet3d.io.printable import one_line
 
@@ -84,12 +84,12 @@ def export(
     overrides = overrides_of(set_, ("checkpoint",))
     with products() as product, progress_bar() as (bar, say):
         bar.add_task("export", total=None)
-        from attunet3d import export as exporting
+        from attunet3d.runtime import export as export_network
 
         def warn(line: str) -> None:
             say(f"warning: {one_line(line)}")
 
-        product(exporting.export(weights, output, format_, preset or (), allow_code, warn, **overrides))
+        product(export_network(weights, output, format_, preset or (), allow_code, warn, **overrides))
 
 
 @app.command()
@@ -119,7 +119,7 @@ def benchmark(
     """
     set_up_logging(verbose=False)
     refuse_bad_folder(output)
-    from attunet3d.benchmark import CONTENDERS, RESULT, run_benchmark, table
+    from attunet3d.benchmarks.inference import CONTENDERS, RESULT, run_benchmark, table
 
     overrides = overrides_of(set_, ("checkpoint", "device", "precision", "output_dir"))
     names = list(CONTENDERS) if only is None else [name.strip() for name in only.split(",")]
@@ -160,7 +160,7 @@ def benchmark_training(
     Example: attunet3d benchmark-training --steps 9
     """
     set_up_logging(verbose=False)
-    from attunet3d.training import benchmark as training
+    from attunet3d.benchmarks import training
 
     with products() as product, progress_bar() as (bar, say):
         task = bar.add_task("steps", total=steps)

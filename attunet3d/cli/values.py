@@ -6,9 +6,9 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from attunet3d.config import default_value
+from attunet3d.config.files import default_value
+from attunet3d.config.plain import read_yaml
 from attunet3d.errors import ConfigError
-from attunet3d.plain import read_yaml
 
 _AXES = 3
 _ONE_PER_AXIS = ("spacing", "roi_size", "patch_size")  # where one number stands for all three

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attunet3d.datasets.labels import box_of
 from attunet3d.datasets.prepare import RawData, labels_folder, pair_up, place_by_header
 from attunet3d.errors import GeometryError, InputNotFoundError
+from attunet3d.transforms.labels import box_of
 
 if TYPE_CHECKING:
     from attunet3d.io import Volume

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attunet3d.datasets.datalist import check_split, write_datalist
-from attunet3d.datasets.labels import LabelValues, check_place, check_values, values_in
 from attunet3d.datasets.separation import voxel_digest
 from attunet3d.errors import AttUNet3dError, InputNotFoundError, OutputError, UnsupportedImageError
 from attunet3d.io import read_label, read_volume, write_mask
-from attunet3d.io.placing import little_apart, place_on
 from attunet3d.io.writer import make_folder
-from attunet3d.metrics import voxel_ml
+from attunet3d.transforms.grid import voxel_ml
+from attunet3d.transforms.labels import LabelValues, check_place, check_values, values_in
+from attunet3d.transforms.placing import little_apart, place_on
 
 if TYPE_CHECKING:
     from attunet3d.io import Volume

@@ -9,7 +9,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from attunet3d.inferers.windows import SlidingWindow
-from attunet3d.runtime import MixedPrecision, prepare
+from attunet3d.runtime.fast_network import MixedPrecision, prepare
 
 
 class SlidingWindowInferer(SlidingWindow, Inferer):

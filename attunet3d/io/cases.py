@@ -13,7 +13,7 @@ from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
-    from attunet3d.io.dicom_series import Series
+    from attunet3d.io.dicom.series import Series
 
 ALIKE = "differ only in capitals or in how accents are encoded"
 
@@ -51,8 +51,8 @@ def segmentable_series(folder: str | os.PathLike[str], left_out: list[str] | Non
         AmbiguousSeriesError: the folder holds CTs of several patients.
         InputNotFoundError, UnreadableInputError, UnsupportedImageError: it holds no DICOM, or no CT.
     """
-    from attunet3d.io.dicom import candidate_series, find_series
-    from attunet3d.io.reader import existing
+    from attunet3d.io.dicom.find import candidate_series, find_series
+    from attunet3d.io.paths import existing
 
     folder = existing(folder)
     found = find_series(folder)

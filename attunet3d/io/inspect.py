@@ -8,10 +8,11 @@ import nibabel as nib
 import numpy as np
 
 from attunet3d.errors import AttUNet3dError
-from attunet3d.io.dicom import find_series
-from attunet3d.io.dicom_geometry import open_series, tilt_deg
-from attunet3d.io.dicom_series import AXIAL_COSINE, Series
-from attunet3d.io.reader import NAMES, existing, open_ct
+from attunet3d.io.dicom.find import find_series
+from attunet3d.io.dicom.geometry import open_series, tilt_deg
+from attunet3d.io.dicom.series import AXIAL_COSINE, Series
+from attunet3d.io.paths import existing
+from attunet3d.io.reader import NAMES, open_ct
 from attunet3d.io.slabs import LPS_TO_RAS, MIN_SPACING_MM, StoredImage, check_affine
 
 _SERIES_IS_FINE = "can be segmented"

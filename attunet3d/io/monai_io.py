@@ -14,7 +14,8 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 
 from attunet3d.errors import UnsupportedImageError
 from attunet3d.io.cases import case_name
-from attunet3d.io.reader import PathLike, open_label, read_volume
+from attunet3d.io.paths import PathLike
+from attunet3d.io.reader import open_label, read_volume
 from attunet3d.io.slabs import to_labels
 from attunet3d.io.writer import atomic_path, place_like
 

@@ -3,20 +3,18 @@
 Arrays are (X, Y, Z); affines map voxel indices to RAS+ mm. pydicom and SimpleITK are imported where they are needed.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from attunet3d.errors import InputNotFoundError, UnreadableInputError, UnsupportedImageError
+from attunet3d.errors import UnreadableInputError, UnsupportedImageError
 from attunet3d.io.cases import SeriesCase
 from attunet3d.io.formats import format_of
 from attunet3d.io.nifti import open_nifti
+from attunet3d.io.paths import PathLike, existing
 from attunet3d.io.slabs import DICOM_SUFFIXES, NIFTI_SUFFIXES, StoredImage, odd_size, to_hu, to_labels
-
-PathLike = str | os.PathLike[str]
 
 NAMES = {"nifti": "NIfTI", "nrrd": "NRRD", "metaimage": "MetaImage"}
 _SUFFIXES = {
@@ -50,8 +48,8 @@ def open_ct(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool
     given = path
     path = existing(path)
     if path.is_dir():
-        from attunet3d.io.dicom import choose_series, find_series, passed_over
-        from attunet3d.io.dicom_geometry import open_series
+        from attunet3d.io.dicom.find import choose_series, find_series, passed_over
+        from attunet3d.io.dicom.geometry import open_series
 
         series = [given.series] if isinstance(given, SeriesCase) else find_series(path)
         image = open_series(choose_series(series, series_uid), allow_uneven=allow_uneven)
@@ -87,14 +85,6 @@ def read_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     """
     image = open_label(path)
     return to_labels(image), image.affine
-
-
-def existing(path: PathLike) -> Path:
-    """The path of something that is there. Raises InputNotFoundError."""
-    path = Path(path)
-    if not os.path.exists(path):  # not Path.exists, which raises for names that are too long
-        raise InputNotFoundError(f"{path}: does not exist; check the path")
-    return path
 
 
 def open_file(path: Path) -> StoredImage:

@@ -35,7 +35,7 @@ from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import device_list
 from starlette.datastructures import UploadFile
 
-from attunet3d.config import BUNDLE
+from attunet3d.config.files import BUNDLE
 from attunet3d.errors import ConfigError
 from attunet3d.label import checks, parameters
 

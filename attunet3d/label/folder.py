@@ -11,18 +11,11 @@ from typing import Any
 
 import yaml
 
-from attunet3d.config import (
-    BUNDLE,
-    CONFIG_FILES,
-    Mode,
-    changed_config,
-    defines,
-    inference_values,
-    installed_bundle,
-)
+from attunet3d.config.changes import changed_config, inference_values
+from attunet3d.config.files import BUNDLE, CONFIG_FILES, Mode, defines, installed_bundle
+from attunet3d.config.recipe import read_recipe
 from attunet3d.errors import ConfigError
 from attunet3d.io.writer import atomic_path, make_folder, write_text_atomic
-from attunet3d.recipe import read_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +121,6 @@ def _by_mode(overrides: Mapping[str, Any]) -> dict[Mode, dict[str, Any]]:
 
 def _check_weights(checkpoint: Path, values: Mapping[str, Any], allow_code: bool) -> None:
     from attunet3d.checkpoint import load_weights
-    from attunet3d.runtime import build_network
+    from attunet3d.runtime.loading import build_network
 
     load_weights(build_network(values["network_def"], allow_code), checkpoint)

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from attunet3d.config import BUNDLE
+from attunet3d.config.files import BUNDLE
 from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.label.access import TOKEN_VARIABLE, Access, Guard
 from attunet3d.label.checks import check_index

@@ -77,15 +77,16 @@ def segment_many(
         AttUNet3dError: the command cannot be carried out; what is wrong with a case is in its line of results.csv.
     """
     from attunet3d.checkpoint import file_sha256
-    from attunet3d.config import inference_values, preset_path
+    from attunet3d.config.changes import inference_values
+    from attunet3d.config.files import preset_path
     from attunet3d.errors import CheckpointError
     from attunet3d.io.locking import locked
-    from attunet3d.io.reader import existing
+    from attunet3d.io.paths import existing
     from attunet3d.many.cluster import connected, need_ray, plan_workers
     from attunet3d.many.results import ResultsTable, check_settings
     from attunet3d.many.run import run_pool
     from attunet3d.many.worker import Job
-    from attunet3d.outputs import check_format
+    from attunet3d.segmenter.outputs import check_format
 
     need_ray()
     check_format(output_format)

@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import InputNotFoundError
 from attunet3d.io.identity import input_files, input_sha256
@@ -20,7 +19,8 @@ from attunet3d.io.printable import one_line, without_uids
 from attunet3d.io.writer import write_text_atomic
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import DONE, FAILED, Row, done_state
-from attunet3d.outputs import MASK_SUFFIXES, Outputs
+from attunet3d.segmenter.outputs import MASK_SUFFIXES, Outputs
+from attunet3d.version import __version__
 
 _LARGEST = 1e9  # mL, seconds
 

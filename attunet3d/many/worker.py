@@ -57,10 +57,10 @@ class Worker:
         """Load the network, unless it is loaded. Raises what `Segmenter` does."""
         import torch
 
-        from attunet3d.cli.options import set_up_logging
-        from attunet3d.free_memory import available_bytes
-        from attunet3d.outputs import Outputs
-        from attunet3d.segmenter import Segmenter
+        from attunet3d.console import set_up_logging
+        from attunet3d.runtime.free_memory import available_bytes
+        from attunet3d.segmenter.outputs import Outputs
+        from attunet3d.segmenter.session import Segmenter
 
         with self._loading:
             if self._session is None:

@@ -1,7 +1,5 @@
-"""The network: attention gates, the Attention U-Net, and published weights for it."""
+"""The network: attention gates, the Attention U-Net, what is folded for inference, and published weights."""
 
-from attunet3d.networks.attention_gate import AdditiveAttentionGate, GatedSkip, GridAttentionGate
-from attunet3d.networks.attention_unet import AttentionUNet
-from attunet3d.networks.reference_weights import load_reference_weights
+import lazy_loader
 
-__all__ = ["AdditiveAttentionGate", "AttentionUNet", "GatedSkip", "GridAttentionGate", "load_reference_weights"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

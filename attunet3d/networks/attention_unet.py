@@ -19,7 +19,7 @@ from attunet3d.networks.attention_gate import (
     conv_block,
     resample,
 )
-from attunet3d.plain import MOST_CHANNELS, MOST_LEVELS
+from attunet3d.networks.limits import MOST_CHANNELS, MOST_LEVELS
 
 GateName = Literal["grid", "additive"]
 UpsampleName = Literal["linear", "conv"]

@@ -12,9 +12,7 @@ import torch
 
 from attunet3d.errors import GeometryError
 from attunet3d.io import read_ct, read_label
-from attunet3d.io.placing import place_on
-from attunet3d.report.figures import data_uri
-from attunet3d.report.planes import (
+from attunet3d.pictures.planes import (
     PREDICTION,
     REFERENCE,
     Index,
@@ -27,7 +25,9 @@ from attunet3d.report.planes import (
     to_ras,
     write,
 )
+from attunet3d.report.figures import data_uri
 from attunet3d.transforms.components import bounding_box
+from attunet3d.transforms.placing import place_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

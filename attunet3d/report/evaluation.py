@@ -13,7 +13,7 @@ from typing import Any
 
 from attunet3d.errors import CancelledError, ConfigError, own_error
 from attunet3d.io.writer import make_folder, replace_as_one, temporary_path
-from attunet3d.metrics import summarize, write_metrics_csv
+from attunet3d.metrics.table import summarize, write_metrics_csv
 from attunet3d.report.case_pictures import AttentionMaps, CasePictures, case_pictures
 from attunet3d.report.html import Column, Report, ShownCase, page
 

@@ -11,9 +11,9 @@ from importlib.resources import files
 from typing import Any
 
 from attunet3d.io.printable import printable
+from attunet3d.pictures.planes import HEAT_COLOURS, WINDOW_HU
 from attunet3d.report.case_pictures import CasePictures, Picture, Row
 from attunet3d.report.figures import HEIGHT_IN, WIDTH_IN, Chart, agreement, agreement_chart, dice_chart, signed
-from attunet3d.report.planes import HEAT_COLOURS, WINDOW_HU
 
 DEFINITIONS = """<dl class="definitions">
 <dt>Dice, precision, recall</dt>
@@ -76,7 +76,7 @@ class ShownCase:
 class Report:
     """All that is on the page.
 
-    title; created: a date and time as text; columns: of the tables; summary: from `attunet3d.metrics.summarize`;
+    title; created: a date and time as text; columns: of the tables; summary: from `attunet3d.metrics.table.summarize`;
     cases: worst first, numbered from 1; groups: heading -> the cases shown with pictures; settings: plain JSON values.
     """
 

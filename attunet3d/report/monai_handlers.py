@@ -17,19 +17,20 @@ from ignite.metrics import Metric
 from monai.transforms import Compose
 from torch import Tensor, nn
 
-from attunet3d import __version__
-from attunet3d.attention import AttentionMaps, MapsOnCT
 from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import ConfigError
 from attunet3d.inferers import SlidingWindowInferer
 from attunet3d.io.monai_io import MaskLayout
-from attunet3d.metrics import compare_masks
+from attunet3d.metrics.masks import compare_masks
 from attunet3d.networks import AttentionUNet
-from attunet3d.record import library_versions
+from attunet3d.networks.attention_maps import AttentionMaps
 from attunet3d.report.evaluation import CaseResult, write_report
-from attunet3d.runtime import MixedPrecision
+from attunet3d.runtime.fast_network import MixedPrecision
+from attunet3d.segmenter.attention import MapsOnCT
+from attunet3d.segmenter.record import library_versions
+from attunet3d.transforms.grid import crop
 from attunet3d.transforms.monai_transforms import grid_of, source_grid
-from attunet3d.transforms.resample import crop
+from attunet3d.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from attunet3d import __version__
 from attunet3d.checkpoint import file_sha256
+from attunet3d.console import make_bar
 from attunet3d.errors import ConfigError, InputNotFoundError, UnreadableInputError, only_own_error
 from attunet3d.io.identity import input_files
 from attunet3d.io.writer import atomic_path, make_folder, write_text_atomic
-from attunet3d.progress import make_bar
 from attunet3d.transforms.monai_transforms import ToModelGridd
+from attunet3d.version import __version__
 
 logger = logging.getLogger(__name__)
 

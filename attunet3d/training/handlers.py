@@ -17,10 +17,10 @@ from monai.handlers import from_engine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attunet3d.console import make_bar, say_above
 from attunet3d.errors import TrainingError
-from attunet3d.memory import keep_freed_memory
 from attunet3d.networks import AttentionUNet
-from attunet3d.progress import make_bar, say_above
+from attunet3d.runtime.process_memory import keep_freed_memory
 from attunet3d.training.history import History
 
 logger = logging.getLogger(__name__)

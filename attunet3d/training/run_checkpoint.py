@@ -50,7 +50,7 @@ class RunCheckpoint:
         rank: this process; only the first one writes.
         cases: of the training and, if any, of the validation; by their names and what they are on the model grid it is
             known whether a state is of this run.
-        recipe: goes into the files of weights, see `attunet3d.recipe`.
+        recipe: goes into the files of weights, see `attunet3d.config.recipe`.
 
     Raises, in training:
         CheckpointError: ``last.pt`` is no state of this network, optimizer, seed and these cases.

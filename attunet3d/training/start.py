@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from attunet3d.checkpoint import load_weights
+from attunet3d.config.recipe import FINE_TUNE_IDS, warn_of_recipe
 from attunet3d.errors import ConfigError
-from attunet3d.recipe import FINE_TUNE_IDS, warn_of_recipe
 
 _BUNDLED = "bundled"
 _OPTIMIZERS: dict[str, type[Optimizer]] = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}

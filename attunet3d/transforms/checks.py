@@ -9,9 +9,9 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from attunet3d.datasets.labels import LabelValues, check_place, check_values
 from attunet3d.errors import UnsupportedImageError
-from attunet3d.metrics import voxel_ml
+from attunet3d.transforms.grid import voxel_ml
+from attunet3d.transforms.labels import LabelValues, check_place, check_values
 from attunet3d.transforms.monai_transforms import grid_of
 
 logger = logging.getLogger(__name__)

@@ -14,17 +14,10 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
 from attunet3d.errors import ConfigError, GeometryError
-from attunet3d.io.placing import little_apart, place_on
 from attunet3d.transforms.components import keep_largest_component
-from attunet3d.transforms.resample import (
-    AIR_HU,
-    Grid,
-    class_map,
-    mask_from_logits,
-    model_grid,
-    resample_image,
-    resample_label,
-)
+from attunet3d.transforms.grid import Grid, model_grid
+from attunet3d.transforms.placing import little_apart, place_on
+from attunet3d.transforms.resample import AIR_HU, class_map, mask_from_logits, resample_image, resample_label
 
 logger = logging.getLogger(__name__)
 

@@ -12,54 +12,19 @@ its own steps, with weights that fall linearly to 0 there. Where the target is a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attunet3d.errors import ConfigError
+from attunet3d.transforms.grid import ALIGNED_TOLERANCE, Grid, aligned_axes, crop
 
 AIR_HU = -1024.0  # outside the scanned field
-# Two grids count as aligned when treating them so moves no sample by more than this (voxels of the source).
-_ALIGNED_TOLERANCE = 1e-3
 # Lower and upper neighbour of each position, and the upper one's weight.
 Taps = tuple[Tensor, Tensor, Tensor]
 # Shares of two classes that differ by less are equal but for rounding.
 _TIE = 1e-4
-_SPACINGS = (0.01, 1000.0)  # mm
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A voxel grid in the patient: its shape (X, Y, Z) and its affine, voxel index -> RAS+ mm (4x4, float64)."""
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-
-
-def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Grid:
-    """The RAS+ grid with axes along the patient's and the given spacing (mm) that covers ``source`` to its voxel edges.
-
-    It is centred on ``source``, so that no side is favoured. Oblique and sheared sources get their bounding box.
-
-    Raises:
-        ConfigError: the spacing is no length in mm that a grid can have.
-    """
-    step = np.broadcast_to(np.asarray(spacing, dtype=np.float64), (3,))
-    least, most = _SPACINGS
-    if not ((step >= least) & (step <= most)).all():  # nor NaN
-        raise ConfigError(f"spacing must be {least:g} to {most:g} mm, got {spacing}")
-    sides = [(-0.5, n - 0.5) for n in source.shape]
-    corners = np.array([(x, y, z, 1.0) for x in sides[0] for y in sides[1] for z in sides[2]])
-    edges = (corners @ np.asarray(source.affine, dtype=np.float64).T)[:, :3]
-    low, high = edges.min(axis=0), edges.max(axis=0)
-    # The slack (voxels) keeps rounding in the affine, float32 in NIfTI, from adding a voxel to an exact fit.
-    shape = np.maximum(np.ceil((high - low) / step - _ALIGNED_TOLERANCE).astype(int), 1)
-    affine = np.diag([*step, 1.0])
-    affine[:3, 3] = (low + high) / 2 - (shape - 1) / 2 * step
-    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
 
 
 def resample_slabs(
@@ -79,7 +44,7 @@ def resample_slabs(
         The slice of the target's last axis, and its values (..., X, Y, n) in float32.
     """
     to_source = np.linalg.inv(np.asarray(source.affine, np.float64)) @ np.asarray(target.affine, np.float64)
-    axes = _aligned_axes(to_source, target.shape)
+    axes = aligned_axes(to_source, target.shape)
     if axes is None and antialias:
         volume, source = _shrunk(volume, source, np.linalg.norm(to_source[:3, :3], axis=1), fill)
         to_source = np.linalg.inv(source.affine) @ np.asarray(target.affine, np.float64)
@@ -160,14 +125,6 @@ def _to_bytes(volume: Tensor, source: Grid, target: Grid, convert: Callable[[Ten
     return out
 
 
-def crop(grid: Grid, box: Sequence[slice]) -> Grid:
-    """The grid of the voxels ``box`` of ``grid``."""
-    affine = np.array(grid.affine, dtype=np.float64)
-    affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
-    shape = tuple(s.stop - s.start for s in box)
-    return Grid((shape[0], shape[1], shape[2]), affine)
-
-
 def _covered(source: Grid, target: Grid) -> tuple[slice, slice, slice]:
     """The box of ``target`` that holds every voxel whose centre lies in ``source``."""
     sides = [(-0.5, n - 0.5) for n in source.shape]
@@ -177,24 +134,6 @@ def _covered(source: Grid, target: Grid) -> tuple[slice, slice, slice]:
     first = np.clip(np.floor(index.min(axis=1)) - 1, 0, target.shape).astype(int)
     last = np.clip(np.ceil(index.max(axis=1)) + 2, first, target.shape).astype(int)
     return slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2])
-
-
-def is_oblique(source: Grid, target: Grid) -> bool:
-    """Whether the axes of two grids are turned, or sheared, against each other: resampling then takes more memory."""
-    to_source = np.linalg.inv(np.asarray(source.affine, np.float64)) @ np.asarray(target.affine, np.float64)
-    return _aligned_axes(to_source, target.shape) is None
-
-
-def _aligned_axes(to_source: np.ndarray, shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
-    """For each target axis the source axis it runs along, or None if the grids are rotated or sheared."""
-    linear = to_source[:3, :3]
-    axes = np.abs(linear).argmax(axis=0)
-    if len(set(axes.tolist())) < 3:
-        return None
-    rest = linear.copy()
-    rest[axes, [0, 1, 2]] = 0.0
-    moved = np.abs(rest) @ np.maximum(np.asarray(shape) - 1, 1)
-    return (int(axes[0]), int(axes[1]), int(axes[2])) if moved.max() < _ALIGNED_TOLERANCE else None
 
 
 def _is_inside(position: Tensor, size: int) -> Tensor:
@@ -239,7 +178,7 @@ def _along(dim: int, values: Tensor) -> list[int]:
 def _shrunk(volume: Tensor, source: Grid, steps: np.ndarray, fill: float) -> tuple[Tensor, Grid]:
     """``volume`` as means along its own axes, on a grid that is coarser by ``steps`` where they are more than 1."""
     steps = np.maximum(steps, 1.0)
-    shape = tuple(int(n) for n in np.maximum(np.ceil(np.array(source.shape) / steps - _ALIGNED_TOLERANCE), 1))
+    shape = tuple(int(n) for n in np.maximum(np.ceil(np.array(source.shape) / steps - ALIGNED_TOLERANCE), 1))
     to_source = np.diag([*steps, 1.0])
     to_source[:3, 3] = (np.array(source.shape) - 1) / 2 - steps * (np.array(shape) - 1) / 2  # centred
     grid = Grid((shape[0], shape[1], shape[2]), np.asarray(source.affine, np.float64) @ to_source)
@@ -277,7 +216,7 @@ def _sample_separable(
             low = max(math.floor(float(nearest.min()) - reach), 0)
             high = min(math.ceil(float(nearest.max()) + reach), size - 1)
             values, position, size = values.narrow(dim, low, high - low + 1), position - low, high - low + 1
-        taps = _mean_weights(position, size, step) if reach > 1 + _ALIGNED_TOLERANCE else _neighbours(position, size)
+        taps = _mean_weights(position, size, step) if reach > 1 + ALIGNED_TOLERANCE else _neighbours(position, size)
         samples.append((shape[axis] / volume.shape[axes[axis] - 3], dim, taps))
     # The axis that shrinks most comes first: the others have less to do.
     for _, dim, taps in sorted(samples, key=lambda sample: sample[0]):

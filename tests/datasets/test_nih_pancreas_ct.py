@@ -236,7 +236,7 @@ def test_labels_appear_with_the_datalist_or_not_at_all(raw: Path, tmp_path: Path
     ],
 )
 def test_edges_of_real_cts_tell_the_orientations_apart(ct: str, label: str, value: int) -> None:
-    from attunet3d.metrics import place_on
+    from attunet3d.metrics.masks import place_on
 
     hu, affine = read_ct(SHARED_DATA / ct)
     organs, label_affine = read_label(SHARED_DATA / label)

@@ -12,11 +12,11 @@ import pytest
 from dicom_files import write_series
 
 from attunet3d.datasets.image_label_pairs import find_cases
-from attunet3d.datasets.labels import box_of, share_in_body
 from attunet3d.datasets.phantom import Phantom, make_phantom, write_phantoms
 from attunet3d.datasets.prepare import prepare
 from attunet3d.datasets.sections import load_cases
 from attunet3d.errors import ConfigError, InputNotFoundError, OutputError
+from attunet3d.transforms.labels import box_of, share_in_body
 
 Run = Callable[..., tuple[int, str, list[str]]]
 

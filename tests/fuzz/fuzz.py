@@ -27,7 +27,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), *(str(HERE.parent / folder) for folder in ("", "io", "training")), str(ROOT)]
+sys.path[:0] = [str(HERE), *(str(HERE.parent / folder) for folder in ("", "io", "io/dicom", "training")), str(ROOT)]
 
 from fuzz_plan import MIX, Outcome, group_of, numbers, table  # noqa: E402
 

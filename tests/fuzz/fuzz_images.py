@@ -14,7 +14,7 @@ from fuzz_inputs import write_inputs
 from fuzz_mutations import Rng, mutate
 from fuzz_target import Fault
 
-from attunet3d.metrics import score
+from attunet3d.metrics.masks import score
 
 
 class Images:

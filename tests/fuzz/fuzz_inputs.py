@@ -16,7 +16,7 @@ import pydicom
 import SimpleITK as sitk
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "io")]
+sys.path[:0] = [str(TESTS), str(TESTS / "io" / "dicom")]
 
 from dicom_files import phantom, write_enhanced, write_series  # noqa: E402
 

@@ -137,7 +137,7 @@ class Records:
         from attunet3d.many.manifest import ManyCase
         from attunet3d.many.results import COLUMNS, ResultsTable
         from attunet3d.many.status import Status
-        from attunet3d.outputs import Outputs
+        from attunet3d.segmenter.outputs import Outputs
 
         masks = folder / "masks"
         if kind == "records replaced":

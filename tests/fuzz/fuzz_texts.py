@@ -168,7 +168,8 @@ class Presets:
     def run(self, kind: str, folder: Path) -> str:
         """See `Target`."""
         (path,) = folder.iterdir()
-        from attunet3d.config import CONFIG_FILES, changed_config
+        from attunet3d.config.changes import changed_config
+        from attunet3d.config.files import CONFIG_FILES
 
         for mode in CONFIG_FILES:
             changed_config(mode, [path], {})
@@ -179,7 +180,7 @@ class Presets:
         from fuzz_images import segmented
 
         from attunet3d import Segmenter
-        from attunet3d.memory import resident_bytes
+        from attunet3d.runtime.process_memory import resident_bytes
 
         limit = (resident_bytes() or 0) / 1e9 + _MORE_GB
         session = Segmenter(self._weights, device="cpu", precision="fp32", memory_limit=limit, **how)

@@ -8,7 +8,7 @@ from torch import Tensor
 from toy_networks import noise, small_network
 
 from attunet3d.inferers import SlidingWindowInferer
-from attunet3d.runtime import prepare
+from attunet3d.runtime.fast_network import prepare
 
 SHAPES = [
     ((1, 1, 32, 32, 32), (16, 16, 16), 4),

@@ -19,7 +19,7 @@ from attunet3d.errors import (
     UnsupportedImageError,
 )
 from attunet3d.io import read_ct, read_volume
-from attunet3d.io.dicom import choose_series, find_series
+from attunet3d.io.dicom.find import choose_series, find_series
 from attunet3d.io.inspect import inspect_path
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."

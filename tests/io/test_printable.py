@@ -15,17 +15,17 @@ from typing import Any, cast
 import pytest
 from conftest import ROOT
 
-from attunet3d.cli.options import _Format, products
+from attunet3d.cli.options import products
+from attunet3d.console import _Format, make_bar, say_above
 from attunet3d.io.json_text import json_text
 from attunet3d.io.printable import ForeignText, one_line, own, printable, say, shortened
-from attunet3d.progress import make_bar, say_above
 
 # Line breaks, escapes, C1 controls, DEL, marks of direction, no width, the end of a line or paragraph, no text.
 EVIL = "a\n\r\t\0\x1b[31m\x07\x7f\x80\x9b2J\x85\u200b\u200d\u202e\u2028\u2029\u2066\ufeff\u00ad\udcffz"
 FORGED = "ct\nerror: forged"
 # The places that print; and two that answer their parent process, in pipes.
-PRINTS = {"cli/__init__.py", "cli/options.py", "io/printable.py", "progress.py"}
-ANSWERS = {"stock_pipeline.py", "training/benchmark.py"}
+PRINTS = {"cli/__init__.py", "cli/options.py", "io/printable.py", "console.py"}
+ANSWERS = {"benchmarks/stock_pipeline.py", "benchmarks/training.py"}
 
 
 def test_nothing_prints_but_the_places_that_make_it_printable() -> None:

@@ -52,7 +52,7 @@ def test_those_that_could_be_chosen_under_their_numbers(study: Path) -> None:
 
 def test_a_case_is_its_series_without_another_scan_of_the_folder(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = segmentable_series(study)
-    monkeypatch.setattr("attunet3d.io.dicom.find_series", None)
+    monkeypatch.setattr("attunet3d.io.dicom.find.find_series", None)
     np.testing.assert_array_equal(read_ct(first)[0], phantom())
     np.testing.assert_array_equal(read_ct(second)[0], phantom(seed=1))
     with pytest.raises(InputNotFoundError, match=r"no series 1\.2\.2"):

@@ -24,7 +24,7 @@ from pydicom.uid import generate_uid
 
 from attunet3d.datasets.phantom import make_phantom
 from attunet3d.io import read_ct
-from attunet3d.io.placing import place_on
+from attunet3d.transforms.placing import place_on
 
 ORTHANC = shutil.which("Orthanc", path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin")
 DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")

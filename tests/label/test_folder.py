@@ -13,12 +13,12 @@ import yaml
 from conftest import PLAIN, TINY
 
 from attunet3d.checkpoint import file_sha256
-from attunet3d.config import BUNDLE, installed_bundle
+from attunet3d.config.files import BUNDLE, installed_bundle
+from attunet3d.config.recipe import read_recipe
 from attunet3d.errors import CheckpointError, ConfigError, InputNotFoundError
 from attunet3d.label import folder
 from attunet3d.label.access import TOKEN_VARIABLE
 from attunet3d.label.server import address, check_address, check_studies, is_loopback
-from attunet3d.recipe import read_recipe
 
 Run = Callable[..., tuple[int, str, str]]
 

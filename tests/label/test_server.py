@@ -26,7 +26,7 @@ from label_server import (
 from slicer import Slicer
 
 from attunet3d.checkpoint import file_sha256
-from attunet3d.config import installed_bundle
+from attunet3d.config.files import installed_bundle
 
 pytestmark = pytest.mark.label
 OHIF = "https://ohif.example.org"

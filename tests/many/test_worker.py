@@ -19,15 +19,15 @@ import torch
 from conftest import TINY
 from dicom_files import phantom, write_series
 
-from attunet3d import outputs
 from attunet3d.errors import OutputError
 from attunet3d.io.locking import LOCK
 from attunet3d.many.ended import finished, is_unchanged, state_of_input
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import Row
 from attunet3d.many.worker import Job, Worker
-from attunet3d.outputs import Outputs
-from attunet3d.segmenter import Segmenter
+from attunet3d.segmenter import outputs
+from attunet3d.segmenter.outputs import Outputs
+from attunet3d.segmenter.session import Segmenter
 
 SESSION = {"device": "cpu", "precision": "fp32", **TINY}
 

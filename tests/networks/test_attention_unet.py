@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attunet3d.folding import fold
 from attunet3d.networks import AttentionUNet
+from attunet3d.networks.folding import fold
 
 NARROW = (4, 8, 16, 32, 64)
 ATT_U_NET = {"gate": "additive", "gate_first_skip": True, "deep_supervision": False, "upsample": "conv"}

@@ -5,7 +5,7 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from attunet3d.runtime import FastNetwork
+from attunet3d.runtime.fast_network import FastNetwork
 from attunet3d.training import AverageWeights
 
 

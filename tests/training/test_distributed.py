@@ -11,8 +11,8 @@ from processes import together
 from torch import Tensor, nn
 
 from attunet3d import AttentionUNet
-from attunet3d.folding import fold
-from attunet3d.runtime import prepare
+from attunet3d.networks.folding import fold
+from attunet3d.runtime.fast_network import prepare
 from attunet3d.training import distributed_network
 from attunet3d.training.distributed import SyncBatchNorm2dOnCPU, SyncBatchNorm3dOnCPU, synchronize_batch_norm
 

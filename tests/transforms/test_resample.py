@@ -13,14 +13,8 @@ from attunet3d.datasets.phantom import ORIENTATIONS as PHANTOM_ORIENTATIONS
 from attunet3d.datasets.phantom import make_phantom
 from attunet3d.errors import ConfigError
 from attunet3d.transforms import Grid, mask_from_logits, model_grid, resample_image, resample_label
-from attunet3d.transforms.resample import (
-    _aligned_axes,
-    _covered,
-    _sample_general,
-    _sample_separable,
-    crop,
-    resample_slabs,
-)
+from attunet3d.transforms.grid import aligned_axes, crop
+from attunet3d.transforms.resample import _covered, _sample_general, _sample_separable, resample_slabs
 
 FILL = -1024.0
 Array = np.ndarray
@@ -91,7 +85,7 @@ def test_linear_field_in_all_48_orientations(order: tuple[int, ...], signs: tupl
     source = Grid((7, 12, 9), axes_affine(order, signs, (1.0, 0.7, 2.5)))
     target = model_grid(source, (1.3, 1.1, 0.9))
     to_source = np.linalg.inv(source.affine) @ target.affine
-    assert _aligned_axes(to_source, target.shape) is not None
+    assert aligned_axes(to_source, target.shape) is not None
     assert_field_is_reproduced(source, target)
 
 
@@ -137,7 +131,7 @@ def test_linear_field_on_any_pair_of_grids(
 def test_linear_field_on_oblique_and_sheared_grids(linear: Array) -> None:
     source = Grid((10, 9, 8), affine(linear, (-30.0, 12.0, 900.0)))
     target = model_grid(source, 1.1)
-    assert _aligned_axes(np.linalg.inv(source.affine) @ target.affine, target.shape) is None
+    assert aligned_axes(np.linalg.inv(source.affine) @ target.affine, target.shape) is None
     assert_field_is_reproduced(source, target)
     assert_field_is_reproduced(target, source)
 
@@ -146,10 +140,10 @@ def test_almost_aligned_grid_is_treated_as_aligned_where_that_moves_nothing() ->
     """Affines come with rounding: 1e-6 rad over 60 voxels is less than a thousandth of a voxel."""
     source = Grid((60, 60, 60), affine(rotation(1e-4, 0, 0)))
     target = model_grid(Grid(source.shape, np.eye(4)), 2.0)
-    assert _aligned_axes(np.linalg.inv(source.affine) @ target.affine, target.shape) == (0, 1, 2)
+    assert aligned_axes(np.linalg.inv(source.affine) @ target.affine, target.shape) == (0, 1, 2)
     assert_field_is_reproduced(source, target)
     turned = Grid(source.shape, affine(rotation(0.01, 0, 0)))  # a hundredth of a voxel: no longer
-    assert _aligned_axes(np.linalg.inv(turned.affine) @ target.affine, target.shape) is None
+    assert aligned_axes(np.linalg.inv(turned.affine) @ target.affine, target.shape) is None
     assert_field_is_reproduced(turned, target)
 
 
@@ -165,7 +159,7 @@ def test_both_paths_agree(order: tuple[int, ...], signs: tuple[int, ...], channe
     source = Grid((9, 6, 11), axes_affine(order, signs, (0.9, 1.7, 1.2)))
     target = Grid((14, 13, 10), affine(np.diag([1.31, 0.77, 1.5]), tuple(model_grid(source, 1).affine[:3, 3] - 1.7)))
     to_source = np.linalg.inv(source.affine) @ target.affine
-    axes = _aligned_axes(to_source, target.shape)
+    axes = aligned_axes(to_source, target.shape)
     assert axes is not None
     volume = torch.from_numpy(random_ct((*channels, *source.shape)))
     planes = slice(1, 9)
@@ -602,7 +596,7 @@ def test_no_voxel_in_the_source_is_outside_the_box_that_is_looked_at(source: Gri
     around[box] = False
     assert not around.any()
     # Nor is much more than that looked at. Where axes run along each other, two voxels on each side.
-    aligned = _aligned_axes(np.linalg.inv(source.affine) @ target.affine, target.shape) is not None
+    aligned = aligned_axes(np.linalg.inv(source.affine) @ target.affine, target.shape) is not None
     if aligned and inside.any():
         for axis, side in enumerate(box):
             hit = np.nonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))[0]

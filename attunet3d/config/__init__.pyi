@@ -1,0 +1,10 @@
+from . import recipe as recipe
+from .changes import changed_config as changed_config
+from .changes import config_changes as config_changes
+from .changes import inference_values as inference_values
+from .files import bundle_metadata as bundle_metadata
+from .files import bundle_root as bundle_root
+from .files import installed_bundle as installed_bundle
+from .recipe import make_recipe as make_recipe
+from .recipe import read_recipe as read_recipe
+from .recipe import warn_of_recipe as warn_of_recipe

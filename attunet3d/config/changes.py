@@ -1,0 +1,198 @@
+"""What presets and overrides make of the bundle's configs, as plain values.
+
+Segmenting reads them without MONAI, whose import takes longer than a CT; `workflow` gives the same to MONAI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attunet3d.config.files import (
+    CONFIG_FILES,
+    Mode,
+    bundled_weights,
+    configs_folder,
+    defines_id,
+    preset_path,
+    read_config,
+    set_id,
+)
+from attunet3d.config.plain import MOST_CHARACTERS, for_monai, is_plain, read_yaml, refuse_code, split_id
+from attunet3d.config.recipe import FINE_TUNE_IDS, RECIPE_IDS, read_recipe, recipe_changes, said_of_recipe
+from attunet3d.errors import ConfigError
+
+# The ids of inference.yaml that are values; the others are wiring, which only MONAI runs.
+INFERENCE_IDS = (
+    "checkpoint",
+    "device",
+    "precision",
+    "backend",
+    "allow_uneven",
+    "allow_smaller_windows",
+    "spacing",
+    "antialias",
+    "hu_window",
+    "roi_size",
+    "max_window_voxels",
+    "sw_batch_size",
+    "overlap",
+    "skip_below",
+    "body_threshold",
+    "scales",
+    "threshold",
+    "keep_components",
+    "num_classes",
+    "channels",
+    "network_def",
+)
+# Of these, `recipe.RECIPE_IDS` are what weights bring along.
+
+
+def config_changes(
+    mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any], allow_code: bool = False
+) -> dict[str, Any]:
+    """What presets, merged in order, and then overrides change in the config for ``mode``: {id: value}.
+
+    They only change what the config defines. One preset serves training and inference: ids that only another of the
+    bundle's configs defines are left out. A `Path` is a path, whatever it begins with.
+
+    Raises:
+        ConfigError: a preset does not exist or is no mapping, an id is unknown; or, without ``allow_code``, something
+            in them is not a value but code, see `refuse_code`.
+    """
+    own = read_config(mode)
+    others = [read_config(other) for other in CONFIG_FILES if other != mode]
+    changes: dict[str, Any] = {}
+    for preset in presets:
+        path = preset_path(preset)
+        for key, value in _read_preset(path).items():
+            name = str(key).removeprefix("+")
+            if not allow_code:
+                refuse_code(name, value, f"{path}: ", _may_refer)
+            if defines_id(own, name):
+                changes[name] = value
+            elif not any(defines_id(other, name) for other in others):
+                raise ConfigError(f"{path}: id {name!r} is not in the bundle's configs: see {configs_folder()}")
+    for key, value in overrides.items():
+        if not allow_code:
+            refuse_code(key, value, "", _may_refer)
+        if not defines_id(own, key):
+            raise ConfigError(f"id {key!r} is not in the bundle's {mode} config: see {configs_folder()}")
+        changes[key] = value
+    if not allow_code:  # whose references MONAI follows as it pleases
+        config = own
+        for key, value in changes.items():
+            set_id(config, key, value)
+        for key, value in changes.items():
+            _resolve(value, config, key)
+    return changes
+
+
+def changed_config(
+    mode: Mode,
+    presets: Sequence[str | Path],
+    overrides: Mapping[str, Any],
+    allow_code: bool = False,
+    recipe: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The bundle's config for ``mode``, nothing evaluated, as MONAI takes it, with `config_changes` over a recipe.
+
+    Raises:
+        ConfigError: as `config_changes`.
+    """
+    config = read_config(mode)
+    changes = recipe_changes(recipe or {}) | config_changes(mode, presets, overrides, allow_code)
+    for key, value in changes.items():
+        set_id(config, key, for_monai(value, allow_code))
+    return config
+
+
+def changes_with_recipe(
+    mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any], allow_code: bool = False
+) -> dict[str, Any]:
+    """`config_changes` over the recipe of the weights that they name: of those to use, or those a training starts from.
+
+    Raises:
+        ConfigError: as `config_changes`.
+        CheckpointError: the recipe cannot be read.
+    """
+    changes = config_changes(mode, presets, overrides, allow_code)
+    named = changes.get("initial_checkpoint" if mode == "train" else "checkpoint", "")
+    if mode == "train" and named in ("", "bundled"):  # the bundle's own weights have the config's values
+        return changes
+    recipe = read_recipe(named or bundled_weights())
+    wanted = FINE_TUNE_IDS if mode == "train" else RECIPE_IDS
+    own = {key: value for key, value in recipe_changes(recipe or {}).items() if key in wanted}
+    if mode == "evaluate" and recipe is None and presets:  # which are taken for those of the training
+        own["recipe_warnings"] = []
+    return own | changes
+
+
+def inference_values(
+    presets: Sequence[str | Path] = (),
+    overrides: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
+    say: Callable[[str], object] = lambda text: None,
+) -> dict[str, Any]:
+    """The values to segment with, references (``@id``) resolved, for each of `INFERENCE_IDS`.
+
+    Those of the bundle's inference config; over them those of the weights' recipe, of the presets, and the overrides.
+    ``say`` gets a line where these contradict the recipe, or there is none and no preset either.
+
+    Raises:
+        ConfigError: as `config_changes`; or an id is no value but wiring, or its value is an expression.
+        CheckpointError: the recipe cannot be read.
+    """
+    config = read_config("inference")
+    # Expressions in the file, for MONAI: here they are known.
+    config["checkpoint"] = str(bundled_weights())
+    config["device"] = "auto"
+    changes = config_changes("inference", presets, overrides or {}, allow_code)
+    for key in changes:
+        if split_id(key)[0] not in INFERENCE_IDS:
+            raise ConfigError(
+                f"id {key!r} is not a value, but a part of the pipeline: change it with "
+                "`python -m monai.bundle run --config_file <bundle>/configs/inference.yaml`"
+            )
+    checkpoint = _resolve(changes.get("checkpoint", config["checkpoint"]), config | changes, "checkpoint")
+    recipe = read_recipe(checkpoint)
+    for key, value in (recipe_changes(recipe or {}) | changes).items():
+        set_id(config, key, value)
+    values = {name: _resolve(config[name], config, name) for name in INFERENCE_IDS}
+    if recipe is not None or (not presets and Path(checkpoint).is_file()):
+        given = {split_id(key)[0] for key in changes} if recipe is None else set()
+        for line in said_of_recipe(checkpoint, recipe, {key: values[key] for key in RECIPE_IDS if key not in given}):
+            say(line)
+    return values
+
+
+def _resolve(value: Any, config: Mapping[str, Any], name: str, depth: int = 0) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolve(item, config, name, depth) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, config, name, depth) for item in value]
+    if isinstance(value, str) and value.startswith("@"):
+        if value[1:] not in config or depth > len(config):
+            raise ConfigError(f"config id {name!r}: reference {value!r} leads nowhere")
+        return _resolve(config[value[1:]], config, name, depth + 1)
+    if isinstance(value, str) and value.startswith("$"):
+        raise ConfigError(f"config id {name!r}: expressions ({value}) are only run by `python -m monai.bundle run`")
+    return value
+
+
+def _read_preset(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = read_yaml(file.read(MOST_CHARACTERS + 1), str(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a preset that can be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a preset is a mapping of ids to values, got {type(content).__name__}")
+    return content
+
+
+def _may_refer(name: str) -> bool:
+    """Whether an id stands for a plain value in each of the bundle's configs that has it; `_resolve` asks for one."""
+    return all(is_plain(name, config.get(name)) for config in map(read_config, CONFIG_FILES))

@@ -1,0 +1,16 @@
+from .cases import SeriesCase as SeriesCase
+from .cases import case_name as case_name
+from .cases import find_cases as find_cases
+from .cases import segmentable_series as segmentable_series
+from .locking import hold_folder as hold_folder
+from .monai_io import AtomicNibabelWriter as AtomicNibabelWriter
+from .monai_io import CTReader as CTReader
+from .monai_io import LabelReader as LabelReader
+from .monai_io import MaskLayout as MaskLayout
+from .reader import Volume as Volume
+from .reader import read_ct as read_ct
+from .reader import read_label as read_label
+from .reader import read_volume as read_volume
+from .writer import atomic_path as atomic_path
+from .writer import write_mask as write_mask
+from .writer import write_text_atomic as write_text_atomic

@@ -1,0 +1,352 @@
+"""One DICOM series to one CT volume: the verdict on its images and their places in the patient.
+
+Every rule is in docs/dicom.md, with the test that shows it. What is refused is never repaired by a guess.
+"""
+
+import filecmp
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
+from attunet3d.io.dicom.guard import check_size
+from attunet3d.io.dicom.header import SliceHeader
+from attunet3d.io.dicom.pixels import EXPORT_AGAIN, hu_slabs
+from attunet3d.io.dicom.series import NO_CT, Series
+from attunet3d.io.dicom.stacks import same_orientation, same_size, same_spacing
+from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, MIN_SPACING_MM, StoredImage, check_affine
+
+# A slice may lie this far from where the affine puts it, mm or a part of the spacing. Headers that round positions to
+# 0.1 mm stay within it, and it is far below what a mask can show. A missing slice moves some slice by half a spacing or
+# more, so the limit for thin slices finds every missing one.
+MAX_DISPLACEMENT_MM = 0.1 + 1e-6
+MAX_DISPLACEMENT_OF_THICK = 0.025
+MAX_DISPLACEMENT_OF_THIN = 0.25
+
+UNIT_TOLERANCE = 5e-3  # direction cosines rounded to three decimals
+TILT_NOTE_DEG = 0.1  # what rounded positions never reach
+FARTHEST_MM = 1e5  # from the scanner's origin: 100 m
+HIGHEST_SLOPE, HIGHEST_INTERCEPT = 1e3, 1e6  # HU
+
+
+def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
+    """One CT series as an image whose voxels are still to be decoded.
+
+    A tilted gantry gives a sheared affine. With `allow_uneven`, slices at uneven distances, and with gaps between them,
+    are interpolated linearly onto even ones, and "warnings" in the facts says so; `files` is empty then.
+    Raises UnsupportedImageError (not a CT in HU, or of several patients), GeometryError (slices missing, doubled, or
+    not on one grid) and UnreadableInputError (pixels or headers damaged, decoder missing).
+    """
+    if series.damaged:
+        raise UnreadableInputError(
+            f"{series.damaged[0]}: DICOM header truncated or damaged; it may be a slice of this series: {EXPORT_AGAIN}"
+        )
+    if series.strays:
+        raise UnreadableInputError(
+            f"{series.strays[0].path}: alone in its series, but lies where the next slice of {series.uid} would; its "
+            f"header may be damaged: {EXPORT_AGAIN}"
+        )
+    if series.patients > 1:
+        raise UnsupportedImageError(
+            f"{series.folder}: series {series.uid} mixes images of {series.patients} patients (by PatientID and "
+            "PatientName); export each patient's scan apart"
+        )
+    notes: list[str] = []
+    slices = _without_copies(_only_images(series, notes), notes)
+    slices, positions = _in_order(slices)
+    planes = _even_planes(slices, positions, series.folder, allow_uneven)
+    lps = np.eye(4)
+    spacing = slices[0].spacing or ()
+    axes = np.array(slices[0].orientation).reshape(2, 3)
+    row_step, column_step = axes / np.linalg.norm(axes, axis=1, keepdims=True)
+    lps[:3, 0], lps[:3, 1] = row_step * spacing[1], column_step * spacing[0]
+    count = len(slices) if planes is None else len(planes)
+    lps[:3, 2] = (positions[-1] - positions[0]) / (count - 1)
+    lps[:3, 3] = positions[0]
+    affine = LPS_TO_RAS @ lps
+    check_affine(series.folder, affine)
+    tilt = tilt_deg(affine)
+    if tilt > TILT_NOTE_DEG:
+        notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the affine is sheared, and no voxel is moved")
+    notes += _notes_on_uids(slices)
+    if any(not s.sop_class for s in slices):
+        notes.append("images have no SOPClassUID: their Modality says that they are CT")
+    if series.no_dicom:
+        names = ", ".join(path.name for path in series.no_dicom[:3])
+        notes.append(
+            f"{_count(series.no_dicom, 'file')} beside the images, such as {names}, named like DICOM, but not it"
+        )
+    if any(s.rescale_type == "HU_MOD" for s in slices):
+        notes.append("values are modified HU (RescaleType HU_MOD), such as those of mono-energetic images")
+    if any(s.lossy for s in slices):
+        notes.append("the images were compressed with loss")
+    if slices[0].rescale is None:
+        notes.append("the images give no rescale slope and intercept; stored values are taken as HU")
+    slabs = hu_slabs(slices, notes)
+    files = tuple(s.path for s in slices)
+    frames = tuple(s.frame for s in slices if s.frame is not None)
+    if planes is not None:
+        notes.append(
+            f"the {len(slices)} slices lie at uneven distances: {count} even ones, "
+            f"{np.linalg.norm(lps[:3, 2]):.4g} mm apart, were interpolated linearly between them"
+        )
+        slabs, files, frames = _interpolated(slabs, planes), (), ()
+    facts = {
+        "format": "dicom",
+        "series_uid": series.uid,
+        "slices": len(slices),
+        "gantry_tilt_deg": round(tilt, 3),
+        "warnings": notes,
+    }
+    shape = (slices[0].columns, slices[0].rows, count)
+    return StoredImage(series.folder, shape, affine, facts, slabs, files, frames)
+
+
+def _notes_on_uids(slices: Sequence[SliceHeader]) -> list[str]:
+    """What holds them together where their UIDs do not."""
+    series, studies = {s.series_uid for s in slices}, {s.study_uid for s in slices} - {""}
+    notes, why = [], "by their places and all else they are one scan"
+    if series == {""}:
+        notes.append("images have no SeriesInstanceUID: those of one folder, orientation and size are one series")
+    elif len(series) > 1:
+        several = f"{len(series - {''})} SeriesInstanceUIDs{', and some have none' if '' in series else ''}"
+        notes.append(f"the images carry {several}: {why}")
+    if len(studies) > 1:
+        notes.append(f"the images carry {len(studies)} StudyInstanceUIDs: {why}")
+    return notes
+
+
+def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
+    """The slices, if they can be parts of one CT volume."""
+    slices = list(series.slices)
+    if series.is_ct and series.is_localizer:
+        raise UnsupportedImageError(
+            f"{series.folder}: series {series.uid} holds localizer images, which make up no volume; choose a CT series"
+        )
+    derived = series.kind.removeprefix("CT derived (").removesuffix(")")
+    if derived in NO_CT:
+        raise UnsupportedImageError(
+            f"{series.folder}: series {series.uid} is derived ({derived}), and no CT in HU and in its place; "
+            "choose the scan itself"
+        )
+    if derived != series.kind:
+        notes.append(f"the images are derived ({derived}), not the scanner's own slices")
+    localizers = [s for s in slices if s.is_localizer]
+    if localizers:
+        slices = [s for s in slices if not s.is_localizer]
+        notes.append(f"{_count(localizers, 'localizer image')} in the series left out")
+    for s in slices:
+        if s.modality not in ("CT", ""):
+            raise UnsupportedImageError(f"{s.path}: modality {s.modality}; this reads CT only: choose a CT series")
+        if s.frames > 1 and s.frame is None:
+            raise UnsupportedImageError(
+                f"{s.path}: {s.frames} frames in one file, without functional groups that say where each lies; "
+                "give single slices, or an Enhanced CT"
+            )
+        if s.samples != 1 or not s.photometric.startswith("MONOCHROME"):
+            raise UnsupportedImageError(
+                f"{s.path}: colour image ({s.photometric or 'no photometric interpretation'}, "
+                f"{s.samples} samples per pixel); give the original CT series"
+            )
+        if s.rescale_type not in ("", "HU", "HU_MOD", "US"):
+            raise UnsupportedImageError(f"{s.path}: values in {s.rescale_type}, not HU; give the CT series in HU")
+        if (s.rescale is None) != (slices[0].rescale is None):
+            raise UnsupportedImageError(
+                f"{s.path}: some images of the series give rescale slope and intercept, and some do not; {EXPORT_AGAIN}"
+            )
+        slope, intercept = s.rescale or (1.0, 0.0)
+        if not (0 < slope <= HIGHEST_SLOPE and abs(intercept) <= HIGHEST_INTERCEPT):
+            raise UnsupportedImageError(
+                f"{s.path}: rescale slope and intercept {_shown((slope, intercept))} are incomplete or invalid; "
+                f"{EXPORT_AGAIN}"
+            )
+    if not series.is_ct:
+        raise UnsupportedImageError(f"{series.folder}: series {series.uid} holds no CT images; choose a CT series")
+    for s in slices:
+        check_size(s.path, s.rows, s.columns)
+    return slices
+
+
+def _without_copies(slices: list[SliceHeader], notes: list[str]) -> list[SliceHeader]:
+    """Drop copies: the same SOP instance, at the same place, with the same pixels. Raises UnsupportedImageError."""
+    seen: dict[tuple[Any, ...], SliceHeader] = {}
+    for s in slices:
+        first = seen.setdefault((s.sop_instance or s.path, s.frame, s.position), s)
+        if first is not s and not _same_pixels(first, s):
+            raise UnsupportedImageError(
+                f"{s.path}: the SOPInstanceUID and the place of {first.path.name}, but other pixels; "
+                "remove the one that is not of this series"
+            )
+    if len(seen) < len(slices):
+        notes.append(f"{_count(slices[len(seen) :], 'duplicate image')} with one SOPInstanceUID left out")
+    if len({(s.sop_instance, s.frame) for s in seen.values() if s.sop_instance}) < len(seen) and slices[0].sop_instance:
+        notes.append("images at different places have one SOPInstanceUID, which should be each one's own")
+    return list(seen.values())
+
+
+def _same_pixels(a: SliceHeader, b: SliceHeader) -> bool:
+    """Of two files; they may be compressed in different ways."""
+    if filecmp.cmp(a.path, b.path, shallow=False):
+        return True
+    first, second = (next(hu_slabs([s], [])) for s in (a, b))
+    return np.array_equal(first, second)
+
+
+def _in_order(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
+    """The slices along their common normal, and their positions (Z, 3), mm, LPS+. Raises GeometryError."""
+    for s in slices:
+        for name, value in (
+            ("ImagePositionPatient", s.position),
+            ("ImageOrientationPatient", s.orientation),
+            ("PixelSpacing", s.spacing),
+        ):
+            if value is None or max(map(abs, value)) > FARTHEST_MM or (name == "PixelSpacing" and min(value) < 0):
+                raise GeometryError(f"{s.path}: {name} is missing or invalid; {EXPORT_AGAIN}, from the original images")
+    if len(slices) < 2:
+        raise GeometryError(f"{slices[0].path}: single slice; a CT volume needs at least 2: give the whole series")
+    _check_uniform(slices)
+    first = slices[0]
+    axes = np.array(first.orientation).reshape(2, 3)
+    if not np.allclose(axes @ axes.T, np.eye(2), atol=UNIT_TOLERANCE):
+        raise GeometryError(
+            f"{first.path}: ImageOrientationPatient {_shown(first.orientation)} is not two perpendicular unit vectors; "
+            f"{EXPORT_AGAIN}"
+        )
+    normal = np.cross(*axes)
+    slices = sorted(slices, key=lambda s: float(normal @ np.array(s.position)))
+    positions = np.array([s.position for s in slices])
+    close = np.diff(positions @ normal) < MIN_SPACING_MM
+    if close.any():
+        k = int(np.flatnonzero(close)[0])
+        shared = int((np.append(close, False) | np.insert(close, 0, False)).sum())
+        raise GeometryError(
+            f"{first.path.parent}: {shared} of {len(slices)} slices do not advance, such as {_named(slices[k])} and "
+            f"{_named(slices[k + 1])}, both at {_shown(slices[k].position)}; "
+            "if the series mixes phases or reconstructions, export them apart; if an image is there twice, remove one"
+        )
+    return slices, positions
+
+
+def _check_uniform(slices: Sequence[SliceHeader]) -> None:
+    sizes = [(float(s.rows), float(s.columns)) for s in slices]
+    for name, values, same in (
+        ("Rows x Columns", sizes, same_size),
+        ("PixelSpacing", [s.spacing for s in slices], same_spacing),
+        ("ImageOrientationPatient", [s.orientation for s in slices], same_orientation),
+    ):
+        usual = Counter(values).most_common(1)[0][0]
+        like = next(s for s, value in zip(slices, values, strict=True) if value == usual)
+        for s, value in zip(slices, values, strict=True):
+            if not same(like, s):
+                raise GeometryError(
+                    f"{s.path}: {name} {_shown(value)} differs from {_shown(usual)} in {like.path.name}; "
+                    "the series mixes several scans: export them apart"
+                )
+
+
+def _even_planes(
+    slices: Sequence[SliceHeader], positions: np.ndarray, folder: Path, allow_uneven: bool
+) -> np.ndarray | None:
+    """None where the slices lie on a straight line at equal steps.
+
+    Where only the steps differ, and `allow_uneven`: the even planes to interpolate, as fractional slice indices.
+    Raises GeometryError for all else.
+    """
+    n = len(slices)
+    travel = positions[-1] - positions[0]
+    length = float(np.linalg.norm(travel))
+    along = (positions - positions[0]) @ travel / length  # (Z,), mm on the line from the first to the last
+    gaps = np.diff(along)
+    typical = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower median: a gap that there is
+    tolerance = min(max(MAX_DISPLACEMENT_MM, MAX_DISPLACEMENT_OF_THICK * typical), MAX_DISPLACEMENT_OF_THIN * typical)
+    beside = np.linalg.norm(positions - positions[0] - np.outer(along, travel) / length, axis=1)
+    if beside.max() > tolerance:
+        k = int(beside.argmax())
+        raise GeometryError(
+            f"{folder}: {_named(slices[k])} lies {beside[k]:.2f} mm beside the line of the other slices; "
+            "give a series with slices in one line"
+        )
+    displaced = np.abs(along - np.linspace(0, length, n))
+    if displaced.max() <= tolerance:
+        return None
+    odd = np.flatnonzero(np.abs(gaps - typical) > MAX_DISPLACEMENT_OF_THIN * typical)
+    missing = np.rint(gaps[odd] / typical).astype(int) - 1
+    whole = len(odd) > 0 and bool(np.all(missing > 0) and np.allclose(gaps[odd] / typical, missing + 1, atol=0.1))
+    too_wide = gaps.max() > MAX_SPACING_MM
+    if not allow_uneven:
+        allowed = "" if too_wide else "; --allow-uneven interpolates between them"
+        if whole:
+            places = [
+                positions[k] + (positions[k + 1] - positions[k]) * part
+                for k, count in zip(odd, missing, strict=True)
+                for part in np.arange(1, count + 1) / (count + 1)
+            ]
+            verdict = (
+                f"{len(places)} slice{'s are' if len(places) > 1 else ' is'} missing, at "
+                f"{', '.join(map(_shown, places[:9]))}{', ...' if len(places) > 9 else ''}: {EXPORT_AGAIN}{allowed}"
+            )
+        else:
+            verdict = f"the slice spacing is uneven: give a series with even slices{allowed}"
+        if len(odd):
+            k = int(odd[0])
+            found = (
+                f"gap of {gaps[k]:.4g} mm between {_named(slices[k])} and {_named(slices[k + 1])} where "
+                f"{typical:.4g} mm is usual ({len(odd)} of {n - 1} gaps are others, {gaps.min():.4g} to "
+                f"{gaps.max():.4g} mm)"
+            )
+        else:
+            k = int(displaced.argmax())
+            found = (
+                f"gaps of {gaps.min():.4g} to {gaps.max():.4g} mm, so that {_named(slices[k])} lies "
+                f"{displaced[k]:.2g} mm from its place among even slices"
+            )
+        raise GeometryError(f"{folder}: {found}; {verdict}")
+    if too_wide:
+        k = int(gaps.argmax())
+        raise GeometryError(
+            f"{folder}: gap of {gaps[k]:.4g} mm between {_named(slices[k])} and {_named(slices[k + 1])}, too wide to "
+            f"interpolate (at most {MAX_SPACING_MM:g} mm); {EXPORT_AGAIN}"
+        )
+    # With whole slices missing the grid is that of the others. Else it is as fine as the finest gap, or nearly: two
+    # slices that happen to lie close must not make a grid of thousands.
+    step = typical if whole else max(float(gaps.min()), typical / 2)
+    planes = np.interp(np.linspace(0, length, round(length / step) + 1), along, np.arange(n))
+    nearest = np.rint(planes)
+    off = np.abs(planes - nearest) * gaps[np.minimum(planes.astype(int), n - 2)]
+    return np.where(off <= min(tolerance, MAX_DISPLACEMENT_MM), nearest, planes)  # a slice that is there stays as it is
+
+
+def _interpolated(slabs: Iterator[np.ndarray], planes: np.ndarray) -> Iterator[np.ndarray]:
+    """Linear between the slabs on either side of each plane; `planes` ascend from the first slab to the last."""
+    numbered = enumerate(slabs)
+    index, above = next(numbered)
+    for plane in planes:
+        while index < plane:
+            below = above
+            index, above = next(numbered)
+        yield below * (index - plane) + above * (1 - index + plane) if plane < index else above
+    next(numbered, None)  # what the reader notes at its end
+
+
+def tilt_deg(affine: np.ndarray) -> float:
+    """Angle between the slice step and the slice normal, in degrees, of an affine from voxel to mm."""
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    step = affine[:3, 2]
+    cosine = abs(float(normal @ step)) / float(np.linalg.norm(normal) * np.linalg.norm(step))
+    return math.degrees(math.acos(min(1.0, cosine)))
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+
+
+def _named(s: SliceHeader) -> str:
+    return s.path.name if s.frame is None else f"frame {s.frame + 1} of {s.path.name}"
+
+
+def _shown(values: Any) -> str:
+    return "[" + ", ".join(f"{v:g}" for v in values) + "]"

@@ -1,0 +1,5 @@
+"""How well masks agree with references: overlap, surface distances in mm, volumes in mL."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

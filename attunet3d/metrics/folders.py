@@ -1,0 +1,164 @@
+"""The metrics of many cases: two folders of label maps, matched by name."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from attunet3d.errors import AttUNet3dError, ConfigError, InputNotFoundError
+from attunet3d.io.cases import case_name
+from attunet3d.io.slabs import IMAGE_SUFFIXES
+from attunet3d.metrics.masks import score
+
+# By case, which is a path below the folder without the file's ending and suffix: the files that may be its label map.
+LabelMaps = Mapping[PurePosixPath, Sequence[Path]]
+
+# What a file's name may end in, likeliest first. Where there is such a file, one with the bare name is the CT.
+_PREDICTION_ENDINGS = ("_seg", "_label")
+_REFERENCE_ENDINGS = ("_label", "_seg")
+
+# `segment --attention` writes its maps beside the masks.
+_ATTENTION_MAP = re.compile(r"_attention_level\w+$")
+
+
+@dataclass(frozen=True)
+class FolderScores:
+    """What became of two folders.
+
+    rows: a dict for each case that was scored, ordered by name: "case" and the metrics of `compare_masks`.
+    failures: for each prediction that could not be scored, by case, the reason.
+    unpredicted: the cases of references that no prediction was found for.
+    notes: what is odd about cases that were scored, see `score`.
+    """
+
+    rows: list[dict[str, Any]]
+    failures: dict[str, Exception]
+    unpredicted: list[str]
+    notes: list[str]
+
+
+def score_folders(
+    predictions: str | Path,
+    references: str | Path,
+    *,
+    prediction_label: int | Sequence[int] | None = None,
+    reference_label: int | Sequence[int] | None = None,
+    tolerance_mm: float = 2.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> FolderScores:
+    """Compare each label map in a folder, and in the folders below it, with the reference of the same name.
+
+    A case is called by its path in the folder without "_seg" or "_label" and the format's suffix: ``p1/ct_seg.nii.gz``
+    is predicted for ``p1/ct_label.nii.gz``. Where one of the two lies directly in its folder, the name alone is enough
+    if no other case has it: ``imagesTs/a_seg.nii.gz`` is predicted for ``a.nii.gz``. Of several files of one case, for
+    a prediction "_seg" goes before "_label", for a reference "_label" before "_seg", and both before the bare name,
+    which is then the CT's.
+
+    A case that fails does not stop the others. A reference without a prediction is no failure: the masks of a part of
+    a data set are often scored against all its references.
+
+    Args:
+        predictions: folder of label maps (NIfTI, NRRD, MetaImage).
+        references: folder of label maps on the same voxels.
+        prediction_label: as for `score`.
+        reference_label: as for `score`.
+        tolerance_mm: as for `score`.
+        progress: called with (cases done, cases to do).
+
+    Raises:
+        InputNotFoundError: a folder does not exist or holds no label maps.
+        ConfigError: label values that are none, or a tolerance that is none.
+    """
+    predicted = _label_maps(Path(predictions), _PREDICTION_ENDINGS)
+    referenced = _label_maps(Path(references), _REFERENCE_ENDINGS)
+    partners = {case: _partners(case, predicted, referenced) for case in predicted}
+    pairs: dict[str, tuple[Path, Path]] = {}
+    failures: dict[str, Exception] = {}
+    for case in predicted:
+        try:
+            pairs[str(case)] = _pair(case, predicted, referenced, partners)
+        except AttUNet3dError as error:
+            failures[str(case)] = error
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for done, (name, (prediction, reference)) in enumerate(pairs.items(), start=1):
+        try:
+            values = score(
+                prediction,
+                reference,
+                prediction_label=prediction_label,
+                reference_label=reference_label,
+                tolerance_mm=tolerance_mm,
+                say=notes.append,
+            )
+            rows.append({"case": name, **values})
+        except ConfigError:  # the caller's options, not this case
+            raise
+        except Exception as error:
+            failures[name] = error
+        if progress is not None:
+            progress(done, len(pairs))
+    found = {partner for several in partners.values() for partner in several}
+    unpredicted = [str(case) for case in referenced if case not in found]
+    return FolderScores(rows, dict(sorted(failures.items())), unpredicted, notes)
+
+
+def _label_maps(folder: Path, endings: Sequence[str]) -> LabelMaps:
+    """The files of each case, ordered by case; only those with the likeliest of the endings that there are."""
+    if not folder.is_dir():
+        raise InputNotFoundError(f"{folder}: no such folder of label maps")
+
+    def rank(path: Path) -> int:
+        return next((n for n, ending in enumerate(endings) if case_name(path).endswith(ending)), len(endings))
+
+    files = defaultdict(list)
+    for path in sorted(folder.rglob("*")):
+        inside, name = PurePosixPath(path.relative_to(folder).as_posix()), case_name(path)
+        if (
+            path.name.lower().endswith(IMAGE_SUFFIXES)
+            and path.is_file()
+            and not any(part.startswith(".") for part in inside.parts)
+            and not _ATTENTION_MAP.search(name)
+        ):
+            files[inside.with_name(re.sub(r"(?<!^)(_seg|_label)+$", "", name))].append(path)
+    if not files:
+        raise InputNotFoundError(f"{folder}: holds no label maps; expected files like case_seg.nii.gz")
+    best = {case: min(map(rank, paths)) for case, paths in files.items()}
+    return {case: [path for path in files[case] if rank(path) == best[case]] for case in sorted(files)}
+
+
+def _partners(case: PurePosixPath, predicted: LabelMaps, referenced: LabelMaps) -> list[PurePosixPath]:
+    """The references that a prediction may be meant for: the one of its path, or those of its name."""
+    if case in referenced:
+        return [case]
+    top = PurePosixPath()
+    return [
+        other
+        for other in referenced
+        if other.name == case.name and top in (other.parent, case.parent) and other not in predicted
+    ]
+
+
+def _pair(
+    case: PurePosixPath,
+    predicted: LabelMaps,
+    referenced: LabelMaps,
+    partners: Mapping[PurePosixPath, Sequence[PurePosixPath]],
+) -> tuple[Path, Path]:
+    """The files to compare for a prediction. Raises InputNotFoundError, ConfigError."""
+    references = [path for partner in partners[case] for path in referenced[partner]]
+    if not references:
+        raise InputNotFoundError(
+            f"{predicted[case][0]}: has no reference; expected a label map named {case}, {case}_label or {case}_seg"
+        )
+    predictions = [
+        path for other in predicted if set(partners[other]) & set(partners[case]) for path in predicted[other]
+    ]
+    if len(predictions) > 1 or len(references) > 1:
+        listed = [", ".join(map(str, paths)) for paths in (predictions, references)]
+        raise ConfigError(f"{case}: is ambiguous between {listed[0]} and {listed[1]}; keep one of each, or rename")
+    return predictions[0], references[0]

@@ -1,0 +1,1 @@
+from .qc import qc_picture as qc_picture

@@ -1,0 +1,12 @@
+from .checks import CheckLabeld as CheckLabeld
+from .grid import Grid as Grid
+from .grid import model_grid as model_grid
+from .monai_transforms import ClassMapd as ClassMapd
+from .monai_transforms import FromModelGridd as FromModelGridd
+from .monai_transforms import LargestComponentd as LargestComponentd
+from .monai_transforms import PlaceOnImaged as PlaceOnImaged
+from .monai_transforms import SelectLabelsd as SelectLabelsd
+from .monai_transforms import ToModelGridd as ToModelGridd
+from .resample import mask_from_logits as mask_from_logits
+from .resample import resample_image as resample_image
+from .resample import resample_label as resample_label

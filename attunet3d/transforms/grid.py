@@ -1,0 +1,82 @@
+"""Voxel grids in the patient.
+
+Arrays are (..., X, Y, Z); an affine maps voxel indices (voxel centres) to RAS+ millimetres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from attunet3d.errors import ConfigError
+
+
+def voxel_ml(affine: np.ndarray) -> float:
+    """The volume of a voxel, mL, of an affine in mm."""
+    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+
+
+# Two grids count as aligned when treating them so moves no sample by more than this (voxels of the source).
+ALIGNED_TOLERANCE = 1e-3
+
+
+_SPACINGS = (0.01, 1000.0)  # mm
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A voxel grid in the patient: its shape (X, Y, Z) and its affine, voxel index -> RAS+ mm (4x4, float64)."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+
+def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Grid:
+    """The RAS+ grid with axes along the patient's and the given spacing (mm) that covers ``source`` to its voxel edges.
+
+    It is centred on ``source``, so that no side is favoured. Oblique and sheared sources get their bounding box.
+
+    Raises:
+        ConfigError: the spacing is no length in mm that a grid can have.
+    """
+    step = np.broadcast_to(np.asarray(spacing, dtype=np.float64), (3,))
+    least, most = _SPACINGS
+    if not ((step >= least) & (step <= most)).all():  # nor NaN
+        raise ConfigError(f"spacing must be {least:g} to {most:g} mm, got {spacing}")
+    sides = [(-0.5, n - 0.5) for n in source.shape]
+    corners = np.array([(x, y, z, 1.0) for x in sides[0] for y in sides[1] for z in sides[2]])
+    edges = (corners @ np.asarray(source.affine, dtype=np.float64).T)[:, :3]
+    low, high = edges.min(axis=0), edges.max(axis=0)
+    # The slack (voxels) keeps rounding in the affine, float32 in NIfTI, from adding a voxel to an exact fit.
+    shape = np.maximum(np.ceil((high - low) / step - ALIGNED_TOLERANCE).astype(int), 1)
+    affine = np.diag([*step, 1.0])
+    affine[:3, 3] = (low + high) / 2 - (shape - 1) / 2 * step
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+
+
+def crop(grid: Grid, box: Sequence[slice]) -> Grid:
+    """The grid of the voxels ``box`` of ``grid``."""
+    affine = np.array(grid.affine, dtype=np.float64)
+    affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
+    shape = tuple(s.stop - s.start for s in box)
+    return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def is_oblique(source: Grid, target: Grid) -> bool:
+    """Whether the axes of two grids are turned, or sheared, against each other: resampling then takes more memory."""
+    to_source = np.linalg.inv(np.asarray(source.affine, np.float64)) @ np.asarray(target.affine, np.float64)
+    return aligned_axes(to_source, target.shape) is None
+
+
+def aligned_axes(to_source: np.ndarray, shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
+    """For each target axis the source axis it runs along, or None if the grids are rotated or sheared."""
+    linear = to_source[:3, :3]
+    axes = np.abs(linear).argmax(axis=0)
+    if len(set(axes.tolist())) < 3:
+        return None
+    rest = linear.copy()
+    rest[axes, [0, 1, 2]] = 0.0
+    moved = np.abs(rest) @ np.maximum(np.asarray(shape) - 1, 1)
+    return (int(axes[0]), int(axes[1]), int(axes[2])) if moved.max() < ALIGNED_TOLERANCE else None
