@@ -5,7 +5,7 @@ not fit, first what changes no voxel is reduced, then the case is refused, or ru
 for.
 
 The prediction, beside the peaks of fresh processes (two threads; VmHWM, which the record has as ``memory_mb``) of
-``attunet3d segment CT -o OUT``: see docs/memory.md.
+``attunet3d segment CT -o OUT``: see docs/explanation/memory.md.
 """
 
 from __future__ import annotations

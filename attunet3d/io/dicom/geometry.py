@@ -1,6 +1,6 @@
 """One DICOM series to one CT volume: the verdict on its images and their places in the patient.
 
-Every rule is in docs/dicom.md, with the test that shows it. What is refused is never repaired by a guess.
+Every rule is in docs/reference/dicom.md, with the test that shows it. What is refused is never repaired by a guess.
 """
 
 import filecmp
