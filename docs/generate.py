@@ -99,7 +99,7 @@ def verbs(group: Any, name: str) -> Iterator[str]:
             if option.name != "help"
         ]
         if rows and not hasattr(command, "commands"):
-            yield table(["", "", "default"], rows)
+            yield table(["argument or option", "meaning", "default"], rows)
         if hasattr(command, "commands"):
             yield from verbs(command, full)
 
