@@ -69,6 +69,8 @@ docs: $(DOCS)/docs.stamp
 	rm -rf build/docs build/site
 	$(DOCS)/bin/python docs/generate.py build/docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+	@! grep -rlE '<(script|img|iframe)[^>]+src="?(https?:)?//|<link[^>]+(stylesheet|preconnect)[^>]+//' build/site --include='*.html' \
+	  || { echo "error: these pages load something from elsewhere; put it below docs/"; exit 1; }
 	@echo "The documentation is build/site/index.html."
 
 .PHONY: label label-demo

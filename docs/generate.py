@@ -214,7 +214,8 @@ def presets() -> str:
         lines = path.read_text(encoding="utf-8").splitlines()
         head = next(index for index, line in enumerate(lines) if not line.startswith("#"))
         command, *about = (line.removeprefix("# ") for line in lines[:head])
-        text = re.sub(r"(?<!`)(docs/[\w/-]+\.md|--set \S+|-c \w+)", r"`\1`", " ".join(about))
+        text = re.sub(r"(?<!`)(--set \S+|-c \w+)", r"`\1`", " ".join(about))
+        text = re.sub(r"docs/([\w/-]+\.md)", r"[\1](../\1)", text)
         sections.append(f"## {path.stem}\n\n{text}\n\n    {command}\n\n```yaml\n" + "\n".join(lines[head:]) + "\n```")
     return "\n\n".join(sections)
 
