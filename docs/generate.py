@@ -106,7 +106,7 @@ def verbs(group: Any, name: str) -> Iterator[str]:
 
 def in_markdown(text: str) -> str:
     """The help of a verb, whose examples are code."""
-    text = re.sub(r"^(Example: )(.*)$", r"Example:\n\n    \2", text.strip(), flags=re.MULTILINE)
+    text = re.sub(r"^Example: (.*)$", r"Example:\n\n    \1", text.strip(), flags=re.MULTILINE)
     return re.sub(r"(?<!`)<([\w.-]+)>", r"`<\1>`", text)
 
 
@@ -125,7 +125,7 @@ def default_of(option: Any) -> str:
     if option.required:
         return "required"
     value = option.default
-    if value in (None, False, "", ()) or callable(value) or "Sentinel" in type(value).__name__:
+    if value is None or value is False:
         return ""
     return f"`{' '.join(map(str, value)) if isinstance(value, list | tuple) else value}`"
 
