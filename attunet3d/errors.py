@@ -1,7 +1,10 @@
 """Errors a user can act on: each message names what was found and what to do about it.
 
-The command line prints them on one line, without a traceback.
+Messages speak Python: they name arguments and config ids. The command line prints them on one line, without a
+traceback, and adds its options for the names in ``arguments``.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterator
@@ -11,7 +14,16 @@ _SENT = re.compile(r"^Original Traceback(?s:.*?)^attunet3d\.errors\.(\w+): (.*)$
 
 
 class AttUNet3dError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Args:
+        message: One line: what was found, and the remedy.
+        arguments: Python arguments and config ids in the message that would change the outcome.
+    """
+
+    def __init__(self, message: str = "", *, arguments: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.arguments = arguments
 
 
 class InputNotFoundError(AttUNet3dError):
@@ -60,6 +72,18 @@ class CopyError(AttUNet3dError, TypeError):
 
 class CancelledError(AttUNet3dError):
     """The caller asked to stop."""
+
+
+class Notice(str):
+    """A warning, or an error's message that is passed on as a text, with ``arguments`` as an `AttUNet3dError` has."""
+
+    arguments: tuple[str, ...]
+
+    def __new__(cls, text: str, arguments: tuple[str, ...] = ()) -> Notice:
+        """Make a text with arguments."""
+        notice = super().__new__(cls, text)
+        notice.arguments = arguments
+        return notice
 
 
 def own_error(error: BaseException) -> AttUNet3dError | None:

@@ -56,7 +56,10 @@ def access_of(
     for name in map(str.lower, allow_hosts):
         found = _HOST.fullmatch(name)
         if found is None:
-            raise ConfigError(f"--allow-host {name!r}: expected a name or address, e.g. label.example.org:8000")
+            raise ConfigError(
+                f"allow_hosts: {name!r}: expected a name or address, e.g. label.example.org:8000",
+                arguments=("allow_hosts",),
+            )
         hosts |= {name} if found[2] else {name, f"{name}:{port}"}  # without one a proxy forwards http and https
     origins = frozenset(map(_origin, allow_origins))
     return Access(frozenset(hosts), origins, _token() if token else None)
@@ -67,9 +70,12 @@ def _origin(url: str) -> str:
     text = url.lower().removesuffix("/")
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}":
-        raise ConfigError(f"--allow-origin {url!r}: expected a scheme and a host, e.g. https://ohif.example.org")
+        raise ConfigError(
+            f"allow_origins: {url!r}: expected a scheme and a host, e.g. https://ohif.example.org",
+            arguments=("allow_origins",),
+        )
     if not _HOST.fullmatch(parts.netloc):
-        raise ConfigError(f"--allow-origin {url!r}: its host is no name or address")
+        raise ConfigError(f"allow_origins: {url!r}: its host is no name or address", arguments=("allow_origins",))
     return text.removesuffix({"http": ":80", "https": ":443"}[parts.scheme])
 
 
@@ -112,13 +118,13 @@ class Guard:
         """Why the request is refused whoever sends it, or nothing."""
         hosts = _values(scope, b"host")
         if len(hosts) != 1 or hosts[0].lower() not in self.access.hosts:
-            return "this server is not reached by that Host; see --allow-host"
+            return "this server is not reached by that Host: it was started without it in allow_hosts"
         own = f"{scope.get('scheme', 'http')}://{hosts[0].lower()}"
         origins = [origin.lower() for origin in _values(scope, b"origin")]
         allowed = bool(origins) and self.access.origins.issuperset(origins)
         sites = _values(scope, b"sec-fetch-site")
         if not allowed and ({*origins} - {own} or {*sites} - {"same-origin", "none"}):
-            return "pages of another origin may not use this server; see --allow-origin"
+            return "pages of another origin may not use this server: it was started without it in allow_origins"
         return ""
 
     def _is_preflight(self, scope: Scope) -> bool:

@@ -144,7 +144,9 @@ def check_address(host: str, port: int) -> None:
             probe.bind(address)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", "no name of a host")
-        raise ConfigError(f"{host}, port {port}: {reason}; choose another --port or --host") from error
+        raise ConfigError(
+            f"{host}, port {port}: {reason}; choose another port or host", arguments=("port", "host")
+        ) from error
 
 
 def is_loopback(host: str) -> bool:

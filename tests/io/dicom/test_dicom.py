@@ -181,8 +181,8 @@ def test_one_of_several_series_by_uid(tmp_path):
     for part in (
         '1.2.3 (6 files, 12 x 10, every 2.5 mm, "portal venous")',
         '1.2.4 (6 files, 12 x 10, every 2.5 mm, "arterial")',
-        "--series UID",
-        "--all-series",
+        "series_uid",
+        "segmentable_series",
         str(tmp_path),
     ):
         assert part in message

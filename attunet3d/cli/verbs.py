@@ -1,0 +1,70 @@
+"""Verbs, and which of their options an error or a warning of the library is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from attunet3d.errors import AttUNet3dError
+
+
+class Verb(TyperCommand):
+    """A command whose errors name its options, see `with_options`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb.
+
+        Raises:
+            AttUNet3dError: As what it runs.
+        """
+        try:
+            return super().invoke(ctx)
+        except AttUNet3dError as error:
+            raise AttUNet3dError(with_options(error, self)) from error
+
+
+class Program(typer.Typer):
+    """A program, or a group of verbs, in which each command is a `Verb`."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+        """Declare a command, like `typer.Typer.command`."""
+        return super().command(name, cls=Verb, **settings)
+
+
+def with_options(said: object, verb: Any) -> str:
+    """Append to an error or warning the options of a verb for the arguments that it names: "... (--device)".
+
+    Args:
+        said: An error, a `Notice`, or plain text, which names none.
+        verb: The command that is running.
+
+    Returns:
+        The text. Arguments for which the verb has no option add nothing.
+    """
+    options = [option for name in dict.fromkeys(_arguments(said)) if (option := _option(name, verb)) is not None]
+    return f"{said} ({', '.join(options)})" if options else str(said)
+
+
+def _arguments(said: object) -> Iterator[str]:
+    """The arguments of a text or an error, and of the errors that it was raised from and quotes."""
+    yield from getattr(said, "arguments", ())
+    if isinstance(said, BaseException):
+        inner = said.__cause__ or said.__context__
+        while inner is not None:
+            if str(inner) in str(said):
+                yield from getattr(inner, "arguments", ())
+            inner = inner.__cause__ or inner.__context__
+
+
+def _option(argument: str, verb: Any) -> str | None:
+    from attunet3d.config.files import CONFIG_FILES, Mode, defines
+
+    options = [parameter for parameter in verb.params if parameter.param_type_name == "option"]
+    declared = {option.name: max(option.opts, key=len) for option in options}
+    if argument in declared:
+        return declared[argument]
+    mode: Mode = next((mode for mode in CONFIG_FILES if mode == verb.name), "inference")  # whose ids --set takes
+    return f"--set {argument}=..." if "--set" in declared.values() and defines(mode, argument) else None
