@@ -17,7 +17,7 @@ class AttUNet3dError(Exception):
     """Base of every error this package raises on purpose.
 
     Args:
-        message: One line: what was found, and the remedy.
+        message: one line: what was found, and the remedy.
         arguments: Python arguments and config ids in the message that would change the outcome.
     """
 

@@ -67,7 +67,7 @@ def write_data(folder: Path, lidc: list[Path], ts: list[Path]) -> None:
         half = [ct[trained]] * (REPEATS // 2) + phantoms[: REPEATS // 2]
         for name, training in ((trained, [ct[trained]] * REPEATS), (f"{trained}_phantoms", half)):
             _write(folder / f"{name}.json", training, [ct[tested], *held_out])
-    # For the bundle's weights. The second CT is unusual: without contrast agent, and the pancreas is atrophic.
+    # For the bundle's weights. The second CT is unusual: without contrast agent and with little pancreas left.
     _write(folder / "all.json", [ct["ts"]] * 24 + [ct["lidc"]] * 36 + phantoms[:40], held_out)
 
 

@@ -14,7 +14,7 @@ class Interrupted(KeyboardInterrupt):
     """A signal stopped the work.
 
     Attributes:
-        code: Exit code by convention of shells: 130, 143 or 129.
+        code: exit code by convention of shells: 130, 143 or 129.
     """
 
     def __init__(self, number: int) -> None:

@@ -53,8 +53,8 @@ def label(
 ) -> None:
     """Serve the bundle with MONAI Label, for 3D Slicer and OHIF; prints the URL, which contains a token.
 
-    The server segments, saves corrected labels, trains on them, and chooses the next case, all offline. Each start
-    rewrites the app's configs with the given presets and values, and keeps its trained weights.
+    The server segments, saves corrected labels, trains on them, and chooses the next case. It needs no internet access.
+    Each start rewrites the app's configs with the given presets and values, and keeps its trained weights.
 
     Example: attunet3d label cts --app label_app
     """

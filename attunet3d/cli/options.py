@@ -133,12 +133,12 @@ def overrides_of(pairs: list[str] | None, taken: tuple[str, ...], **switches: bo
     Unknown ids are refused here: they could be other arguments of the function that takes the values.
 
     Args:
-        pairs: Values of ``--set``.
-        taken: Ids that have an option of their own.
-        switches: Likewise, with the value of that option; those that are on are added to the result.
+        pairs: values of ``--set``.
+        taken: ids that have an option of their own.
+        switches: likewise, with the value of that option; those that are on are added to the result.
 
     Raises:
-        ConfigError: An id does not exist or has an option of its own, or a value does not fit.
+        ConfigError: an id does not exist or has an option of its own, or a value does not fit.
     """
     from attunet3d.cli.values import override
     from attunet3d.config.files import refuse_unknown
@@ -157,7 +157,7 @@ def refuse_unprintable(path: Path) -> None:
     """Check, before hours of work, that the path of a result can be printed: as one line without control characters.
 
     Raises:
-        OutputError: It cannot.
+        OutputError: it cannot.
     """
     if printable(str(path)) != str(path):
         raise OutputError(
@@ -171,7 +171,7 @@ def refuse_bad_folder(path: Path) -> None:
     """Check, before hours of work, that an output folder is writable and printable; it is not created yet.
 
     Raises:
-        OutputError: It is not.
+        OutputError: it is not.
     """
     refuse_unprintable(path)
     folder = path.absolute()

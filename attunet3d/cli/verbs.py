@@ -1,4 +1,4 @@
-"""Verbs, and which of their options an error or a warning of the library is about."""
+"""The verbs' base class, which adds to errors and warnings of the library the options that they are about."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Verb(TyperCommand):
         """Run the verb.
 
         Raises:
-            AttUNet3dError: As what it runs.
+            AttUNet3dError: with the verb's options in its message.
         """
         try:
             return super().invoke(ctx)
@@ -34,32 +34,33 @@ class Program(typer.Typer):
         return super().command(name, cls=Verb, **settings)
 
 
-def with_options(said: object, verb: Any) -> str:
+def with_options(message: object, verb: Any) -> str:
     """Append to an error or warning the options of a verb for the arguments that it names: "... (--device)".
 
     Args:
-        said: An error, a `Notice`, or plain text, which names none.
-        verb: The command that is running.
+        message: an error, a `Notice`, or plain text, which names no arguments.
+        verb: the command that is running.
 
     Returns:
-        The text. Arguments for which the verb has no option add nothing.
+        The text; arguments for which the verb has no option add nothing.
     """
-    options = [option for name in dict.fromkeys(_arguments(said)) if (option := _option(name, verb)) is not None]
-    return f"{said} ({', '.join(options)})" if options else str(said)
+    options = [option for name in dict.fromkeys(_arguments(message)) if (option := _option(name, verb)) is not None]
+    return f"{message} ({', '.join(options)})" if options else str(message)
 
 
-def _arguments(said: object) -> Iterator[str]:
-    """The arguments of a text or an error, and of the errors that it was raised from and quotes."""
-    yield from getattr(said, "arguments", ())
-    if isinstance(said, BaseException):
-        inner = said.__cause__ or said.__context__
+def _arguments(message: object) -> Iterator[str]:
+    """List the arguments of a message and, for an error, of the errors that it quotes as its causes."""
+    yield from getattr(message, "arguments", ())
+    if isinstance(message, BaseException):
+        inner = message.__cause__ or message.__context__
         while inner is not None:
-            if str(inner) in str(said):
+            if str(inner) in str(message):
                 yield from getattr(inner, "arguments", ())
             inner = inner.__cause__ or inner.__context__
 
 
 def _option(argument: str, verb: Any) -> str | None:
+    """Find the option for an argument in the verb's declarations, or else among the config ids of its --set."""
     from attunet3d.config.files import CONFIG_FILES, Mode, defines
 
     options = [parameter for parameter in verb.params if parameter.param_type_name == "option"]

@@ -155,6 +155,13 @@ def test_a_list_of_images_that_leads_out_of_its_folder_is_refused(tmp_path: Path
         checks.check_index(tmp_path / "datastore_v2.json")
 
 
+@pytest.mark.parametrize("content", ["{", '{"images_dir": "/etc", "images_dir": ""}', "[" * 200 + "]" * 200])
+def test_a_list_of_images_that_is_no_plain_json_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "datastore_v2.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"cannot be read; delete it"):
+        checks.check_index(tmp_path / "datastore_v2.json")
+
+
 def test_studies_are_refused_with_such_a_list(tmp_path: Path) -> None:
     from attunet3d.label.server import check_studies
 
