@@ -50,13 +50,12 @@ def with_options(message: object, verb: Any) -> str:
 
 def _arguments(message: object) -> Iterator[str]:
     """List the arguments of a message and, for an error, of the errors that it quotes as its causes."""
-    yield from getattr(message, "arguments", ())
-    if isinstance(message, BaseException):
-        inner = message.__cause__ or message.__context__
-        while inner is not None:
-            if str(inner) in str(message):
-                yield from getattr(inner, "arguments", ())
-            inner = inner.__cause__ or inner.__context__
+    seen: list[object] = []  # a cause that is raised again has the error around it as context
+    while message is not None and message not in seen:
+        if not seen or str(message) in str(seen[0]):
+            yield from getattr(message, "arguments", ())
+        seen.append(message)
+        message = getattr(message, "__cause__", None) or getattr(message, "__context__", None)
 
 
 def _option(argument: str, verb: Any) -> str | None:

@@ -19,7 +19,7 @@ from dicom_files import edit, write_series
 from attunet3d.cli.app import app
 from attunet3d.cli.verbs import Verb, with_options
 from attunet3d.config.files import CONFIG_FILES, defines
-from attunet3d.errors import AttUNet3dError, ConfigError, GeometryError, Notice, own_error
+from attunet3d.errors import AttUNet3dError, ConfigError, GeometryError, Notice, only_own_error, own_error
 
 PACKAGE = ROOT / "attunet3d"
 FLAG = re.compile(r"(?<![\w-])--[a-z*]")
@@ -141,6 +141,19 @@ def test_arguments_survive_pickling_and_wrapping_by_others() -> None:
     notice = pickle.loads(pickle.dumps(Notice("uneven", ("allow_uneven",))))  # noqa: S301
     assert (notice, notice.arguments) == ("uneven", ("allow_uneven",))
     assert AttUNet3dError().arguments == ()
+
+
+def test_a_cause_that_is_raised_again_is_no_endless_chain() -> None:
+    def transform() -> None:
+        try:
+            raise GeometryError("uneven", arguments=("allow_uneven",))
+        except GeometryError as error:
+            raise RuntimeError("applying transform") from error
+
+    with pytest.raises(GeometryError) as caught, only_own_error():
+        transform()
+    assert caught.value.__context__ is not None
+    assert with_options(caught.value, verbs()["segment"]) == "uneven (--allow-uneven)"
 
 
 def _caused(error: Exception) -> Exception:

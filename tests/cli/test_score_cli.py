@@ -146,7 +146,7 @@ def test_two_empty_masks_have_no_dice(run: Run, study: tuple[Path, Path], tmp_pa
     write(study[1] / "c.nii.gz", 0)
     code, stdout, stderr = run(study[0] / "c_seg.nii.gz", study[1] / "c.nii.gz")
     assert (code, strict(stdout)["dice"], strict(stdout)["reference_ml"]) == (0, None, 0.0)
-    assert stderr == "warning: c_seg: both masks are empty, so that nothing is said of their overlap (no Dice)\n"
+    assert stderr == "warning: c_seg: both masks are empty, so the Dice is undefined\n"
     code, stdout, stderr = run(*study, "-o", tmp_path / "m.csv")
     assert (code, (tmp_path / "m.csv").read_text().splitlines()[3]) == (0, "c" + ",nan" * 6 + ",0.000000" * 3)
     shown = stderr.splitlines()
