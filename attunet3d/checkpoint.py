@@ -196,7 +196,7 @@ def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | 
     missing = [key for key in wanted if key not in given]
     extra = [key for key in given if key not in wanted]
     if missing or extra:
-        first = f"it lacks {missing[0]}" if missing else f"{extra[0]} is unknown"
+        first = f"it lacks {missing[0]}" if missing else f"it also has {extra[0]}"
         return f"{len(missing)} keys missing, {len(extra)} unknown: {first}"
     for key, value in wanted.items():
         if given[key].shape != value.shape:

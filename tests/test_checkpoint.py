@@ -60,7 +60,7 @@ def test_unfit_weights_say_why(tmp_path: Path) -> None:
     cases = {
         "wide.pt": (AttentionUNet(channels=(8, 8, 8, 8, 8)).state_dict(), "not"),
         "gateless.pt": (AttentionUNet(channels=(4, 8, 8, 8, 8), gate=None).state_dict(), "missing"),
-        "more.pt": ({**weights, "head.weight": torch.zeros(1)}, "it has head.weight besides"),
+        "more.pt": ({**weights, "head.weight": torch.zeros(1)}, "it also has head.weight"),
         "nan.pt": ({**weights, "final.bias": torch.full((2,), float("nan"))}, "not finite"),
         "list.pt": ([1, 2], "no state dict"),
         "empty.pt": ({}, "no state dict"),

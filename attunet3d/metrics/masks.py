@@ -67,12 +67,10 @@ def score(
     masks: list[np.ndarray] = []
     affines: list[np.ndarray] = []
     for path, labels, name in ((prediction, prediction_label, "prediction"), (reference, reference_label, "reference")):
-        argument = f"{name}_label"
         chosen = [labels] if isinstance(labels, int) else [1] if labels is None else labels
-        wanted = replace(
-            LabelValues.of(chosen, cure=f"; say which count, as {argument}=[{{found}}]", lack=f"; give {argument}"),
-            arguments=(argument,),
-        )
+        argument = f"{name}_label"
+        cure = f"; say which count with {argument}"
+        wanted = replace(LabelValues.of(chosen, cure=cure + "=[{found}]", lack=cure), arguments=(argument,))
         if labels is not None:  # whoever says what counts says that the rest does not
             wanted = replace(wanted, allowed=None)
         label, affine = read_label(path)

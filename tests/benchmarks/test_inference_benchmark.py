@@ -216,7 +216,7 @@ def _python(code: str) -> list[str]:
         ("import sys; sys.exit('log\\nerror: no such weights\\n\\n')", "the contender: no such weights"),
         ("raise ValueError('bad size')", "the contender: ValueError: bad size"),
         ("raise SystemExit(3)", "the contender: exit code 3"),
-        ("import os; os.kill(os.getpid(), 9)", "the contender: ended by signal 9; is there too little memory?"),
+        ("import os; os.kill(os.getpid(), 9)", "the contender: ended by signal 9; out of memory?"),
     ],
 )
 def test_a_process_that_fails_is_one_clear_error(code: str, message: str) -> None:

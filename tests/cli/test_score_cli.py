@@ -138,7 +138,7 @@ def test_labels_and_tolerance(run: Run, study: tuple[Path, Path], tmp_path: Path
     assert stderr == f"warning: {other}: an empty mask: no voxel has the value 1 or 2; it holds 0, 7\n"
     code, stdout, stderr = run(other, reference)
     assert (code, stdout) == (2, "")
-    assert "other.nii.gz: holds the values 0, 7, not 0, 1; say which count, as prediction_label=[7]" in stderr
+    assert "other.nii.gz: holds the values 0, 7, not 0, 1; say which count with prediction_label=[7]" in stderr
     assert stderr.endswith(" (--prediction-label)\n")
 
 
