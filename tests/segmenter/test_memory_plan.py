@@ -538,7 +538,7 @@ def test_a_gpu_that_is_tight_limits_the_voxels_and_a_full_one_is_refused(gpu: Ca
     gpu(free=600 * MB)
     images = 4 * 4 * math.prod(MODEL)
     assert plan_on_gpu().limit_voxels == (570 * MB - images) // 300
-    with pytest.raises(MemoryLimitError, match=r"needs .* of memory on cuda:0, and there are .*smaller windows"):
+    with pytest.raises(MemoryLimitError, match=r"needs .* of memory on cuda:0, and there are .*smaller_windows"):
         plan_on_gpu(smallest_voxels=2_000_000)
     gpu(free=100 * MB)
     with pytest.raises(MemoryLimitError, match=r"of memory on cuda:0, .* or device cpu"):
