@@ -1,4 +1,4 @@
-"""Network weights in files: tensors alone, no pickle is run."""
+"""Network weights in files: tensors only; no pickle is executed."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ from attunet3d.config.recipe import add_recipe, read_recipe
 from attunet3d.errors import CheckpointError
 from attunet3d.io.writer import atomic_path
 
-_ZIP = b"PK\x03\x04"  # begins what torch writes; older releases wrote pickles, so many, and then the numbers
+_ZIP = b"PK\x03\x04"  # start of torch's files; older releases wrote several pickles, followed by the numbers
 _PICKLES = 5
-_MOST_ITEMS = 1000  # of a tuple, with those in it
+_MOST_ITEMS = 1000  # in a tuple, counting nested ones
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: a file of tensors alone, or of one under the key "model". No pickle is run.
+    """Read the state dict of a checkpoint, either the whole file or under the key "model"; no pickle is executed.
 
     Raises:
-        CheckpointError: the file is missing, is no checkpoint, or holds anything but tensors.
+        CheckpointError: the file is missing, is not a checkpoint, or contains anything but tensors.
     """
     path = Path(checkpoint)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; give a model.pt that training wrote")
+        raise CheckpointError(f"{path}: no such checkpoint; give a model.pt of a training run")
     content = read_tensors(path, "copy it again, or take other weights of the run")
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path}: holds no state dict of tensors")
+        raise CheckpointError(f"{path}: contains no state dict of tensors")
     for key, value in content.items():
         if not isinstance(key, str) or not is_plain_tensor(value):
             raise CheckpointError(
-                f"{path}: holds no state dict of tensors: {key!r:.80} is {_described(value)}; give a model.pt that "
-                "training wrote"
+                f"{path}: contains no state dict of tensors: {key!r:.80} is {_described(value)}; give a model.pt of a "
+                "training run"
             )
     return content
 
 
 def is_plain_tensor(value: Any) -> bool:
-    """Whether a value is a tensor whose numbers are there, each in its place: not sparse, quantized, nested or meta."""
+    """Whether a value is a dense tensor with its own storage: not sparse, quantized, nested, meta or expanded."""
     return (
         type(value) in (Tensor, nn.Parameter)
         and value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized
         and not value.is_nested
-        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()  # no few that count as many
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()  # not expanded
     )
 
 
@@ -67,43 +67,47 @@ def _described(value: Any) -> str:
     return f"a tensor that is {'expanded' if kind == 'strided' else kind}"
 
 
-def read_tensors(path: Path, cure: str) -> Any:
-    """What `torch.save` wrote: tensors and plain values. No pickle is run, and checksums are compared.
+def read_tensors(path: Path, hint: str) -> Any:
+    """Read a file of `torch.save`: tensors and plain values. No pickle is executed, and checksums are verified.
+
+    Args:
+        path: the file.
+        hint: what to do about a damaged file, for messages.
 
     Raises:
-        CheckpointError: the file is cut short or damaged (``cure`` says what to do), or holds anything else.
+        CheckpointError: the file is truncated or damaged, or contains anything else.
     """
     damage = _damage(path)
     if damage:
-        raise CheckpointError(f"{path}: damaged ({damage}); {cure}")
+        raise CheckpointError(f"{path}: damaged ({damage}); {hint}")
     try:
         _check_tuples(path)
         with warnings.catch_warnings():
-            # What torch warns of, a format that is not its own or an old one, is refused.
+            # It warns of foreign and old formats, which are refused.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a file that is not its own
-        raise CheckpointError(f"{path}: not a checkpoint of tensors alone, so it is not loaded; {cure}") from error
+        raise CheckpointError(f"{path}: not a checkpoint of tensors only, so it is not loaded; {hint}") from error
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint by its own checksums, which torch writes and does not look at when it reads."""
+    """Verify a checkpoint's checksums, which torch writes but does not check; the problem, or None."""
     try:
         with path.open("rb") as file:
             if file.read(4) != _ZIP:
-                return None  # torch says what it thinks of it
+                return None  # torch will judge it
         with zipfile.ZipFile(path) as archive:
             if sum(i.file_size for i in archive.infolist()) > path.stat().st_size:
-                return "compressed, which torch's files are not"
-            # A folder is what torch reads nothing of, and does not say so.
+                return "compressed, unlike torch's files"
+            # torch silently reads nothing of an entry marked as a folder.
             broken = archive.testzip() or next((i.filename for i in archive.infolist() if i.external_attr & 0x10), None)
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        return f"cut short, or {' '.join(str(error).split()) or type(error).__name__}"
-    return f"{broken} is not as it was written" if broken else None
+        return f"truncated, or {' '.join(str(error).split()) or type(error).__name__}"
+    return f"{broken} does not match its checksum" if broken else None
 
 
 def _check_tuples(path: Path) -> None:
-    """Raise ValueError for tuples of tuples that hold one another again and again: hashing one would never end."""
+    """Raise ValueError for tuples nested so that they expand exponentially: hashing one would never end."""
     with path.open("rb") as file:
         if file.read(4) != _ZIP:
             file.seek(0)
@@ -117,8 +121,8 @@ def _check_tuples(path: Path) -> None:
 
 
 def _check_tuples_in(file: IO[bytes]) -> None:
-    """`_check_tuples` for a pickle, of which nothing is run."""
-    stack: list[int] = []  # how many items each object counts for, with those of the tuples in it
+    """Apply `_check_tuples` to a pickle, which is not executed."""
+    stack: list[int] = []  # number of items of each object, including those of nested tuples
     marks: list[int] = []
     memo: dict[Any, int] = {}
     for operation, argument, _ in pickletools.genops(file):
@@ -146,9 +150,9 @@ def load_weights(network: nn.Module, checkpoint: str | Path) -> None:
 
 
 def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Put a state dict into a network; ``source`` is the file it is from.
+    """Load a state dict into a network; ``source`` is its file, for messages.
 
-    The head of auxiliary classes, which only training uses, may be missing on either side.
+    The head of auxiliary classes, which only training uses, may be missing in either.
 
     Raises:
         CheckpointError: the weights belong to another network.
@@ -163,17 +167,17 @@ def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str |
 
 
 def without_auxiliary(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without the head of auxiliary classes: what inference and fine-tuning need."""
+    """Drop the head of auxiliary classes, which inference and fine-tuning do not need."""
     return {key: value for key, value in weights.items() if not _auxiliary(key)}
 
 
 def mean_weights(checkpoints: Sequence[str | Path]) -> dict[str, Tensor]:
-    """The mean of the weights of runs that went on from one another: it transfers better than the weights of the last.
+    """Average the weights of consecutive runs: the mean generalizes better than the weights of the last.
 
     Source: stochastic weight averaging, Izmailov et al., arXiv:1803.05407.
 
     Raises:
-        CheckpointError: a file cannot be read, or has other weights than the first.
+        CheckpointError: a file cannot be read, or its weights do not match those of the first.
     """
     states = [read_weights(path) for path in checkpoints]
     for path, state in zip(checkpoints, states, strict=True):
@@ -192,7 +196,7 @@ def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | 
     missing = [key for key in wanted if key not in given]
     extra = [key for key in given if key not in wanted]
     if missing or extra:
-        first = f"it lacks {missing[0]}" if missing else f"it has {extra[0]} besides"
+        first = f"it lacks {missing[0]}" if missing else f"it also has {extra[0]}"
         return f"{len(missing)} keys missing, {len(extra)} unknown: {first}"
     for key, value in wanted.items():
         if given[key].shape != value.shape:
@@ -209,7 +213,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def common_recipe(checkpoints: Sequence[str | Path]) -> dict[str, Any] | None:
-    """The recipe of all these weights, for those made of them; None where they have none, or not the same.
+    """Return the recipe that all these weights share; None if one has none, or they differ.
 
     Raises:
         CheckpointError: a recipe cannot be read.
@@ -230,7 +234,7 @@ def save_weights(
         weights: the state dict.
         path: of the file.
         dtype: of its tensors.
-        recipe: of these weights, see `attunet3d.config.recipe`; as `read_recipe` or `common_recipe` gives it.
+        recipe: of these weights, see `attunet3d.config.recipe`; as returned by `read_recipe` or `common_recipe`.
 
     Raises:
         OutputError: the file cannot be written.
@@ -242,7 +246,7 @@ def save_weights(
 
 
 def saved(content: Any, recipe: Mapping[str, Any] | None = None) -> memoryview:
-    """What `torch.save` writes, with a recipe in it. In memory, as torch reports a full disk in words of its own."""
+    """Serialize with `torch.save`, and add a recipe. In memory, since torch obscures errors such as a full disk."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     if recipe is not None:
@@ -251,7 +255,7 @@ def saved(content: Any, recipe: Mapping[str, Any] | None = None) -> memoryview:
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
+    """Return the SHA-256 of a file's content, hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):

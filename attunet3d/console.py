@@ -1,21 +1,14 @@
-"""A progress bar on stderr, and lines above it."""
+"""Progress bars and logging on stderr."""
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from attunet3d.io.printable import one_line, own, printable, set_in
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-import io
-from typing import TYPE_CHECKING
-
-from attunet3d.io.printable import ForeignText, shortened
+from attunet3d.io.printable import ForeignText, one_line, own, printable, set_in, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def make_bar() -> tuple[Progress, Console]:
-    """A bar, not started, that vanishes when done, and the console for `say_above`.
+    """Make a progress bar, not started, that disappears when done, and the console for `say_above`.
 
-    Its descriptions may hold any text: they are `printable`, and no markup. Where stderr is no terminal (a log file), a
-    bar would only leave noise: it shows nothing.
+    Descriptions may contain any text: they are made `printable`, and markup is not interpreted. If stderr is not a
+    terminal but, for example, a log file, the bar shows nothing.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeElapsedColumn, TimeRemainingColumn
@@ -39,7 +32,7 @@ def make_bar() -> tuple[Progress, Console]:
 
     class Bar(Progress):
         def start(self) -> None:
-            """As rich's, which also takes over what others print meanwhile, and would look for markup in it."""
+            """Start like rich's bar, but do not let rich interpret markup in what others print meanwhile."""
             foreign = [name for name in ("stdout", "stderr") if isinstance(getattr(sys, name), ForeignText)]
             super().start()
             for name in foreign:
@@ -52,14 +45,14 @@ def make_bar() -> tuple[Progress, Console]:
 
 
 def say_above(console: Console, text: str) -> None:
-    """Print `text` as one line above the bar, `printable`."""
+    """Print a text as one `printable` line above the bar."""
     from rich.text import Text
 
     console.print(Text(shortened(printable(text))), soft_wrap=True)
 
 
 class _Above(io.TextIOBase):
-    """A stream whose lines go above a bar."""
+    """A stream that prints lines above a bar."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -76,7 +69,7 @@ class _Above(io.TextIOBase):
 
 
 class _Format(logging.Formatter):
-    """A record on one line, and a traceback set in below it."""
+    """Format a record as one line, with an indented traceback below it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return one_line(super().formatMessage(record))
@@ -89,27 +82,27 @@ class _Format(logging.Formatter):
 
 
 def log_to_stderr(level: int) -> None:
-    """Log from a level on, whatever names are in the records."""
+    """Log to stderr from a level on; names of files in records are made printable."""
     handler = logging.StreamHandler(own(sys.stderr))
     handler.setFormatter(_Format("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
 
 
 def set_up_logging(verbose: bool, progress: bool = False) -> None:
-    """Log to stderr: all with ``verbose``; else errors, and with ``progress`` how far this package has come."""
+    """Log to stderr: everything if ``verbose``, else errors, and with ``progress`` this package's progress."""
     log_to_stderr(logging.INFO if verbose else logging.ERROR)
-    import pydicom.config  # which sets the level of its log: not after it has been set here
+    import pydicom.config  # sets the level of its logger when imported, so before it is set here
 
-    # Their messages quote values of headers, which can be a patient's.
+    # Their messages quote header values, which can identify a patient.
     for logger in (pydicom.config.logger, logging.getLogger("highdicom")):
         logger.setLevel(logging.CRITICAL)
     if verbose:
         warnings.filterwarnings("ignore", module="pydicom")
-        # Of a decoder that is not used here.
+        # A decoder that is not used here.
         warnings.filterwarnings("ignore", message="NvImgCodec")
         return
     warnings.simplefilter("ignore")
-    # It logs what is raised, and that is said on one line when it arrives.
+    # It logs exceptions, which the command line prints on one line.
     logging.getLogger("ignite").setLevel(logging.CRITICAL)
     if progress:
         logging.getLogger("attunet3d").setLevel(logging.INFO)

@@ -1,7 +1,10 @@
 """Errors a user can act on: each message names what was found and what to do about it.
 
-The command line prints them on one line, without a traceback.
+Messages speak Python: they name arguments and config ids. The command line prints them on one line, without a
+traceback, and adds its options for the names in ``arguments``.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterator
@@ -11,11 +14,20 @@ _SENT = re.compile(r"^Original Traceback(?s:.*?)^attunet3d\.errors\.(\w+): (.*)$
 
 
 class AttUNet3dError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Args:
+        message: one line: what was found, and the remedy.
+        arguments: Python arguments and config ids in the message that would change the outcome.
+    """
+
+    def __init__(self, message: str = "", *, arguments: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.arguments = arguments
 
 
 class InputNotFoundError(AttUNet3dError):
-    """A path that was given does not exist, or a folder holds nothing to read."""
+    """A path does not exist, or a folder contains nothing to read."""
 
 
 class UnreadableInputError(AttUNet3dError):
@@ -27,46 +39,58 @@ class UnsupportedImageError(AttUNet3dError):
 
 
 class GeometryError(AttUNet3dError):
-    """The image's place in the patient is missing, contradictory, or cannot be handled."""
+    """The position of an image in the patient is missing, contradictory, or not supported."""
 
 
 class AmbiguousSeriesError(AttUNet3dError):
-    """A folder holds more than one CT series and none was chosen."""
+    """A folder contains several CT series and none was chosen."""
 
 
 class CheckpointError(AttUNet3dError):
-    """Network weights that cannot be read, or that belong to another network."""
+    """Network weights cannot be read, or belong to another network."""
 
 
 class ConfigError(AttUNet3dError):
-    """A preset, override or option that does not exist or does not fit."""
+    """A preset, config id or argument does not exist or has an invalid value."""
 
 
 class TrainingError(AttUNet3dError):
-    """Training that cannot go on: a loss that is not finite, a state that does not fit."""
+    """Training cannot continue: the loss is not finite, or a saved state does not fit."""
 
 
 class OutputError(AttUNet3dError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written."""
 
 
 class MemoryLimitError(AttUNet3dError):
-    """A CT that needs more memory than there is, whatever the windows."""
+    """A CT needs more memory than is available."""
 
 
 class CopyError(AttUNet3dError, TypeError):
-    """A session that was to be copied, or sent to another process."""
+    """A session cannot be copied or sent to another process."""
 
 
 class CancelledError(AttUNet3dError):
-    """The caller asked to stop."""
+    """The caller cancelled the work."""
+
+
+class Notice(str):
+    """A warning, or an error's message that is passed on as a text, with ``arguments`` as an `AttUNet3dError` has."""
+
+    arguments: tuple[str, ...]
+
+    def __new__(cls, text: str, arguments: tuple[str, ...] = ()) -> Notice:
+        """Make a text with arguments."""
+        notice = super().__new__(cls, text)
+        notice.arguments = arguments
+        return notice
 
 
 def own_error(error: BaseException) -> AttUNet3dError | None:
-    """The error of this package at the root of another one: MONAI wraps what transforms and components raise."""
+    """Find the error of this package that caused another: MONAI wraps what transforms and components raise."""
     cause: BaseException | None = error
     while cause is not None:
-        # A data loader's process sends its errors as a text, in which ours are named as Python does.
+        # A data loader's worker sends its errors as text, a traceback that ends with the error's name and message.
         if sent := _SENT.search(str(cause)):
             kinds = {kind.__name__: kind for kind in AttUNet3dError.__subclasses__()}
             return kinds.get(sent[1], AttUNet3dError)(sent[2])
@@ -78,7 +102,7 @@ def own_error(error: BaseException) -> AttUNet3dError | None:
 
 @contextmanager
 def only_own_error() -> Iterator[None]:
-    """Where the error of this package is at the root of another one, it alone leaves the block."""
+    """Replace an exception by the error of this package that caused it, if any."""
     try:
         yield
     except Exception as error:

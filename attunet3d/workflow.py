@@ -107,7 +107,10 @@ def train(
         TrainingError: the loss is not finite.
     """
     if not resume and any((Path(output_dir) / name).is_file() for name in ("last.pt", "previous.pt")):
-        raise ConfigError(f"{output_dir}: a run is there already; --resume goes on with it, or choose another folder")
+        raise ConfigError(
+            f"{output_dir}: a run is there already; resume=True goes on with it, or choose another folder",
+            arguments=("resume",),
+        )
     ids = {"dataset_dir": Path(dataset_dir), "datalist": Path(datalist), "ckpt_dir": Path(output_dir), "resume": resume}
     workflow = make_workflow("train", presets, ids | overrides, allow_code)
     # Before anything is imported or built.
@@ -153,7 +156,8 @@ def evaluate(
     for same in alike_names(names):
         masks = said_alike(f"{names[index]}_seg" for index in same)
         raise ConfigError(
-            f"{datalist}: {len(same)} masks would be {masks}; rename them, or give a --dataset-dir above all CTs"
+            f"{datalist}: {len(same)} masks would be {masks}; rename them, or give a dataset_dir above all CTs",
+            arguments=("dataset_dir",),
         )
     _run(workflow, "validate::evaluator")
     metrics = parsed(workflow, "validate::evaluator").state.metrics

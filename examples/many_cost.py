@@ -1,10 +1,10 @@
-"""Time and cost of segmenting an archive, from the stage seconds that a run of `attunet3d segment-many` measured.
+"""Estimate the time and cost of segmenting an archive from the stage seconds of a run of `attunet3d segment-many`.
 
     python examples/many_cost.py masks/summary.json --workers 64 --mb-per-ct 60 --storage-mb-s 1000 --price 0.04
 
-One case at a time is read while another is in the network. What limits the cluster is the slowest of: its workers, the
-storage that all share, and the driver. `--simulate` plays the same cluster case by case, with cases of different sizes,
-and prints what it finds beside the formula.
+A worker reads one case while another is in the network. The throughput is limited by the slowest of the workers, the
+shared storage and the driver. `--simulate` simulates the cluster case by case, with cases of different sizes, for
+comparison with the formula.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 def rates(
     read: float, compute: float, workers: int, overlap: bool, mb: float, storage: float, driver: float
 ) -> dict[str, float]:
-    """Cases per second that each part of the cluster could do alone.
+    """Return the throughput of each part of the cluster alone, cases per second.
 
-    With `overlap` reading has a core of its own; without, it takes the core that the network would have.
+    With `overlap` reading has its own core; without, it shares the core of the network.
     """
     per_case = max(read, compute) if overlap else read + compute
     return {
@@ -34,12 +34,12 @@ def rates(
 def simulate(
     cases: int, read: float, compute: float, workers: int, overlap: bool, mb: float, storage: float, seed: int = 0
 ) -> float:
-    """Seconds that the cluster takes: sizes vary by a third; the storage serves one read after another.
+    """Simulate the cluster and return its run time, s: sizes have an SD of a third, and the storage reads sequentially.
 
-    A worker reads ahead by one case; a case waits for storage, for its reader and for the network in front of it.
+    A worker reads one case ahead; a case waits for the storage, for its reader and for the network.
     """
     draw = random.Random(seed)
-    # Per worker: when its reader is free, when its network is, and when the case before that one had left it.
+    # Per worker: when its reader is free, its number, when its network is free, and when it was before that case.
     heap = [(0.0, number, 0.0, 0.0) for number in range(workers)]
     storage_free = 0.0
     last = 0.0
@@ -50,7 +50,7 @@ def simulate(
         storage_free = start + size * mb / storage
         got = max(start + size * read, storage_free)
         done = max(got, network) + size * compute
-        # The next one is read while this one is in the network, but no further ahead.
+        # The next case is read while this one is in the network, but no further ahead.
         following = max(got, network) if overlap else done
         heapq.heappush(heap, (following, number, done, network))
         last = max(last, done)
@@ -61,15 +61,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("summary", type=Path, help="summary.json of a run")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--overlap", action="store_true", help="reading has a core beside the network's (or a GPU's)")
+    parser.add_argument("--overlap", action="store_true", help="reading has a core of its own, or the network a GPU")
     parser.add_argument(
-        "--network-seconds", type=float, help="in place of all measured stages but reading, e.g. a GPU's"
+        "--network-seconds", type=float, help="replaces all measured stages but reading, e.g. for a GPU"
     )
-    parser.add_argument("--mb-per-ct", type=float, default=60.0, help="on the storage")
-    parser.add_argument("--storage-mb-s", type=float, default=1000.0, help="of the storage that all nodes share")
-    parser.add_argument("--driver-seconds", type=float, default=0.005, help="of the driver, for each case")
-    parser.add_argument("--price", type=float, default=0.0, help="of a worker for an hour")
-    parser.add_argument("--simulate", type=int, metavar="CASES", help="also play this many cases")
+    parser.add_argument("--mb-per-ct", type=float, default=60.0, help="size on the storage")
+    parser.add_argument("--storage-mb-s", type=float, default=1000.0, help="throughput of the shared storage")
+    parser.add_argument("--driver-seconds", type=float, default=0.005, help="of the driver, per case")
+    parser.add_argument("--price", type=float, default=0.0, help="of a worker, per hour")
+    parser.add_argument("--simulate", type=int, metavar="CASES", help="also simulate this many cases")
     given = parser.parse_args()
     run = json.loads(given.summary.read_text())["this_run"]
     stages = {name: seconds / run["cases"] for name, seconds in run["stage_seconds"].items()}
@@ -78,13 +78,13 @@ def main() -> None:
     common = (read, compute, given.workers, given.overlap, given.mb_per_ct, given.storage_mb_s)
     limits = rates(*common, given.driver_seconds)
     slowest = min(limits, key=lambda name: limits[name])
-    print(f"a case: {read:.2f} s to read, {compute:.2f} s for the rest; limited by {slowest}")
+    print(f"per case: {read:.2f} s to read, {compute:.2f} s for the rest; limited by {slowest}")
     for name, rate in limits.items():
-        print(f"  {name}: {3600 * rate:,.0f} cases an hour")
+        print(f"  {name}: {3600 * rate:,.0f} cases per hour")
     for cases in (1_000, 100_000, 1_000_000):
         hours = cases / limits[slowest] / 3600
         print(f"{cases:>9,} CTs: {hours:10.1f} h, {hours * given.workers:12.0f} worker hours, "
-              f"{hours * given.workers * given.price:12.2f} to pay")  # fmt: skip
+              f"{hours * given.workers * given.price:12.2f} in total")  # fmt: skip
     if given.simulate:
         seconds = simulate(given.simulate, *common)
         formula = given.simulate / min(rate for name, rate in limits.items() if name != "driver")

@@ -1,10 +1,10 @@
-"""What `attunet3d segment-many` does when things die, what it costs, and what a second worker is worth.
+"""Fault tolerance, overhead and scaling of `attunet3d segment-many`.
 
     python examples/many_on_ray.py kills       60 phantoms, 3 nodes on this machine; 3 workers killed, a node removed
-    python examples/many_on_ray.py overhead    1,000 tiny CTs: seconds a case beside the segmentation, memory over time
-    python examples/many_on_ray.py workers     one worker and two, each with a core of its own
+    python examples/many_on_ray.py overhead    1,000 tiny CTs: overhead per case, memory over time
+    python examples/many_on_ray.py workers     one worker against two, each with its own core
 
-Needs `pip install 'attunet3d[ray]'`, and two cores. Exit code 1 if a mask is missing, twice, or another.
+Needs `pip install 'attunet3d[ray]'`, and two cores. Exit code 1 if a mask is missing, duplicated or different.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write_phantoms(folder: Path, count: int, shape: Shape) -> Path:
 
 @contextmanager
 def cluster_of(nodes: int) -> Iterator[tuple[Any, list[Any]]]:
-    """Nodes with a core each, all on this machine, and a connection to them."""
+    """Start nodes with one core each on this machine, and connect to them."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -72,13 +72,13 @@ def kills(work: Path) -> bool:
         def watch(status: Any) -> None:
             if moments and status.ended >= moments[0] and status.processes:
                 number, process = draw.choice(sorted(status.processes.items()))
-                with suppress(ProcessLookupError):  # of the node that was just removed
+                with suppress(ProcessLookupError):  # its node has just been removed
                     os.kill(process, signal.SIGKILL)
                     print(f"after {status.ended} cases: worker {number} (process {process}) killed")
                     moments.pop(0)
             if nodes and status.ended >= removal:
                 cluster.remove_node(nodes[0])
-                nodes.clear()  # the other one stays
+                nodes.clear()  # keep the other one
                 print(f"after {status.ended} cases: a node removed")
 
         summary = segment_many(cts, work / "out", cpus_per_worker=1, watch=watch, **options)

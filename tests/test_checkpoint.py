@@ -1,4 +1,4 @@
-"""Weights in files: tensors alone, in half the space, and refused where they do not fit."""
+"""Weights in files: tensors only, in half the space, and refused where they do not fit."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_unfit_weights_say_why(tmp_path: Path) -> None:
     cases = {
         "wide.pt": (AttentionUNet(channels=(8, 8, 8, 8, 8)).state_dict(), "not"),
         "gateless.pt": (AttentionUNet(channels=(4, 8, 8, 8, 8), gate=None).state_dict(), "missing"),
-        "more.pt": ({**weights, "head.weight": torch.zeros(1)}, "it has head.weight besides"),
+        "more.pt": ({**weights, "head.weight": torch.zeros(1)}, "it also has head.weight"),
         "nan.pt": ({**weights, "final.bias": torch.full((2,), float("nan"))}, "not finite"),
         "list.pt": ([1, 2], "no state dict"),
         "empty.pt": ({}, "no state dict"),
@@ -181,7 +181,7 @@ def test_tensors_of_another_kind_are_refused(tmp_path: Path, change: Any, found:
 @pytest.mark.parametrize("name", [7, b"bytes"])
 def test_names_that_are_no_texts_are_refused(tmp_path: Path, name: Any) -> None:
     torch.save({**small().state_dict(), name: torch.zeros(1)}, tmp_path / "odd.pt")
-    with pytest.raises(CheckpointError, match="holds no state dict of tensors"):
+    with pytest.raises(CheckpointError, match="contains no state dict of tensors"):
         load_weights(small(), tmp_path / "odd.pt")
 
 
@@ -190,7 +190,7 @@ def test_an_archive_of_code_is_refused_without_a_word_of_torch(tmp_path: Path) -
     torch.save(small().state_dict(), tmp_path / "code.pt")
     with zipfile.ZipFile(tmp_path / "code.pt", "a") as archive:
         archive.writestr("archive/constants.pkl", b"")
-    with pytest.raises(CheckpointError, match="not a checkpoint of tensors alone"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of tensors only"):
         load_weights(small(), tmp_path / "code.pt")
 
 

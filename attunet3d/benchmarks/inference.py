@@ -1,7 +1,7 @@
-"""Time and memory of this package beside MONAI's stock pipeline: one CT, one model grid, one device, one run.
+"""Time and memory of this package against MONAI's stock pipeline, on one CT, one model grid and one device.
 
-Each measurement has a process of its own, one after the other. The process that starts them imports neither torch nor
-MONAI: on Linux no new process has a lower peak of memory than the one that started it (see `_run`).
+Each measurement runs in its own process, one after the other. The parent process imports neither torch nor MONAI: on
+Linux no child has a lower peak of memory than its parent (see `_run`).
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ logger = logging.getLogger(__name__)
 RESULT = "benchmark.json"
 CONTENDERS = {
     "attunet3d": "this package as shipped",
-    "attunet3d-fp32": "this package in fp32, overlap 0.5, nothing skipped: the reference for correctness",
+    "attunet3d-fp32": "this package in fp32, overlap 0.5, no windows skipped: the reference for correctness",
     "monai-same-network": "MONAI's stock pipeline in fp32, overlap 0.5, with this package's network and weights",
-    "monai-attentionunet": "MONAI's stock pipeline in fp32, overlap 0.5, with its AttentionUnet, as wide, not trained",
+    "monai-attentionunet": "MONAI's stock pipeline in fp32, overlap 0.5, with its AttentionUnet, as wide, untrained",
 }
 _OURS: dict[str, dict[str, Any]] = {
     "attunet3d": {"precision": "auto"},
     "attunet3d-fp32": {"precision": "fp32", "overlap": 0.5, "skip_below": None},
 }
 _STOCK = {"monai-same-network": "same", "monai-attentionunet": "monai"}
-_QUIET = 0.2  # cores with other work, from which on a figure is not to be relied on
+_QUIET = 0.2  # cores; above this load by other processes a figure is unreliable
 _STAGES = ("read_and_preprocess", "network", "postprocess_and_write")
 
 
 class BenchmarkError(AttUNet3dError):
-    """One of the processes that a benchmark measures failed; the message ends with that process's last word."""
+    """A process that a benchmark measures failed; the message ends with the last line of its output."""
 
 
 def run_benchmark(
@@ -62,25 +62,28 @@ def run_benchmark(
     progress: Callable[[str, int, int], None] | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Measure contenders on one CT; writes ``benchmark.json`` to ``output_dir``, and masks to a folder for each.
+    """Measure contenders on one CT; writes ``benchmark.json`` to ``output_dir``, and the masks of each to a subfolder.
 
-    Of each contender one process segments the CT once and then ``repeat`` times warm. Another segments it once and
-    ends: its whole time and its peak memory are taken from outside. For this package that one is the command line.
-    What ``benchmark.json`` holds is also returned: seconds, and MB of 2**20 bytes. All see the CT in one size:
-    ``scales`` is [1.0] and ``threshold`` 0.5, unless they are given.
+    For each contender, one process segments the CT once as warm-up and then ``repeat`` times. Another segments it once
+    and exits: its wall time and peak memory are measured from outside; for this package it is the command line. There
+    are no test-time scales: ``scales`` is [1.0] and ``threshold`` 0.5, unless they are given.
 
     Args:
-        ct: what `attunet3d.segment` reads.
-        output_dir: it is made if it does not exist.
-        only: which of `CONTENDERS`.
-        repeat: warm cases, at least 1; the median one counts, of two the faster: other work only ever slows a case.
-        threads: for each contender; by default the cores that this process may use.
+        ct: any CT that `attunet3d.segment` reads.
+        output_dir: created if it does not exist.
+        only: names from `CONTENDERS`.
+        repeat: repetitions after the warm-up, at least 1. The median is reported, of an even number the lower one, as
+            other processes can only slow a case down.
+        threads: of each contender; by default the cores that this process may use.
         device: "auto", "cpu", "cuda", "cuda:1"; the same for all.
         checkpoint: weights; the bundle's own by default.
-        presets: preset names or files. Spacing, HU window, window size and widths are the stock pipeline's too.
+        presets: preset names or files. Spacing, HU window, window size and widths apply to the stock pipeline as well.
         allow_code: as for `Segmenter`.
         progress: called as ``progress(what, done, total)``.
         overrides: ids of the bundle's inference config and their values; as for the presets.
+
+    Returns:
+        The content of ``benchmark.json``: seconds, and MB of 2**20 bytes.
 
     Raises:
         BenchmarkError: a contender failed.
@@ -91,12 +94,12 @@ def run_benchmark(
     if not names or set(only) - set(names):
         raise ConfigError(f"contenders {', '.join(only) or '(none)'}: choose among {', '.join(CONTENDERS)}")
     if repeat < 1 or (threads is not None and threads < 1):
-        raise ConfigError(f"{repeat} warm cases, threads: {threads}; at least one of each is needed")
+        raise ConfigError(f"{repeat} warm cases, threads: {threads}; each must be at least 1")
     if checkpoint is not None:
         overrides["checkpoint"] = os.path.abspath(checkpoint)
     said: list[str] = []
     inference_values(presets, overrides, allow_code, said.append)
-    overrides = {"scales": [1.0], "threshold": 0.5} | overrides  # the stock pipeline's work, and no more
+    overrides = {"scales": [1.0], "threshold": 0.5} | overrides  # the same work as the stock pipeline
     config = inference_values(presets, overrides, allow_code)
     path, folder = os.path.abspath(ct), make_folder(os.path.abspath(output_dir))
     notify, total = progress or (lambda what, done, total: None), 1 + 2 * len(names)
@@ -111,14 +114,14 @@ def run_benchmark(
         notify("the CT and the device", 0, total)
         _run("the CT and the device", child({}), threads)
         found = json.loads(answer.read_text(encoding="utf-8"))
-        plan["device"] = found["device"]  # what "auto" is, the same for all
+        plan["device"] = found["device"]  # resolves "auto", the same for all
         ours = {"presets": [str(preset) for preset in presets], "allow_code": allow_code, **overrides}
         specs = {name: _spec(name, str(folder / name), ours, config) for name in names}
         for done, name in enumerate(names, start=1):
             notify(f"{name}: warm cases", done, total)
             warm[name] = _run(name, child(specs[name] | {"cases": 1 + repeat}), threads)
             warm[name] |= json.loads(answer.read_text(encoding="utf-8"))
-        # The other way round: a machine that slows down meanwhile wrongs no contender twice.
+        # In reverse order: a machine that slows down meanwhile does not penalize the same contender twice.
         for done, name in enumerate(reversed(names), start=1 + len(names)):
             notify(f"{name}: whole process", done, total)
             command = child(specs[name] | {"cases": 1}) if name in _STOCK else _command_line(plan, specs[name]["ours"])
@@ -128,7 +131,7 @@ def run_benchmark(
     others = [name for name in names if name != "attunet3d" and "attunet3d" in names]
     result = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "ct": {"file": Path(path).name, **found["ct"]},  # not the path: it may say whose CT this is
+        "ct": {"file": Path(path).name, **found["ct"]},  # not the path: it may name the patient
         "machine": {"threads": threads, **found["machine"]},
         "versions": {"attunet3d": __version__, **found["versions"]},
         "settings": {
@@ -153,7 +156,7 @@ def run_benchmark(
 
 
 def ratios(ours: Mapping[str, Any], stock: Mapping[str, Any]) -> dict[str, float | None]:
-    """How many times as fast one of "contenders" is as another, and its share of that one's memory; None: not known."""
+    """Return the speed-up of one contender over another, and the ratio of their peak memory; None if unknown."""
 
     def quotient(a: float | None, b: float | None) -> float | None:
         return round(a / b, 3) if a and b else None
@@ -164,8 +167,8 @@ def ratios(ours: Mapping[str, Any], stock: Mapping[str, Any]) -> dict[str, float
 
 
 def dice(mask: Path, reference: Path) -> float | None:
-    """Dice of two masks; None where both are empty, or (logged) not on the same voxels: a reader may misplace a CT."""
-    from attunet3d.metrics.masks import score  # not before the contenders have run: it needs memory
+    """Return the Dice of two masks; None if both are empty, or (logged) if a pipeline has misplaced its mask."""
+    from attunet3d.metrics.masks import score  # not before the contenders have run: importing it takes memory
 
     try:
         values = score(mask, reference)
@@ -176,7 +179,7 @@ def dice(mask: Path, reference: Path) -> float | None:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """`run_benchmark`'s result for people, as lines of text."""
+    """Format the result of `run_benchmark` as a table."""
 
     def show(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
@@ -192,7 +195,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines += ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     for name, of in result["attunet3d_beside"].items():
         lines.append(
-            f"attunet3d beside {name}: a warm case {show(of['warm_times'], 1)} times as fast, "
+            f"attunet3d against {name}: a warm case {show(of['warm_times'], 1)} times as fast, "
             f"the whole process {show(of['process_times'], 1)} times, {show(of['memory_share'], 2)} of its memory"
         )
     for name, value in result["dice_of_attunet3d_against"].items():
@@ -200,19 +203,19 @@ def table(result: Mapping[str, Any]) -> str:
     lines += [f"warning: {line}" for line in result["settings"]["warnings"]]
     for name, figures in result["contenders"].items():
         if (other := max(value or 0.0 for value in figures["cores_disturbed"].values())) > _QUIET:
-            lines.append(f"not to be relied on: other work took {other:.1f} cores while {name} was measured")
+            lines.append(f"unreliable: other processes used {other:.1f} cores while {name} was measured")
     return "\n".join(lines)
 
 
 def _spec(name: str, output_dir: str, ours: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """A contender as its process is told: for ours the arguments of `Segmenter`."""
+    """Describe a contender for its process: for ours the arguments of `Segmenter`."""
     if name in _STOCK:
         return {"stock": {"network": _STOCK[name], "config": config, "output_dir": output_dir}}
     return {"ours": {"output_dir": output_dir, **ours, **_OURS[name]}}
 
 
 def _command_line(plan: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """What a user would type for the same as `Segmenter` is given."""
+    """Return the command line that is equivalent to arguments of `Segmenter`."""
     command = [sys.executable, "-m", "attunet3d", "segment", plan["ct"], "--device", plan["device"]]
     options = {"output_dir": "--output", "precision": "--precision", "checkpoint": "--checkpoint"}
     for key, value in ours.items():
@@ -228,17 +231,22 @@ def _command_line(plan: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
 
 
 def _run(name: str, command: Sequence[str], threads: int) -> dict[str, float | None]:
-    """Run a process to its end: its seconds ("wall", "cpu"), its peak of resident memory in MB ("peak"), and how many
-    of its cores had other work meanwhile, on average ("disturbed"); as the system accounts for them, or None.
+    """Run a process to its end and measure it.
 
-    On Linux a process inherits the account of memory of the one that started it and never falls below it: its peak by
-    vfork or posix_spawn, its present size by fork, and subprocess chooses among these. Hence a peak that is not above
-    our own need not be the child's: None.
+    On Linux a child inherits its parent's peak memory (vfork, posix_spawn) or current size (fork) as lower bound of its
+    own peak. Hence a peak that does not exceed our own may not be the child's, and is None.
+
+    Returns:
+        "wall" and "cpu", s; "peak" of resident memory, MB; and "disturbed", the mean number of its cores that other
+        processes used. None if the system does not tell.
+
+    Raises:
+        BenchmarkError: it failed.
     """
     environment = os.environ | {variable: str(threads) for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    environment["PYTHONSAFEPATH"] = "1"  # no modules from the folder where the user stands (Python 3.11)
+    environment["PYTHONSAFEPATH"] = "1"  # no modules from the working directory (Python 3.11)
     if name in _STOCK:
-        environment["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's own default: what importing this package sets is ours
+        environment["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's default, which importing this package changes
     answer: dict[str, float | None] = {"cpu": None, "peak": None, "disturbed": None}
     with tempfile.TemporaryFile() as stderr:
         start, busy = time.perf_counter(), busy_seconds()
@@ -258,7 +266,7 @@ def _run(name: str, command: Sequence[str], threads: int) -> dict[str, float | N
         stderr.seek(0)
         lines = [line.strip() for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
     if code < 0:
-        lines = [f"ended by signal {-code}" + ("; is there too little memory?" if code == -9 else "")]
+        lines = [f"ended by signal {-code}" + ("; out of memory?" if code == -9 else "")]
     if code:
         raise BenchmarkError(f"{name}: {lines[-1].removeprefix('error: ') if lines else f'exit code {code}'}")
     return answer | {"wall": wall}
@@ -299,7 +307,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 @contextmanager
 def _limited_to(threads: int | None) -> Iterator[int]:
-    """As many cores as threads for the processes started here, if the system can: not every pool heeds a variable."""
+    """Limit the cores of child processes to the number of threads, if supported: some pools ignore the variables."""
     if not hasattr(os, "sched_setaffinity"):
         yield threads or os.cpu_count() or 1
         return

@@ -1,8 +1,7 @@
-"""MONAI's stock pipeline, wired as in its model zoo, and the process in which a benchmark measures it, or this package.
+"""MONAI's stock pipeline, wired as in its model zoo, and the process in which a benchmark measures it or this package.
 
-Nothing in the pipeline is tuned: whoever doubts a comparison can read off this file what it was made with.
-``python -m attunet3d.benchmarks.stock_pipeline SPEC`` is for `attunet3d.benchmarks.inference` alone. Libraries are
-imported where they are needed, so that each contender's process loads its own and no others.
+The pipeline is untuned, and this file shows all of it. ``python -m attunet3d.benchmarks.stock_pipeline SPEC`` is for
+`attunet3d.benchmarks.inference` only. Imports are local, so that each contender's process loads only its own libraries.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ def stock_pipeline(
     device: str,
     output_dir: str | Path,
 ) -> Segment:
-    """A function from a CT to a mask on its own grid, with MONAI's transforms and inferer and nothing else.
+    """Build a function that segments a CT on its own grid, from MONAI's transforms and inferer only.
 
     Args:
-        network: image in [0, 1], (1, 1, X, Y, Z) -> logits (1, classes, X, Y, Z); it is put into eval mode and fp32.
+        network: image in [0, 1], (1, 1, X, Y, Z) -> logits (1, classes, X, Y, Z); it is set to eval mode and fp32.
         spacing: of the model grid, mm, RAS+.
-        hu_window: HU that become 0 and 1.
+        hu_window: HU values that are mapped to 0 and 1.
         roi_size: sliding window, voxels of the model grid.
         device: a torch device's name.
         output_dir: folder for masks.
@@ -69,7 +68,7 @@ def stock_pipeline(
         [
             LoadImaged("image"),
             EnsureChannelFirstd("image"),
-            Orientationd("image", axcodes="RAS", labels=None),  # None: by the image's own space; the default warns
+            Orientationd("image", axcodes="RAS", labels=None),  # None: use the image's space; the default warns
             Spacingd("image", pixdim=spacing, mode="bilinear"),
             ScaleIntensityRanged("image", a_min=hu_window[0], a_max=hu_window[1], b_min=0.0, b_max=1.0, clip=True),
         ]
@@ -100,7 +99,7 @@ def stock_pipeline(
             read = time.perf_counter()
             data["pred"] = inferer(data["image"][None].to(on), network)[0]
             if on.type == "cuda":
-                torch.cuda.synchronize(on)  # or what the network takes would count as the next stage
+                torch.cuda.synchronize(on)  # else the network's time would count as the next stage
             inferred = time.perf_counter()
             data = postprocessing(data)
             written = time.perf_counter()
@@ -115,10 +114,10 @@ def stock_pipeline(
 
 
 def same_network(config: Mapping[str, Any]) -> nn.Module:
-    """This package's network and weights as they are, nothing folded.
+    """Build this package's network with its weights, without folding.
 
     Args:
-        config: values of the bundle's inference config, of which "network_def" and "checkpoint" are used.
+        config: values of the bundle's inference config; "network_def" and "checkpoint" are used.
 
     Raises:
         CheckpointError: the weights cannot be read or do not fit.
@@ -132,10 +131,10 @@ def same_network(config: Mapping[str, Any]) -> nn.Module:
 
 
 def monai_network(config: Mapping[str, Any]) -> nn.Module:
-    """MONAI's own attention U-Net at the same widths. Its weights are random: its time means something, its mask not.
+    """Build MONAI's attention U-Net with the same widths and random weights: only its time is meaningful.
 
     Args:
-        config: values of the bundle's inference config, of which "channels" and "num_classes" are used.
+        config: values of the bundle's inference config; "channels" and "num_classes" are used.
     """
     import torch
     from monai.networks.nets import AttentionUnet
@@ -146,7 +145,7 @@ def monai_network(config: Mapping[str, Any]) -> nn.Module:
 
 
 def _describe(ct: str, device: str) -> dict[str, Any]:
-    """The CT and the machine. This imports what the contenders will, so that none of them has to wait for the disk."""
+    """Describe the CT and the machine. Imports the contenders' libraries, so that the first one finds them cached."""
     load = [round(value, 2) for value in os.getloadavg()] if sys.platform != "win32" else None
     from attunet3d.io import read_ct
 
@@ -188,19 +187,19 @@ def _cpu_model() -> str:
 
 
 def busy_seconds() -> float | None:
-    """How long the cores that this process may use have worked for anyone since the system's start; None: not known."""
+    """Return the busy time since boot, s, of the cores that this process may use; None if unknown."""
     try:
         rows = [line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()]
     except OSError:
         return None
     cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-    # user, nice, system; irq, softirq, steal: not idle and not waiting for a disk.
+    # user, nice, system; irq, softirq, steal: neither idle nor waiting for I/O.
     ticks = sum(int(ticks) for row in rows if row[0] in cores for ticks in row[1:4] + row[6:9])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _measure(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Segment one CT ``spec["cases"]`` times; the clock around each case is the same for all contenders."""
+    """Segment one CT ``spec["cases"]`` times, timed in the same way for all contenders."""
     import torch
 
     torch.set_num_threads(spec["threads"])
@@ -213,7 +212,7 @@ def _measure(spec: Mapping[str, Any]) -> dict[str, Any]:
         mask, stages = segment(spec["ct"])
         cases.append({"total": time.perf_counter() - start, **stages})
     gpu_peak = torch.cuda.max_memory_reserved(device) / 2**20 if device.startswith("cuda") else None
-    # What "auto" came to is in our record of the case; the stock pipeline has no such choice.
+    # Our record tells what "auto" was resolved to; the stock pipeline has no such option.
     record = mask.with_name(mask.name.removesuffix(".nii.gz") + ".json")
     ran = json.loads(record.read_text(encoding="utf-8")) if "ours" in spec else {"precision": "float32"}
     ran_as = {key: ran.get(key, "torch") for key in ("backend", "precision")}
@@ -252,7 +251,7 @@ def _main(spec: Mapping[str, Any]) -> None:
         if not isinstance(error, AttUNet3dError):
             traceback.print_exc()
             text = f"{type(error).__name__}: {text}"
-        sys.exit(text)  # the last line on stderr is the one that the benchmark passes on
+        sys.exit(text)  # the benchmark reports the last line of stderr
     Path(spec["answer"]).write_text(json.dumps(answer), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Time of a training step beside MONAI's stock trainer with its `AttentionUnet`: two processes that take turns."""
+"""Time of a training step against MONAI's stock trainer with its `AttentionUnet`: two processes that take turns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from attunet3d.training.patches import RandPatchd
 
 Batch = dict[str, Tensor]
 CONTENDERS = ("attunet3d", "monai")
-_STEPS = 3  # of a turn
+_STEPS = 3  # per turn
 
 
 def benchmark_training(
@@ -44,34 +44,34 @@ def benchmark_training(
     precision: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Seconds per training step: forward, loss, backward, optimizer.
+    """Measure the time of a training step: forward, loss, backward, optimizer.
 
-    Both trainers are MONAI's ``SupervisedTrainer`` with AdamW, both networks as wide (16 to 256), both take the same
-    patches of a phantom, which are ready in memory. Ours checks and clips gradients and averages weights, as in
-    train.yaml. MONAI's has its DiceCELoss and its defaults: fp32 on a CPU, ``amp`` on a GPU. Neither computes metrics.
-    Each has a process of its own, with what memory settings it brings, and they take turns of three steps, so that a
-    busy machine slows both; the first of the three is not counted.
+    Both trainers are MONAI's ``SupervisedTrainer`` with AdamW, both networks have the same widths (16 to 256), and both
+    train on the same patches of a phantom, preloaded in memory. Ours checks and clips gradients and averages weights,
+    as in train.yaml. MONAI's has its DiceCELoss and its defaults: fp32 on a CPU, ``amp`` on a GPU. Neither computes
+    metrics. Each runs in its own process, with its own memory settings, and they take turns of three steps, so that
+    other load slows both down; the first step of a turn is not counted.
 
     Args:
         patch_size: voxels.
         batch_size: patches per step.
-        steps: that are counted, of each; an odd number is made even.
+        steps: counted steps of each; an odd number is rounded up.
         device: "auto", "cpu", "cuda", ...
-        precision: of ours.
+        precision: of our trainer.
         progress: called with (turns done, turns).
 
     Returns:
-        "attunet3d" and "monai", each with "median_seconds", "seconds" and "peak_memory_mb" of its process; "times": how
-        many times as fast ours is, the median over steps at the same place of a turn; "patch_seconds": what one of our
-        patches takes to cut and bend besides; and the settings.
+        "attunet3d" and "monai", each with "median_seconds", "seconds" and "peak_memory_mb" of its process; "times": our
+        speed-up, the median over pairs of steps; "patch_seconds": the time to crop and deform one of our patches, which
+        is not included; and the settings.
 
     Raises:
-        ConfigError: a setting cannot be had.
+        ConfigError: a setting is invalid or not supported.
         AttUNet3dError: a process failed.
     """
     if len(patch_size) != 3 or min(patch_size) < 16 or batch_size < 1 or steps < 1:
         raise ConfigError(
-            f"patch_size must be three numbers from 16 on, batch_size and steps at least 1: got {list(patch_size)}, "
+            f"patch_size must be three numbers >= 16, batch_size and steps at least 1: got {list(patch_size)}, "
             f"{batch_size} and {steps}"
         )
     where = choose_device(device)
@@ -83,13 +83,13 @@ def benchmark_training(
             name: processes.enter_context(_Contender({**settings, "name": name, "precision": precision}))
             for name in CONTENDERS
         }
-        facts = {name: contender.answer() for name, contender in contenders.items()}
+        answers = {name: contender.answer() for name, contender in contenders.items()}
         seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
         for turn in range(turns):
             for name, contender in contenders.items():
                 answer = contender.turn()
                 seconds[name] += answer["seconds"][1:]
-                facts[name] |= answer
+                answers[name] |= answer
             if progress is not None:
                 progress(turn + 1, turns)
     times = [stock / ours for ours, stock in zip(seconds["attunet3d"], seconds["monai"], strict=True)]
@@ -98,33 +98,33 @@ def benchmark_training(
             name: {
                 "median_seconds": statistics.median(seconds[name]),
                 "seconds": seconds[name],
-                "peak_memory_mb": facts[name]["peak_memory_mb"],
+                "peak_memory_mb": answers[name]["peak_memory_mb"],
             }
             for name in CONTENDERS
         },
         "times": statistics.median(times),
-        **{key: facts["attunet3d"][key] for key in ("patch_seconds", "device", "threads", "torch")},
+        **{key: answers["attunet3d"][key] for key in ("patch_seconds", "device", "threads", "torch")},
         "patch_size": list(patch_size),
         "batch_size": batch_size,
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    """`benchmark_training`'s result for people."""
+    """Format the result of `benchmark_training` as a table."""
     size = " x ".join(map(str, result["patch_size"]))
-    lines = [f"patches of {size}, {result['batch_size']} a step; {result['device']}, threads: {result['threads']}"]
+    lines = [f"patches of {size}, {result['batch_size']} per step; {result['device']}, threads: {result['threads']}"]
     for name in CONTENDERS:
         median, steps = result[name]["median_seconds"], result[name]["seconds"]
         memory = result[name]["peak_memory_mb"]
-        shown = "" if memory is None else f", {memory:.0f} MB of memory at most"
-        lines.append(f"{name:<10} {median:7.3f} s a step ({min(steps):.3f} to {max(steps):.3f}){shown}")
+        shown = "" if memory is None else f", {memory:.0f} MB of peak memory"
+        lines.append(f"{name:<10} {median:7.3f} s per step ({min(steps):.3f} to {max(steps):.3f}){shown}")
     lines.append(f"attunet3d is {result['times']:.2f} times as fast")
-    lines.append(f"besides, a patch takes {result['patch_seconds']:.3f} s to cut and to bend")
+    lines.append(f"not included: {result['patch_seconds']:.3f} s to crop and deform a patch")
     return "\n".join(lines)
 
 
 def _batch(patch_size: tuple[int, ...], batch_size: int) -> tuple[Batch, float]:
-    """Patches of a phantom, in [0, 1], and the seconds that one of them took."""
+    """Make patches of a phantom, in [0, 1]; returns the time per patch, s, as well."""
     phantom = make_phantom(0, spacing=(2.0, 2.0, 2.0), orientation="RAS")
     case: dict[Hashable, Tensor] = {
         "image": torch.from_numpy(phantom.image.copy())[None],
@@ -143,7 +143,7 @@ def _batch(patch_size: tuple[int, ...], batch_size: int) -> tuple[Batch, float]:
 
 
 class _OneBatch:
-    """A data loader that gives the same batch, as often as a turn has steps."""
+    """A data loader that repeats one batch for each step of a turn."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -156,12 +156,12 @@ class _OneBatch:
 
 
 class _Contender:
-    """A process with a trainer that waits for its turn."""
+    """A process with a trainer that waits for its turns."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        environment = os.environ | {"PYTHONSAFEPATH": "1"}  # no modules from the folder where the user stands
+        environment = os.environ | {"PYTHONSAFEPATH": "1"}  # no modules from the working directory
         if settings["name"] == "monai":
-            environment["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's own default: what importing this package sets is ours
+            environment["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's default, which importing this package changes
         command = [sys.executable, "-W", "ignore", "-m", "attunet3d.benchmarks.training", json.dumps(settings)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload]
@@ -174,22 +174,22 @@ class _Contender:
         self.process.communicate()
 
     def turn(self) -> dict[str, Any]:
-        """Seconds of a turn's steps."""
+        """Run a turn; the seconds of its steps."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """The next line that the process says."""
+        """Wait for the next line of the process's output, and parse it."""
         line = self.process.stdout.readline()
         if not line:
             last = self.process.stderr.read().strip().splitlines()[-1:]
-            raise AttUNet3dError(f"a process that was measured failed: {' '.join(last) or 'it was killed'}")
+            raise AttUNet3dError(f"a measured process failed: {' '.join(last) or 'it was killed'}")
         return json.loads(line)  # type: ignore[no-any-return]
 
 
 class _Clock:
-    """Seconds of each step: asked first when it starts, and last when it ends."""
+    """Measure the seconds of each step: the first handler to run at its start, and the last at its end."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -224,7 +224,7 @@ def _stock(device: torch.device) -> tuple[nn.Module, nn.Module, list[Any]]:
 
 
 def _run(settings: Mapping[str, Any]) -> None:
-    """What a contender's process does: a turn for each line it reads."""
+    """Run a contender's process: a turn for each line of stdin."""
     answers, sys.stdout = sys.stdout, sys.stderr  # MONAI's loggers print there
     device = torch.device(settings["device"])
     torch.manual_seed(0)
@@ -247,8 +247,8 @@ def _run(settings: Mapping[str, Any]) -> None:
     trainer.add_event_handler(Events.ITERATION_STARTED, clock.start)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, clock.stop)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    facts = {"patch_seconds": patch_seconds, "device": name, "threads": torch.get_num_threads()}
-    print(json.dumps({**facts, "torch": torch.__version__}), file=answers, flush=True)
+    setup = {"patch_seconds": patch_seconds, "device": name, "threads": torch.get_num_threads()}
+    print(json.dumps({**setup, "torch": torch.__version__}), file=answers, flush=True)
     for turn, _ in enumerate(sys.stdin, start=1):
         trainer.state.max_epochs = turn
         trainer.run()

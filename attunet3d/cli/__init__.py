@@ -1,7 +1,7 @@
-"""The command line: products on stdout, one path per line; log and progress on stderr.
+"""The command line: results on stdout, one path per line; log and progress on stderr.
 
-Exit codes: 0 done, 1 some cases failed, 2 the command cannot be carried out as given.
-Heavy imports happen inside the verbs, so that ``attunet3d --help`` is immediate.
+Exit codes: 0 success, 1 some cases failed, 2 the command cannot be run as given.
+Heavy imports are inside the verbs, to keep ``attunet3d --help`` fast.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any, cast
 
 import typer
 
-from attunet3d.cli import inspect, label, many, prepare, score, segment, study, tools  # noqa: F401  (they add their verbs, in order)
+from attunet3d.cli import inspect, label, many, prepare, score, segment, study, tools  # noqa: F401  (importing them adds their verbs, in order)
 from attunet3d.cli.app import app
 from attunet3d.errors import AttUNet3dError
 from attunet3d.io.printable import ForeignText, one_line, own, say
 
-# Of the click that typer imports, or brings along.
+# Of click, or of the copy of it inside typer.
 _ClickError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def main() -> None:
-    """Entry point: an error of ours, or in the arguments, becomes one line on stderr and exit code 2."""
+    """Run the program; errors of this package, or in the arguments, become one line on stderr and exit code 2."""
     with redirect_stderr(cast("Any", ForeignText(own(sys.stderr)))):
         sys.exit(_exit_code())
 
@@ -36,7 +36,7 @@ def _exit_code() -> int:
         say(f"error: {one_line(error)}")
         return 2
     except BrokenPipeError:
-        # The reader of stdout went away, as `head` does.
+        # The reader of stdout has closed it, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _ClickError as error:

@@ -1,4 +1,4 @@
-"""The program `attunet3d`, which the modules beside this one add their verbs to."""
+"""The program `attunet3d`, to which the other modules of this package add their verbs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from attunet3d.cli.options import products
+from attunet3d.cli.verbs import Program
 from attunet3d.version import __version__
 
-app = typer.Typer(
+app = Program(
     name="attunet3d",
     help="Pancreas segmentation in CT with a 3D Attention U-Net. Research software, not a medical device.",
     no_args_is_help=True,

@@ -1,4 +1,4 @@
-"""The verb that says what is there before anything is segmented."""
+"""`attunet3d inspect`: describe the series of a folder before anything is segmented."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _COLUMNS = ("", "kind", "files", "size", "spacing mm", "orientation", "tilt")
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="DICOM folder, however nested, or NIfTI, NRRD or MetaImage file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of the table.")] = False,
+    path: Annotated[Path, typer.Argument(help="DICOM folder, searched recursively, or NIfTI, NRRD or MetaImage file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """List what a folder holds: each series, what it is, its geometry, and whether it can be segmented.
+    """List the series in a folder: their kind and geometry, and whether they can be segmented.
 
-    Headers only; a UID of the list can be given to `segment --series`. Sizes are columns x rows x slices, spacing is in
-    the same order. No name or ID of a patient is shown.
+    Reads headers only. The UIDs are those that `segment --series` takes. Sizes are columns x rows x slices, spacing is
+    in the same order. No patient names or IDs are shown.
 
     Example: attunet3d inspect dicom_folder
     """
@@ -47,7 +47,7 @@ def inspect(
 
 
 def _table(findings: Sequence[Finding]) -> str:
-    """The geometry in columns, and below it, whole, UID, verdict and warnings, which are too long for a column."""
+    """Format a table of the geometry, with UID, verdict and warnings, too long for columns, below each row."""
     rows = [_COLUMNS, *map(_cells, findings)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""Stopped from outside: by Ctrl-C, a scheduler, a container's end or a terminal that goes away."""
+"""Interruption by Ctrl-C, a scheduler, a container that stops or a terminal that closes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one not on Windows
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work; `code` is the exit code that shells know for it: 130, 143 or 129."""
+    """A signal stopped the work.
+
+    Attributes:
+        code: exit code by convention of shells: 130, 143 or 129.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -20,9 +24,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """In the block these signals raise `Interrupted`, so that what is half done is cleared away.
+    """Raise `Interrupted` for these signals within the block, so that unfinished files are removed.
 
-    Only the first one counts: clearing away is not interrupted again. What is ignored, as after `nohup`, stays so.
+    Only the first signal counts: the cleanup is not interrupted. Signals that are ignored, as after `nohup`, stay so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""The verb that serves the bundle to annotators."""
+"""`attunet3d label`: serve the bundle to annotators."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from attunet3d.cli import options
 from attunet3d.cli.app import app
 from attunet3d.cli.options import AllowCode, Overrides, Presets, overrides_of, products, refuse_bad_folder
 from attunet3d.console import log_to_stderr
@@ -18,37 +19,42 @@ from attunet3d.io.printable import say
 def label(
     studies: Annotated[str, typer.Argument(help="Folder of NIfTI files, or the URL of a DICOMweb server.")],
     folder: Annotated[
-        Path, typer.Option("--app", metavar="DIR", help="The server's copy of the bundle, which training changes.")
+        Path, typer.Option("--app", metavar="DIR", help="Folder of the server's app, with its own copy of the bundle.")
     ] = Path("label_app"),
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights to start from; else those in the app's folder, else the bundle's.")
+        Path | None, options.checkpoint("Initial weights; default: those in the app's folder, or else the bundle's.")
     ] = None,
-    preset: Presets = None,
+    presets: Presets = None,
     set_: Overrides = None,
     allow_code: AllowCode = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    allow_host: Annotated[
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    allow_hosts: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Name or address, and port, by which else it is reached; repeatable."),
+        typer.Option(
+            "--allow-host",
+            metavar="NAME",
+            help="Further host name or address, with or without port, of the server; repeatable.",
+        ),
     ] = None,
-    allow_origin: Annotated[
+    allow_origins: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", help="Where pages come from that may use it too, as another OHIF; repeatable."),
+        typer.Option(
+            "--allow-origin",
+            metavar="URL",
+            help="Further origin whose pages may use the server, such as another OHIF; repeatable.",
+        ),
     ] = None,
-    no_token: Annotated[bool, typer.Option("--no-token", help="Let in whoever reaches it, without the token.")] = False,
+    no_token: Annotated[bool, typer.Option("--no-token", help="Accept requests without a token.")] = False,
     epistemic: Annotated[
         bool,
-        typer.Option(
-            "--epistemic",
-            help="Score cases without a label by the network's uncertainty in the background, all the time.",
-        ),
+        typer.Option("--epistemic", help="Keep scoring unlabelled cases by the network's uncertainty, in background."),
     ] = False,
 ) -> None:
-    """Serve the bundle with MONAI Label, for 3D Slicer and OHIF; prints the URL, with a token in it.
+    """Serve the bundle with MONAI Label, for 3D Slicer and OHIF; prints the URL, which contains a token.
 
-    It segments, saves corrected labels, trains on them, and chooses the next case. It needs no network. Every start
-    writes the app's configs anew, with the presets and values given; what was learned stays.
+    The server segments, saves corrected labels, trains on them, and chooses the next case. It needs no internet access.
+    Each start rewrites the app's configs with the given presets and values, and keeps its trained weights.
 
     Example: attunet3d label cts --app label_app
     """
@@ -61,18 +67,18 @@ def label(
         refuse_bad_folder(Path(source))  # labels are saved there
     refuse_bad_folder(folder)
     check_address(host, port)
-    access = access_of(host, port, allow_host or (), allow_origin or (), token=not no_token)
+    access = access_of(host, port, allow_hosts or (), allow_origins or (), token=not no_token)
     log_to_stderr(logging.INFO)
-    make_app(folder, checkpoint, preset or (), overrides_of(set_, ("bundle_root", "ckpt_dir")), allow_code)
+    make_app(folder, checkpoint, presets or (), overrides_of(set_, ("bundle_root", "ckpt_dir")), allow_code)
     if not is_loopback(host):
         say(
-            f"warning: {host} can be reached from other machines (by other names than that with --allow-host), "
-            "and nothing is encrypted: who reads along has the images, the labels and the token"
+            f"warning: {host} can be reached from other machines (by further names with --allow-host), and traffic is "
+            "not encrypted: an eavesdropper gets the images, the labels and the token"
         )
     if no_token:
         say(
-            "warning: whoever reaches the server, and each user of this machine, can see, change and delete images "
-            "and labels"
+            "warning: no token: everyone who can reach the server, and each user of this machine, can see, change and "
+            "delete images and labels"
         )
     with products() as product:
         product(f"{address(host, port)}/{access.token}/" if access.token else f"{address(host, port)}/")

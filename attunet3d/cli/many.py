@@ -1,4 +1,4 @@
-"""The verb for an archive: thousands of CTs on a cluster."""
+"""`attunet3d segment-many`: segment thousands of CTs on a cluster."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from attunet3d.cli import options
 from attunet3d.cli.app import app
 from attunet3d.cli.interrupts import Interrupted, interruptible
 from attunet3d.cli.options import (
+    QC,
     AllowCode,
     AllowSmallerWindows,
     AllowUneven,
+    Checkpoint,
     Device,
+    NoUids,
     Overrides,
     Precision,
     Presets,
@@ -24,6 +28,7 @@ from attunet3d.cli.options import (
     progress_bar,
     refuse_bad_folder,
 )
+from attunet3d.cli.verbs import with_options
 from attunet3d.console import set_up_logging
 from attunet3d.io.printable import one_line, without_uids
 from attunet3d.many import CASE_MINUTES
@@ -36,31 +41,32 @@ _SECONDS_BETWEEN_LINES = 30  # where stderr is no terminal
 
 @app.command("segment-many")
 def segment_many(
+    context: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(
             metavar="MANIFEST|FOLDER",
-            help="CSV or JSON lines (.jsonl): path and, if wanted, id and series_uid; or a folder that is searched.",
+            help="CSV or JSON lines (.jsonl) with path and optionally id and series_uid; or a folder to search.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks, records and results.csv.")],
+    output: Annotated[Path, options.output("Folder for masks, records and results.csv.")],
     address: Annotated[
         str, typer.Option(metavar="auto|local|ADDRESS", help="Ray cluster: auto, local, ray://host:port or host:port.")
     ] = "auto",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="How many; by default as many as there is room for.")
+        int | None, typer.Option(min=1, help="Number of workers; default: as many as fit into the cluster.")
     ] = None,
-    num_cpus_per_worker: Annotated[
-        float | None, typer.Option(min=0.1, help="Cores; by default 2, or with GPUs the share of one GPU.")
-    ] = None,
-    num_gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0.0, help="By default 1 where there are GPUs; 0.5 for two workers on one.")
-    ] = None,
-    memory: Annotated[
+    cpus_per_worker: Annotated[
         float | None,
-        typer.Option(
-            metavar="GB", min=0.1, help="Most for each worker; by default its share of what its node has left."
-        ),
+        typer.Option("--num-cpus-per-worker", min=0.1, help="Default: 2, or with GPUs the cores per GPU."),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option("--num-gpus-per-worker", min=0.0, help="Default: 1 if there are GPUs; 0.5 to share one by two."),
+    ] = None,
+    memory_gb: Annotated[
+        float | None,
+        options.memory("Memory limit of each worker; default: its share of the node's free memory."),
     ] = None,
     case_minutes: Annotated[
         float,
@@ -68,26 +74,26 @@ def segment_many(
             "--case-timeout",
             metavar="MINUTES",
             min=0.01,
-            help="A case that takes longer is set aside, and its worker killed.",
+            help="Set a case aside, and kill its worker, if it takes longer.",
         ),
     ] = CASE_MINUTES,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also run what failed or was set aside before.")
+        bool, typer.Option("--retry-failed", help="Also retry cases that failed or were set aside.")
     ] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights; the bundle's own by default.")] = None,
+    checkpoint: Checkpoint = None,
     device: Device = "auto",
     precision: Precision = "auto",
     allow_uneven: AllowUneven = False,
-    qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
-    format_: Annotated[str, typer.Option("--format", help="Of the masks, as for segment.")] = "nifti",
-    no_uids: Annotated[bool, typer.Option("--no-uids", help="No DICOM UID in records and results.csv.")] = False,
+    qc: QC = False,
+    output_format: options.MaskFormat = "nifti",
+    no_uids: NoUids = False,
     allow_smaller_windows: AllowSmallerWindows = False,
-    preset: Presets = None,
+    presets: Presets = None,
     set_: Overrides = None,
     allow_code: AllowCode = False,
     verbose: Verbose = False,
 ) -> None:
-    """Segment thousands of CTs with Ray, on this machine or a cluster; the same command goes on after a stop.
+    """Segment thousands of CTs with Ray, on this machine or a cluster; repeat the command to resume after a stop.
 
     Example: attunet3d segment-many cohort.csv -o masks
     """
@@ -103,7 +109,12 @@ def segment_many(
     )
     left_out: list[str] = []
     with products() as product, progress_bar() as (bar, say):
-        task = bar.add_task("find the CTs, start the workers", total=None)
+        task = bar.add_task("find CTs, start workers", total=None)
+
+        def tell(kind: str, line: str) -> None:
+            line = one_line(with_options(line, context.command))
+            say(f"{kind}: {without_uids(line) if no_uids else line}")
+
         last_line, seen = time.monotonic(), cast("Status | None", None)
 
         def show(status: Status) -> None:
@@ -121,30 +132,30 @@ def segment_many(
                     output,
                     address=address,
                     workers=workers,
-                    cpus_per_worker=num_cpus_per_worker,
-                    gpus_per_worker=num_gpus_per_worker,
-                    memory_gb=memory,
-                    output_format=format_,
+                    cpus_per_worker=cpus_per_worker,
+                    gpus_per_worker=gpus_per_worker,
+                    memory_gb=memory_gb,
+                    output_format=output_format,
                     qc=qc,
                     keep_uids=not no_uids,
                     retry_failed=retry_failed,
                     case_minutes=case_minutes,
                     left_out=left_out,
                     watch=show,
-                    say=lambda line: say(f"warning: {without_uids(one_line(line)) if no_uids else one_line(line)}"),
+                    say=lambda line: tell("warning", line),
                     checkpoint=checkpoint,
                     device=device,
                     precision=precision,
-                    presets=preset or (),
+                    presets=presets or (),
                     allow_code=allow_code,
                     **overrides,
                 )
         except Interrupted as interrupted:
             so_far = f", {seen.by_status['done']} of {seen.total} done" if seen else ""
-            say(f"interrupted{so_far}; the same command goes on")
+            say(f"interrupted{so_far}; repeat the command to resume")
             raise typer.Exit(interrupted.code) from None
         for line in left_out:
-            say(f"left out: {without_uids(one_line(line)) if no_uids else one_line(line)}")
+            tell("left out", line)
         for line in _lines(summary):
             say(line)
         product(output / "results.csv")
@@ -154,7 +165,7 @@ def segment_many(
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:
-    """The summary for a reader."""
+    """Format the summary."""
     run, counts = summary["this_run"], summary["by_status"]
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
     lines = [f"{summary['cases']} cases: {statuses}"]

@@ -1,4 +1,7 @@
-"""What the verbs share: their common options, products on stdout, log and progress on stderr, and early refusals."""
+"""What the verbs share: options, results on stdout, progress on stderr, and checks of output paths.
+
+Parameters are named as the Python arguments that they become: that is how an error finds its option, see `verbs`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,31 @@ from attunet3d.io.printable import printable
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+
+def output(help: str, metavar: str | None = None) -> Any:
+    """Declare the option for where a verb writes."""
+    return typer.Option("--output", "-o", metavar=metavar, help=help)
+
+
+def checkpoint(help: str) -> Any:
+    """Declare the option for weights."""
+    return typer.Option("--checkpoint", help=help)
+
+
+def output_format(help: str) -> Any:
+    """Declare the option for the format of what a verb writes."""
+    return typer.Option("--format", help=help)
+
+
+def memory(help: str) -> Any:
+    """Declare the option for a limit of memory."""
+    return typer.Option("--memory", metavar="GB", min=0.1, help=help)
+
+
+# The network and its config
+Checkpoint = Annotated[Path | None, checkpoint("Weights; default: the bundle's own.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Presets = Annotated[
     list[str] | None, typer.Option("--preset", "-c", metavar="PRESET", help="Preset name or YAML file; repeatable.")
 ]
@@ -29,32 +57,45 @@ AllowCode = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        help="Let presets and --set run code, which can be any program: only for those that you trust as your own.",
+        help="Let presets and --set run code, which can be any program: only if you trust their author.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+# Reading CTs, and what is written for each
 AllowUneven = Annotated[
-    bool, typer.Option("--allow-uneven", help="Interpolate DICOM slices that are missing or at uneven distances.")
+    bool, typer.Option("--allow-uneven", help="Interpolate DICOM slices that are missing or unevenly spaced.")
 ]
 AllowSmallerWindows = Annotated[
     bool,
     typer.Option(
         "--allow-smaller-windows",
-        help="Where memory is short: a mask of smaller windows, which is another, in place of none.",
+        help="Use smaller windows if memory is short, instead of refusing the CT; this changes the mask.",
     ),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log and the libraries' warnings.")]
+MaskFormat = Annotated[
+    str, output_format("Of the masks: nifti; for CTs in DICOM folders also dicom-seg, dicom-seg-labelmap.")
+]
+QC = Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")]
+NoUids = Annotated[
+    bool,
+    typer.Option("--no-uids", help="No DICOM UIDs in records, tables and messages. A DICOM SEG holds UIDs anyway."),
+]
+# Data sets
 DatasetDir = Annotated[Path, typer.Option(help="Folder that the datalist's paths are relative to.")]
 Datalist = Annotated[Path, typer.Option(help='MONAI datalist JSON with "training" and "validation".')]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed: the same seed gives the same result.")]
+
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log and the warnings of libraries.")]
 
 
 @contextmanager
 def products() -> Iterator[Callable[[object], None]]:
-    """Keep stdout for products: what libraries print there (MONAI's loggers do) goes to stderr meanwhile.
+    """Reserve stdout for results: what libraries print there (MONAI's loggers do) goes to stderr.
 
-    A product is a path, JSON or a table. Paths are exact, as `refuse_unprintable` has seen to; a table, or a path in a
-    locale that lacks one of its characters, has escapes for what cannot be shown.
+    A result is a path, JSON or a table. Paths are exact, which `refuse_unprintable` ensures; in a table, or a path that
+    the locale's encoding cannot represent, escapes stand for what cannot be shown.
+
+    Yields:
+        A function that prints a result.
     """
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
@@ -74,7 +115,11 @@ def products() -> Iterator[Callable[[object], None]]:
 
 @contextmanager
 def progress_bar() -> Iterator[tuple[Progress, Callable[[str], None]]]:
-    """A progress bar on stderr that vanishes when done, and what prints a line above it."""
+    """Show a progress bar on stderr, which disappears when done.
+
+    Yields:
+        The bar, and a function that prints a line above it.
+    """
     from attunet3d.console import make_bar, say_above
 
     bar, console = make_bar()
@@ -83,10 +128,17 @@ def progress_bar() -> Iterator[tuple[Progress, Callable[[str], None]]]:
 
 
 def overrides_of(pairs: list[str] | None, taken: tuple[str, ...], **switches: bool) -> dict[str, Any]:
-    """``["overlap=0.5"]`` -> ``{"overlap": 0.5}``, see `override`.
+    """Parse ``["overlap=0.5"]`` to ``{"overlap": 0.5}``, see `override`.
 
-    ``taken`` and ``switches`` are ids that have an option of their own; switches that are on are among the values.
-    What is no id could be another argument of what the values are given to.
+    Unknown ids are refused here: they could be other arguments of the function that takes the values.
+
+    Args:
+        pairs: values of ``--set``.
+        taken: ids that have an option of their own.
+        switches: likewise, with the value of that option; those that are on are added to the result.
+
+    Raises:
+        ConfigError: an id does not exist or has an option of its own, or a value does not fit.
     """
     from attunet3d.cli.values import override
     from attunet3d.config.files import refuse_unknown
@@ -102,19 +154,24 @@ def overrides_of(pairs: list[str] | None, taken: tuple[str, ...], **switches: bo
 
 
 def refuse_unprintable(path: Path) -> None:
-    """Before hours of work: a product's path is printed as it is, so it must be one line that no terminal acts on."""
+    """Check, before hours of work, that the path of a result can be printed: as one line without control characters.
+
+    Raises:
+        OutputError: it cannot.
+    """
     if printable(str(path)) != str(path):
         raise OutputError(
-            f"{printable(str(path))}: a result of this name cannot be printed on one line as it is (escapes stand for "
-            "line breaks, control characters, marks of direction and what is no text); rename the input, or the folder "
-            "of the output"
+            f"{printable(str(path))}: a result of this name cannot be printed on one line as it is (shown here with "
+            "escapes for line breaks, control characters, direction marks and invalid bytes); rename the input or the "
+            "output folder"
         )
 
 
 def refuse_bad_folder(path: Path) -> None:
-    """Before hours of work: the output folder must be one that can be written to, and that `refuse_unprintable` takes.
+    """Check, before hours of work, that an output folder is writable and printable; it is not created yet.
 
-    It is only made when needed.
+    Raises:
+        OutputError: it is not.
     """
     refuse_unprintable(path)
     folder = path.absolute()

@@ -1,4 +1,4 @@
-"""The verb that turns a data set on disk into a datalist."""
+"""`attunet3d prepare`: write a datalist for a data set on disk."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attunet3d.cli import options
 from attunet3d.cli.app import app
-from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, refuse_unprintable
+from attunet3d.cli.options import Seed, Verbose, products, progress_bar, refuse_bad_folder, refuse_unprintable
+from attunet3d.cli.verbs import Program, with_options
 from attunet3d.console import set_up_logging
 from attunet3d.io.printable import one_line
 
 if TYPE_CHECKING:
     from attunet3d.datasets.prepare import RawData
 
-prepare = typer.Typer(
+prepare = Program(
     no_args_is_help=True,
     help="Check a data set, case by case, and write a datalist with folds.\n\n"
     "Example: attunet3d prepare msd-pancreas Task07_Pancreas -o task07.json",
@@ -24,10 +26,9 @@ prepare = typer.Typer(
 app.add_typer(prepare, name="prepare")
 
 Raw = Annotated[Path, typer.Argument(help="Folder of the data set; nothing in it is changed.")]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="JSON", help="The datalist to write.")]
-Folds = Annotated[int, typer.Option(help="For cross-validation.")]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same folds.")]
-Test = Annotated[int, typer.Option(metavar="CASES", min=0, help='Cases kept out of the folds, under "test".')]
+Output = Annotated[Path, options.output("Datalist to write.", metavar="JSON")]
+Folds = Annotated[int, typer.Option(help="Number of cross-validation folds.")]
+Test = Annotated[int, typer.Option(metavar="CASES", min=0, help='Number of held-out cases, under "test".')]
 
 
 class Tumour(str, Enum):
@@ -37,31 +38,33 @@ class Tumour(str, Enum):
 
 @prepare.command("nih-pancreas-ct")
 def nih_pancreas_ct(
+    context: typer.Context,
     raw: Raw,
     output: Output,
-    labels: Annotated[Path | None, typer.Option(help="Folder of the label files, if not below RAW.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Folder of the label files, if not in RAW.")] = None,
     folds: Folds = 5,
     seed: Seed = 0,
     test: Test = 0,
     verbose: Verbose = False,
 ) -> None:
-    """NIH Pancreas-CT: folders PANCREAS_0001 of DICOM files, and label0001.nii.gz.
+    """NIH Pancreas-CT: DICOM folders PANCREAS_0001, ..., and label0001.nii.gz, ...
 
-    Labels are laid over their CTs and written anew, to a folder beside the datalist.
+    Labels are aligned with their CTs and saved in a folder next to the datalist.
 
     Example: attunet3d prepare nih-pancreas-ct Pancreas-CT -o nih.json
     """
     from attunet3d.datasets.nih_pancreas_ct import find_cases
 
     _start(output, verbose)
-    _prepare(find_cases(raw, output, labels), output, folds, seed, test)
+    _prepare(context, find_cases(raw, output, labels), output, folds, seed, test)
 
 
 @prepare.command("msd-pancreas")
 def msd_pancreas(
+    context: typer.Context,
     raw: Raw,
     output: Output,
-    tumour: Annotated[Tumour, typer.Option(help="Counts as pancreas, or is a class of its own.")] = Tumour.PANCREAS,
+    tumour: Annotated[Tumour, typer.Option(help="Tumours are pancreas, or a class of their own.")] = Tumour.PANCREAS,
     folds: Folds = 5,
     seed: Seed = 0,
     test: Test = 0,
@@ -74,34 +77,40 @@ def msd_pancreas(
     from attunet3d.datasets.msd_pancreas import find_cases
 
     _start(output, verbose)
-    _prepare(find_cases(raw, tumour_class=tumour is Tumour.CLASS), output, folds, seed, test)
+    _prepare(context, find_cases(raw, tumour_class=tumour is Tumour.CLASS), output, folds, seed, test)
 
 
 @prepare.command("pairs")
 def pairs(
+    context: typer.Context,
     raw: Raw,
     output: Output,
     images: Annotated[
-        str | None, typer.Option(metavar="DIR|GLOB", help="CTs, relative to RAW; common layouts are found without.")
+        str | None, typer.Option(metavar="DIR|GLOB", help="CTs, relative to RAW; default: try common layouts.")
     ] = None,
-    labels: Annotated[str | None, typer.Option(metavar="DIR|GLOB", help="The same for their labels.")] = None,
-    pancreas_label: Annotated[
+    labels: Annotated[str | None, typer.Option(metavar="DIR|GLOB", help="Labels, relative to RAW.")] = None,
+    pancreas_labels: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=255, help="Value that counts as pancreas; repeatable. By default 1, alone."),
+        typer.Option(
+            "--pancreas-label",
+            min=1,
+            max=255,
+            help="Label value of the pancreas; repeatable. Default: 1, alone.",
+        ),
     ] = None,
     folds: Folds = 5,
     seed: Seed = 0,
     test: Test = 0,
     verbose: Verbose = False,
 ) -> None:
-    """Any folder of CTs and label files that belong together by their names.
+    """Any folder of CTs and label files with matching names.
 
     Example: attunet3d prepare pairs DATA -o data.json --images '*/ct.nii.gz' --labels '*/organs.nii.gz'
     """
     from attunet3d.datasets.image_label_pairs import find_cases
 
     _start(output, verbose)
-    _prepare(find_cases(raw, images, labels, pancreas_label or ()), output, folds, seed, test)
+    _prepare(context, find_cases(raw, images, labels, pancreas_labels or ()), output, folds, seed, test)
 
 
 def _start(output: Path, verbose: bool) -> None:
@@ -110,7 +119,7 @@ def _start(output: Path, verbose: bool) -> None:
     refuse_bad_folder(output.parent)
 
 
-def _prepare(data: RawData, output: Path, folds: int, seed: int, test: int) -> None:
+def _prepare(context: typer.Context, data: RawData, output: Path, folds: int, seed: int, test: int) -> None:
     from attunet3d.datasets.prepare import prepare as run
 
     with products() as product, progress_bar() as (bar, tell):
@@ -120,7 +129,7 @@ def _prepare(data: RawData, output: Path, folds: int, seed: int, test: int) -> N
             bar.update(task, description=f"[{done + 1}/{total}] {name}", completed=done, total=total)
 
         def say(kind: str, text: str) -> None:
-            tell(f"{kind}: {one_line(text)}")
+            tell(f"{kind}: {one_line(with_options(text, context.command))}")
 
         done = run(data, output, folds=folds, seed=seed, test=test, say=say, progress=show)
         product(done.path)

@@ -1,4 +1,4 @@
-"""The verb that judges masks."""
+"""`attunet3d score`: compare masks with references."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from attunet3d.cli import options
 from attunet3d.cli.app import app
 from attunet3d.cli.options import Verbose, products, progress_bar, refuse_bad_folder, refuse_unprintable
+from attunet3d.cli.verbs import with_options
 from attunet3d.console import set_up_logging
 from attunet3d.errors import AttUNet3dError, ConfigError, OutputError
 from attunet3d.io.json_text import json_text
@@ -19,33 +21,26 @@ from attunet3d.io.printable import one_line
 
 Labels = Annotated[
     str | None,
-    typer.Option(
-        metavar="N,...", help="Value or values that count as foreground; by default 1, and no other may be there."
-    ),
+    typer.Option(metavar="N,...", help="Foreground value or values; default: 1, and the file must hold no other."),
 ]
 
 
 @app.command()
 def score(
-    prediction: Annotated[Path, typer.Argument(help="Mask to judge, or a folder of masks.")],
-    reference: Annotated[
-        Path, typer.Argument(help="Mask to judge it by, on the same voxels of the patient, or a folder of those.")
-    ],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="CSV", help="Table to write, a row for each case.")
-    ] = None,
-    tolerance_mm: Annotated[
-        float, typer.Option(min=0.0, help="Distance within which surfaces agree, for the surface Dice (nsd).")
-    ] = 2.0,
+    context: typer.Context,
+    prediction: Annotated[Path, typer.Argument(help="Predicted mask, or a folder of them.")],
+    reference: Annotated[Path, typer.Argument(help="Reference mask on the same grid, or a folder of them.")],
+    output: Annotated[Path | None, options.output("Table to write, one row per case.", metavar="CSV")] = None,
+    tolerance_mm: Annotated[float, typer.Option(min=0.0, help="Tolerance of the surface Dice (nsd), mm.")] = 2.0,
     prediction_label: Labels = None,
     reference_label: Labels = None,
     verbose: Verbose = False,
 ) -> None:
-    """Dice, precision, recall, surface distances in mm and volumes in mL of masks against references.
+    """Compute Dice, precision, recall, surface distances (mm) and volumes (mL) of masks against references.
 
-    Prints JSON: of two files the metrics; of two folders, whose files are matched by name, their summary. With -o it
-    writes a table instead and prints its path. A distance to an empty mask is infinite, and of two empty masks no
-    metric but the volumes is defined: both are null in JSON, inf and nan in the table.
+    Prints JSON: the metrics of two files, or the summary of two folders, whose files are matched by name. With -o it
+    writes a table instead and prints its path. Distances to an empty mask are infinite, and if both masks are empty
+    only the volumes are defined: JSON has null for these, the table inf and nan.
 
     Example: attunet3d score masks references -o metrics.csv --reference-label 1,2
     """
@@ -58,7 +53,7 @@ def score(
         refuse_bad_folder(output.parent)
         if output.is_dir():
             raise OutputError(f"{output}: is a folder; give a file name, such as {output / 'metrics.csv'}")
-    options: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "prediction_label": _values("--prediction-label", prediction_label),
         "reference_label": _values("--reference-label", reference_label),
         "tolerance_mm": tolerance_mm,
@@ -75,15 +70,15 @@ def score(
         from attunet3d.metrics.table import summarize, write_metrics_csv
 
         if folders:
-            scores = score_folders(prediction, reference, **options, progress=show)
+            scores = score_folders(prediction, reference, **arguments, progress=show)
             result = summarize(scores.rows)
         else:
             notes: list[str] = []
-            result = score_files(prediction, reference, **options, say=notes.append)
+            result = score_files(prediction, reference, **arguments, say=notes.append)
             scores = FolderScores([{"case": case_name(prediction), **result}], {}, [], notes)
         for case, error in scores.failures.items():
             if isinstance(error, AttUNet3dError):
-                say(f"error: {one_line(error)}")
+                say(f"error: {one_line(with_options(error, context.command))}")
             else:
                 found = f"unexpected {type(error).__name__}: {one_line(error)}"
                 say(f"error: {case}: {found} (--verbose shows the traceback)")
@@ -92,7 +87,7 @@ def score(
             say(f"warning: {one_line(note)}")
         for row in scores.rows:
             if math.isnan(row["dice"]):
-                say(f"warning: {row['case']}: both masks are empty, so that nothing is said of their overlap (no Dice)")
+                say(f"warning: {row['case']}: both masks are empty, so the Dice is undefined")
         if scores.unpredicted:
             names = ", ".join(scores.unpredicted)
             say(f"warning: references without a prediction ({len(scores.unpredicted)}): {names}")
@@ -108,7 +103,7 @@ def score(
 
 
 def _values(option: str, text: str | None) -> list[int] | None:
-    """ "1,2" -> [1, 2]"""
+    """Parse "1,2" to [1, 2]."""
     try:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -116,7 +111,7 @@ def _values(option: str, text: str | None) -> list[int] | None:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers with as many decimals as in the table; what is not finite is None, as JSON has no word for it."""
+    """Round to as many decimals as in the table; infinity and NaN, which JSON lacks, become None."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, float):
@@ -125,7 +120,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _table(summary: Mapping[str, Any]) -> list[str]:
-    """A summary for people, as lines of text."""
+    """Format a summary as a table."""
     from attunet3d.metrics.masks import METRICS
 
     columns = ("mean", "sd", "median", "min", "max")
@@ -133,7 +128,7 @@ def _table(summary: Mapping[str, Any]) -> list[str]:
     for metric in METRICS:
         found = summary[metric]
         cells = (f"{'-' if found[column] is None else format(found[column], '.3f'):>10}" for column in columns)
-        odd = [f"{found[kind]} {kind}" for kind in ("infinite", "undefined") if found[kind]]
-        note = f"  ({', '.join(odd)})" if odd else ""
+        unusual = [f"{found[kind]} {kind}" for kind in ("infinite", "undefined") if found[kind]]
+        note = f"  ({', '.join(unusual)})" if unusual else ""
         lines.append("".join([f"{metric:13}", *cells, note]))
     return [*lines, f"cases: {summary['dice']['n']}, worst by Dice: {', '.join(summary['worst'])}"]

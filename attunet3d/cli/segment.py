@@ -1,4 +1,4 @@
-"""The verb that most users want: CTs in, masks out."""
+"""`attunet3d segment`: segment the pancreas in CTs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from attunet3d.cli import options
 from attunet3d.cli.app import app
 from attunet3d.cli.interrupts import Interrupted, interruptible
 from attunet3d.cli.options import (
+    QC,
     AllowCode,
     AllowSmallerWindows,
     AllowUneven,
+    Checkpoint,
     Device,
+    NoUids,
     Overrides,
     Precision,
     Presets,
@@ -28,6 +32,7 @@ from attunet3d.cli.options import (
     refuse_bad_folder,
     refuse_unprintable,
 )
+from attunet3d.cli.verbs import with_options
 from attunet3d.console import set_up_logging
 from attunet3d.errors import AttUNet3dError, ConfigError
 from attunet3d.io.printable import one_line, without_uids
@@ -39,38 +44,31 @@ if TYPE_CHECKING:
 
 @app.command()
 def segment(
+    context: typer.Context,
     cts: Annotated[
         list[Path], typer.Argument(metavar="CT...", help="NIfTI, NRRD or MetaImage files, and DICOM folders.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and records; made if missing.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights; the bundle's own by default.")] = None,
+    output: Annotated[Path, options.output("Folder for masks and records.")],
+    checkpoint: Checkpoint = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    series: Annotated[str | None, typer.Option(metavar="UID", help="Which series of a DICOM folder.")] = None,
-    all_series: Annotated[
+    series_uid: Annotated[
+        str | None, typer.Option("--series", metavar="UID", help="The series of a DICOM folder to segment.")
+    ] = None,
+    segmentable_series: Annotated[
         bool,
         typer.Option("--all-series", help="Each CT series of every DICOM folder, named by its number in `inspect`."),
     ] = False,
     allow_uneven: AllowUneven = False,
-    qc: Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")] = False,
+    qc: QC = False,
     attention: Annotated[
         bool, typer.Option("--attention", help="Also write the attention gates' weights as maps on each CT's grid.")
     ] = False,
-    format_: Annotated[
-        str,
-        typer.Option(
-            "--format", help="Of the masks: nifti; for CTs in DICOM folders also dicom-seg, dicom-seg-labelmap."
-        ),
-    ] = "nifti",
-    no_uids: Annotated[
-        bool,
-        typer.Option("--no-uids", help="No DICOM UID in records and messages. A DICOM SEG holds UIDs all the same."),
-    ] = False,
-    memory: Annotated[
-        float | None, typer.Option(metavar="GB", min=0.0, help="Most to use; by default what there is.")
-    ] = None,
+    output_format: options.MaskFormat = "nifti",
+    no_uids: NoUids = False,
+    memory_limit: Annotated[float | None, options.memory("Memory limit; default: what is free.")] = None,
     allow_smaller_windows: AllowSmallerWindows = False,
-    preset: Presets = None,
+    presets: Presets = None,
     set_: Overrides = None,
     allow_code: AllowCode = False,
     verbose: Verbose = False,
@@ -81,7 +79,7 @@ def segment(
     """
     set_up_logging(verbose)
     refuse_bad_folder(output)
-    if series is not None and all_series:
+    if series_uid is not None and segmentable_series:
         raise ConfigError("--series together with --all-series: give one of them")
     names = _names(cts)
     for name in names:
@@ -96,48 +94,47 @@ def segment(
             bar.update(task, description=f"{label}: {stage}", completed=done, total=total)
 
         def say(kind: str, text: str) -> None:
-            text = without_uids(text) if no_uids else text
-            tell(f"{kind}: {one_line(text)}")
+            tell(f"{kind}: {one_line(without_uids(text) if no_uids else text)}")
 
         try:
             with interruptible():
                 from attunet3d.segmenter.outputs import check_format
                 from attunet3d.segmenter.session import Segmenter
 
-                check_format(format_)
+                check_format(output_format)
                 overrides = overrides_of(
                     set_,
                     ("checkpoint", "device", "precision"),
                     allow_uneven=allow_uneven,
                     allow_smaller_windows=allow_smaller_windows,
                 )
-                session = Segmenter(checkpoint, device, precision, preset or (), memory, allow_code, **overrides)
+                session = Segmenter(checkpoint, device, precision, presets or (), memory_limit, allow_code, **overrides)
                 if not verbose:  # which has them in the log
                     for warning in session.warnings:
-                        say("warning", warning)
-                if all_series:
+                        say("warning", with_options(warning, context.command))
+                if segmentable_series:
                     bar.update(task, description="list the series")
                     chosen, names = _each_series(cts, names, say)
                 cases = session.segment_all(
                     chosen,
                     output,
                     names=names,
-                    series_uid=series,
+                    series_uid=series_uid,
                     qc=qc,
                     attention=attention,
-                    output_format=format_,
+                    output_format=output_format,
                     keep_uids=not no_uids,
                     progress=show,
                 )
                 for case in cases:
                     if case.segmentation is None:
                         failed += 1
-                        say("error", _what_went_wrong(case))
+                        say("error", _error_of(case, context.command))
                         continue
                     done += 1
                     for warning in case.segmentation.record["warnings"]:
                         if warning not in session.warnings:
-                            say("warning", f"{case.ct}: {warning}")
+                            say("warning", f"{case.ct}: {with_options(warning, context.command)}")
                     product(case.segmentation.path)
                     for file in case.segmentation.record.get("attention", {}).values():
                         product(output / file)
@@ -148,20 +145,20 @@ def segment(
         raise typer.Exit(1)
 
 
-def _what_went_wrong(case: Case) -> str:
+def _error_of(case: Case, verb: Any) -> str:
     error = case.error
     if isinstance(error, AttUNet3dError):
         # The message names the folder of the images, which may hold several series.
         of = "" if isinstance(case.ct, Path) or str(error).startswith(f"{case.ct}: ") else f"{case.ct}: "
-        return f"{of}{error}"
-    # A case that breaks in an unforeseen way must not take the others with it.
+        return f"{of}{with_options(error, verb)}"
+    # A case that fails in an unforeseen way must not stop the others.
     logging.getLogger(__name__).info("traceback", exc_info=error)
     found = f"unexpected {type(error).__name__}: {error}"
     return f"{case.ct}: {found} (--verbose shows the traceback)"
 
 
 def _names(cts: list[Path]) -> list[str]:
-    """What each CT's files are called: as the CT, with its folder's name before it where that is not enough."""
+    """Name each CT's files after the CT, prefixed with the name of its folder if two would be the same."""
     from attunet3d.io.cases import alike_names, case_name
 
     names = [case_name(ct) for ct in cts]
@@ -184,7 +181,7 @@ def _refuse_same(cts: Sequence[PathLike], names: list[str]) -> None:
 def _each_series(
     cts: list[Path], names: list[str], say: Callable[[str, str], None]
 ) -> tuple[list[PathLike], list[str]]:
-    """The CTs with each folder's series in its place, and what their files are called."""
+    """Replace each DICOM folder by its series; the CTs and the names of their files."""
     from attunet3d.io import segmentable_series
 
     chosen: list[PathLike] = []
@@ -193,7 +190,7 @@ def _each_series(
         found: dict[str, PathLike] = {name: ct}
         left_out: list[str] = []
         if os.path.isdir(ct):  # not Path.is_dir, which raises for names that are too long
-            with suppress(Exception):  # the session will meet the same error, and count and tell it as any other
+            with suppress(Exception):  # the session meets the same error, and reports it like any other
                 found = {f"{name}_series{case.number}": case for case in segmentable_series(ct, left_out)}
         for line in left_out:
             say("left out", line)

@@ -1,4 +1,4 @@
-"""The verbs of a study: train and evaluate."""
+"""`attunet3d train` and `attunet3d evaluate`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from attunet3d.cli import options
 from attunet3d.cli.app import app
 from attunet3d.cli.options import (
     AllowCode,
@@ -26,12 +27,12 @@ from attunet3d.console import set_up_logging
 def train(
     dataset_dir: DatasetDir,
     datalist: Datalist,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for weights and TensorBoard logs.")],
-    preset: Presets = None,
+    output: Annotated[Path, options.output("Folder for weights and TensorBoard logs.")],
+    presets: Presets = None,
     set_: Overrides = None,
     allow_code: AllowCode = False,
     verbose: Verbose = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder, if any.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder, if any.")] = False,
 ) -> None:
     """Train the network on a datalist; prints the path of the best weights.
 
@@ -43,21 +44,21 @@ def train(
 
     overrides = overrides_of(set_, ("dataset_dir", "datalist", "ckpt_dir", "output_dir", "resume"))
     with products() as product:
-        product(workflow.train(dataset_dir, datalist, output, preset or (), resume, allow_code, **overrides))
+        product(workflow.train(dataset_dir, datalist, output, presets or (), resume, allow_code, **overrides))
 
 
 @app.command()
 def evaluate(
     dataset_dir: DatasetDir,
     datalist: Datalist,
-    checkpoint: Annotated[Path, typer.Option(help="Weights to evaluate.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and tables.")],
-    preset: Presets = None,
+    checkpoint: Annotated[Path, options.checkpoint("Weights to evaluate.")],
+    output: Annotated[Path, options.output("Folder for masks, tables and the report.")],
+    presets: Presets = None,
     set_: Overrides = None,
     allow_code: AllowCode = False,
     verbose: Verbose = False,
 ) -> None:
-    """Masks, metrics and a report of weights on the datalist's validation cases, each on its CT's own grid.
+    """Evaluate weights on the datalist's validation cases: masks on the CTs' own grids, metrics and a report.
 
     Example: attunet3d evaluate --dataset-dir D --datalist D/datalist.json --checkpoint runs/phantom/model.pt -o eval
     """
@@ -67,6 +68,6 @@ def evaluate(
 
     overrides = overrides_of(set_, ("dataset_dir", "datalist", "checkpoint", "output_dir"))
     with products() as product:
-        workflow.evaluate(dataset_dir, datalist, checkpoint, output, preset or (), allow_code, **overrides)
+        workflow.evaluate(dataset_dir, datalist, checkpoint, output, presets or (), allow_code, **overrides)
         for name in ("metrics.csv", "summary.json", "report.html"):
             product(output / name)

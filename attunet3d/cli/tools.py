@@ -1,4 +1,4 @@
-"""Verbs that need no data set: phantoms, networks for other programs, and benchmarks beside MONAI's stock pipeline."""
+"""Verbs that need no data set: phantoms, export, and benchmarks against MONAI's stock pipeline."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from typing import Annotated
 
 import typer
 
+from attunet3d.cli import options
 from attunet3d.cli.app import app
 from attunet3d.cli.options import (
     AllowCode,
+    Checkpoint,
     Device,
     Overrides,
     Precision,
     Presets,
+    Seed,
     overrides_of,
     products,
     progress_bar,
     refuse_bad_folder,
     refuse_unprintable,
 )
+from attunet3d.cli.verbs import with_options
 from attunet3d.console import set_up_logging
 from attunet3d.io.json_text import json_text
 from attunet3d.io.printable import one_line
@@ -28,16 +32,16 @@ from attunet3d.io.printable import one_line
 @app.command()
 def phantom(
     output: Annotated[Path, typer.Argument(help="Folder for images, labels and datalist.json.")],
-    cases: Annotated[int, typer.Option("--cases", "-n", min=1, help="How many phantoms.")],
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same phantoms.")] = 0,
+    cases: Annotated[int, typer.Option("--cases", "-n", min=1, help="Number of phantoms.")],
+    seed: Seed = 0,
     spacing: Annotated[
-        tuple[float, float, float] | None, typer.Option(metavar="X Y Z", help="mm; varies by default.")
+        tuple[float, float, float] | None, typer.Option(metavar="X Y Z", help="Voxel spacing, mm; default: varies.")
     ] = None,
     validation_fraction: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of cases kept for validation.")
+        float, typer.Option(min=0.0, max=1.0, help="Fraction of cases for validation.")
     ] = 0.2,
     organs: Annotated[
-        bool, typer.Option("--organs", help="Label all organs, with TotalSegmentator's numbers (pancreas: 7).")
+        bool, typer.Option("--organs", help="Label all organs, with TotalSegmentator's label values (pancreas: 7).")
     ] = False,
 ) -> None:
     """Write synthetic abdominal CTs with exact pancreas masks, and a datalist for training.
@@ -67,14 +71,15 @@ def phantom(
 
 @app.command()
 def export(
-    weights: Annotated[Path, typer.Argument(help="A model.pt that training wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file, which is replaced.")],
-    format_: Annotated[str, typer.Option("--format", help="onnx or torchscript.")] = "onnx",
-    preset: Presets = None,
+    context: typer.Context,
+    weights: Annotated[Path, typer.Argument(help="A model.pt of a training run.")],
+    output: Annotated[Path, options.output("File to write; replaced if it exists.", metavar="FILE")],
+    output_format: Annotated[str, options.output_format("onnx or torchscript.")] = "onnx",
+    presets: Presets = None,
     set_: Overrides = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Write the network for other programs, for images of any size, with the values it was trained with.
+    """Export the network for other programs, for images of any size, with the preprocessing values of its training.
 
     Example: attunet3d export runs/mine/model.pt -o mine.onnx
     """
@@ -87,33 +92,31 @@ def export(
         from attunet3d.runtime import export as export_network
 
         def warn(line: str) -> None:
-            say(f"warning: {one_line(line)}")
+            say(f"warning: {one_line(with_options(line, context.command))}")
 
-        product(export_network(weights, output, format_, preset or (), allow_code, warn, **overrides))
+        product(export_network(weights, output, output_format, presets or (), allow_code, warn, **overrides))
 
 
 @app.command()
 def benchmark(
     ct: Annotated[Path, typer.Argument(metavar="CT", help="NIfTI, NRRD or MetaImage file, or DICOM folder.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for benchmark.json and the masks; made if missing.")
-    ] = Path("benchmark"),
-    repeat: Annotated[int, typer.Option(min=1, help="Warm cases of each contender.")] = 2,
-    threads: Annotated[int | None, typer.Option(min=1, help="For each contender; by default all cores.")] = None,
+    output: Annotated[Path, options.output("Folder for benchmark.json and the masks.")] = Path("benchmark"),
+    repeat: Annotated[int, typer.Option(min=1, help="Number of repetitions after a warm-up.")] = 2,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     only: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Of attunet3d, attunet3d-fp32, monai-same-network and monai-attentionunet; all by default.",
+            help="Of attunet3d, attunet3d-fp32, monai-same-network and monai-attentionunet; default: all.",
         ),
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights; the bundle's own by default.")] = None,
+    checkpoint: Checkpoint = None,
     device: Device = "auto",
-    preset: Presets = None,
+    presets: Presets = None,
     set_: Overrides = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Time and memory on this machine, beside MONAI's stock pipeline on the same CT.
+    """Measure time and memory on this machine, against MONAI's stock pipeline on the same CT.
 
     Example: attunet3d benchmark ct.nii.gz -o benchmark --repeat 3
     """
@@ -137,7 +140,7 @@ def benchmark(
             threads=threads,
             device=device,
             checkpoint=checkpoint,
-            presets=preset or (),
+            presets=presets or (),
             allow_code=allow_code,
             progress=show,
             **overrides,
@@ -149,13 +152,17 @@ def benchmark(
 
 @app.command("benchmark-training")
 def benchmark_training(
-    patch_size: Annotated[tuple[int, int, int], typer.Option(metavar="X Y Z", help="Voxels.")] = (96, 96, 96),
+    patch_size: Annotated[tuple[int, int, int], typer.Option(metavar="X Y Z", help="In voxels.")] = (
+        96,
+        96,
+        96,
+    ),
     batch_size: Annotated[int, typer.Option(min=1, help="Patches per step.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each trainer.")] = 6,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each trainer.")] = 6,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Time of a training step on this machine, beside MONAI's stock trainer with its AttentionUnet; prints JSON.
+    """Measure the time of a training step, against MONAI's stock trainer with its AttentionUnet; prints JSON.
 
     Example: attunet3d benchmark-training --steps 9
     """

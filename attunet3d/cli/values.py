@@ -1,4 +1,4 @@
-"""The value of a ``--set ID=VALUE``: YAML, and what else can only be meant by it."""
+"""Values of ``--set ID=VALUE``: YAML, and other notations that are unambiguous."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from attunet3d.config.plain import read_yaml
 from attunet3d.errors import ConfigError
 
 _AXES = 3
-_ONE_PER_AXIS = ("spacing", "roi_size", "patch_size")  # where one number stands for all three
-_ANY_NUMBER = ("scales",)  # of numbers: one is a list of one
-_QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019"  # straight, and as word processors write them
+_ONE_PER_AXIS = ("spacing", "roi_size", "patch_size")  # one number stands for all three
+_ANY_LENGTH = ("scales",)  # one number is a list of one
+_QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019"  # straight and typographic
 _BRACKETS = "[](){}"
-_LONGEST = 10_000  # characters; the patterns below go back and forth in a text
+_LONGEST = 10_000  # characters; the regular expressions below backtrack
 
 
 def override(pair: str) -> tuple[str, Any]:
-    """``"overlap=0.5"`` -> ``("overlap", 0.5)``.
+    """Parse ``"overlap=0.5"`` to ``("overlap", 0.5)``.
 
-    Where the bundle's configs have a list of numbers, ``2,2,2`` and ``(2 2 2)`` are one as well; where they have a
-    fraction, so is ``0,5``. Quotes that the shell has left are dropped.
+    For a list of numbers in the bundle's configs ``2,2,2`` and ``(2 2 2)`` are accepted as well, and for a float
+    ``0,5``. Quotes that the shell has left are dropped.
 
     Raises:
-        ConfigError: there is no ID or no VALUE, or it is not what the configs have there; the message shows how it is
-            written.
+        ConfigError: ID or VALUE is missing, or the value is of another type than in the configs; the message shows the
+            notation.
     """
     if len(pair) > _LONGEST:
-        raise ConfigError(f"--set {pair[:60]}...: {len(pair)} characters, at most {_LONGEST} are read; use a preset")
+        raise ConfigError(f"--set {pair[:60]}...: {len(pair)} characters, the limit is {_LONGEST}; use a preset")
     pair = _unquoted(pair)
     key, equals, text = pair.partition("=")
     key, text = key.strip(), _unquoted(text)
@@ -53,7 +53,7 @@ def _list(key: str, text: str, usual: list[Any]) -> Any:
     if len(found) == 1 and not text.strip().startswith(tuple(_BRACKETS)):
         if key in _ONE_PER_AXIS:
             return found * _AXES
-        if key not in _ANY_NUMBER:
+        if key not in _ANY_LENGTH:
             raise _not_so(key, text, "a list of numbers", usual)
     if key in _ONE_PER_AXIS and len(found) != _AXES:
         raise _not_so(key, text, f"{_AXES} numbers", usual)
@@ -65,7 +65,7 @@ def _number(key: str, text: str, usual: float) -> Any:
         return float(text.replace(",", "."))
     found = _yaml_or_text(key, text)
     if isinstance(found, str) and not _is_reference(found):
-        with suppress(ValueError):  # for YAML 1e-4 is a text, for everyone else a number
+        with suppress(ValueError):  # 1e-4 is a string in YAML
             return float(found)
     if isinstance(found, str | list | dict) and not _is_reference(found):
         raise _not_so(key, text, "a number", usual)
@@ -73,13 +73,13 @@ def _number(key: str, text: str, usual: float) -> Any:
 
 
 def _numbers(text: str) -> list[int | float] | None:
-    """Between brackets or not: separated by commas, spaces, "x", or by semicolons, with which a comma is a point."""
+    """Parse numbers, in brackets or not, separated by commas, spaces, "x" or semicolons (then a comma is a point)."""
     inner = text.strip(_BRACKETS + " ")
     if ";" in inner:
         parts = inner.replace(",", ".").split(";")
     else:
         if re.search(r"\d,\d", inner) and re.search(r"\d\s+\d", inner):
-            return None  # "0,8 1" may be of two numbers or of three
+            return None  # "0,8 1" could be two numbers or three
         parts = re.split(r"\s*[,x\u00d7]\s*|\s+", inner)
     try:
         return [_parsed(part.strip()) for part in parts] if inner else []
@@ -92,7 +92,7 @@ def _parsed(text: str) -> int | float:
 
 
 def _yaml(key: str, text: str) -> Any:
-    if _is_reference(text):  # to YAML some of the marks are none of a text
+    if _is_reference(text):  # YAML reserves some of the marks
         return text
     try:
         value = read_yaml(text, f"--set {key}")
@@ -112,7 +112,7 @@ def _yaml_or_text(key: str, text: str) -> Any:
 
 
 def _is_reference(value: Any) -> bool:
-    """To another id; or what only MONAI evaluates, and `refuse_code` has the word on."""
+    """Whether MONAI would evaluate the value; `refuse_code` decides whether it may."""
     return isinstance(value, str) and value.startswith(("@", "$", "%"))
 
 
@@ -128,4 +128,4 @@ def _unquoted(text: str) -> str:
 
 
 def _not_so(key: str, text: str, expected: str, usual: Any) -> ConfigError:
-    return ConfigError(f"--set {key}: expected {expected}, got {text[:80]!r}; write it so: --set '{key}={usual}'")
+    return ConfigError(f"--set {key}: expected {expected}, got {text[:80]!r}; write it like --set '{key}={usual}'")

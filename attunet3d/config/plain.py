@@ -24,8 +24,8 @@ NETWORKS = frozenset(
     }
 )
 CURE = (
-    "--allow-code (in Python allow_code=True) takes it all the same; with it a preset can run any program, with all "
-    "your rights, so that you must trust who wrote it"
+    "allow_code=True takes it all the same; with it a preset can run any program, with all your rights, so that you "
+    "must trust who wrote it"
 )
 _MARKS = ("$", "@", "%")
 _INSIDE = (*_MARKS, "#")  # "@#" and "%#" mean something to MONAI within a text as well, and "#" is made "::"
@@ -59,7 +59,8 @@ def refuse_code(key: str, value: Any, where: str, may_refer: Callable[[str], boo
         name, what = found
         raise ConfigError(
             f"{where}id {name!r} is code or wiring and no value ({_SHORT.repr(what)}): write a value (arguments are "
-            f"ids of their own, as loss::ce_weight; a file of such a name is its path from ./ or / on). {CURE}"
+            f"ids of their own, as loss::ce_weight; a file of such a name is its path from ./ or / on). {CURE}",
+            arguments=("allow_code",),
         )
 
 

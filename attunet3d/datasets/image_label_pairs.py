@@ -51,7 +51,7 @@ def find_cases(
     if not raw.is_dir():
         raise InputNotFoundError(f"{raw}: no such folder")
     if (images is None) != (labels is None):
-        raise ConfigError("--images and --labels go together: give both, or neither")
+        raise ConfigError("images and labels go together: give both, or neither", arguments=("images", "labels"))
     layouts = LAYOUTS if images is None or labels is None else (((_pattern(raw, images),), (_pattern(raw, labels),)),)
     for image_patterns, label_patterns in layouts:
         masks = {path: name for path, name in _matching(raw, label_patterns).items() if not path.is_dir()}
@@ -60,11 +60,14 @@ def find_cases(
             break
     else:
         looked = "; ".join(f"{', '.join(a)} with {', '.join(b)}" for a, b in layouts)
-        raise InputNotFoundError(f"{raw}: no CTs with labels (looked for {looked}); say where with --images, --labels")
+        raise InputNotFoundError(
+            f"{raw}: no CTs with labels (looked for {looked}); say where with images and labels",
+            arguments=("images", "labels"),
+        )
     labels_of = _by_name(masks, LABEL_ENDINGS)
     # nnU-Net names the channel of an image; but a case may as well have the number 0000.
     named = {path: name if name in labels_of else name.removesuffix(NNUNET_CHANNEL) for path, name in cts.items()}
-    cases, refused = pair_up(_by_name(named), labels_of, "say which with --images and --labels")
+    cases, refused = pair_up(_by_name(named), labels_of, "say which with images and labels", ("images", "labels"))
     values = sorted(set(pancreas_labels)) or [1]
     facts = {
         "name": Path(os.path.abspath(raw)).name,
@@ -74,7 +77,8 @@ def find_cases(
         "pancreas_labels": values,
     }
     allowed = None if pancreas_labels else frozenset({0, 1})
-    return RawData(raw, facts, cases, allowed, "; say which are pancreas with --pancreas-label", refused)
+    cure = "; say with pancreas_labels which are pancreas"
+    return RawData(raw, facts, cases, allowed, cure, ("pancreas_labels",), refused)
 
 
 def _pattern(raw: Path, pattern: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from attunet3d.datasets.datalist import check_split, write_datalist
 from attunet3d.datasets.separation import voxel_digest
-from attunet3d.errors import AttUNet3dError, InputNotFoundError, OutputError, UnsupportedImageError
+from attunet3d.errors import AttUNet3dError, InputNotFoundError, Notice, OutputError, UnsupportedImageError
 from attunet3d.io import read_label, read_volume, write_mask
 from attunet3d.io.writer import make_folder
 from attunet3d.transforms.grid import voxel_ml
@@ -55,7 +55,7 @@ class RawData:
     `facts` opens the datalist: "name", "description", "labels" (the meaning of the values in the label files; others
     that are found are added as "other") and "pancreas_labels" (the values that count as pancreas: `[1, 2]` as one
     class, `[[1], [2]]` as two). `allowed` is what a label file may hold, None for anything; `cure` ends the message
-    about another value. `refused` and `left_out` are names with reasons.
+    about another value, and `arguments` are those that it names. `refused` and `left_out` are names with reasons.
     """
 
     root: Path
@@ -63,6 +63,7 @@ class RawData:
     cases: Sequence[RawCase]
     allowed: frozenset[int] | None
     cure: str = ""
+    arguments: tuple[str, ...] = ()
     refused: Sequence[tuple[str, str]] = ()
     left_out: Sequence[tuple[str, str]] = ()
     place: Place = place_by_header
@@ -70,15 +71,19 @@ class RawData:
     @property
     def values(self) -> LabelValues:
         """What the values of its label files mean."""
-        return replace(LabelValues.of(self.facts["pancreas_labels"]), allowed=self.allowed, cure=self.cure)
+        values = LabelValues.of(self.facts["pancreas_labels"])
+        return replace(values, allowed=self.allowed, cure=self.cure, arguments=self.arguments)
 
 
 def pair_up(
-    images: Mapping[str, Sequence[Path]], labels: Mapping[str, Sequence[Path]], cure: str
+    images: Mapping[str, Sequence[Path]],
+    labels: Mapping[str, Sequence[Path]],
+    cure: str,
+    arguments: tuple[str, ...] = (),
 ) -> tuple[list[RawCase], list[tuple[str, str]]]:
     """Images and labels by the names of their cases -> the cases that have one of each, and the others with a reason.
 
-    ``cure``: what to do about two images, or labels, of one case.
+    ``cure``: what to do about two images, or labels, of one case; ``arguments``: those that it names.
     """
     cases, refused = [], []
     for name in sorted(images.keys() | labels.keys()):
@@ -87,7 +92,7 @@ def pair_up(
             refused.append((name, f"{masks[0]}: there is no CT to it" if masks else f"{cts[0]}: has no label"))
         elif len(cts) > 1 or len(masks) > 1:
             first, second = (cts if len(cts) > 1 else masks)[:2]
-            refused.append((name, f"both {first} and {second}; {cure}"))
+            refused.append((name, Notice(f"both {first} and {second}; {cure}", arguments)))
         else:
             cases.append(RawCase(name, cts[0], masks[0]))
     return cases, refused
@@ -145,7 +150,7 @@ def prepare(
     for name, reason in data.left_out:
         say("left out", f"{name}: {reason}")
     for name, reason in data.refused:
-        say("refused", f"{name}: {reason}")
+        say("refused", Notice(f"{name}: {reason}", getattr(reason, "arguments", ())))
     if data.cases:
         check_split(len(data.cases), folds, test)
     refused, seen, entries = len(data.refused), _Seen(), []
@@ -156,7 +161,7 @@ def prepare(
             try:
                 ct, label, placed, warnings = _check(case, data, seen)
             except AttUNet3dError as error:
-                say("refused", f"{case.name}: {error}")
+                say("refused", Notice(f"{case.name}: {error}", error.arguments))
                 refused += 1
                 continue
             for warning in warnings:

@@ -59,7 +59,8 @@ def _leak(image: str, section: str, other: str) -> ConfigError:
     twin = "" if image == other else f", as {other}"
     return ConfigError(
         f"{image}: is under {section} and trained on as well{twin}: it would say nothing of other patients; take it "
-        "out of one of them (to see whether a network learns what it is shown: --set validate_on_training=true)"
+        "out of one of them (to see whether a network learns what it is shown: validate_on_training=True)",
+        arguments=("validate_on_training",),
     )
 
 

@@ -1,4 +1,4 @@
-"""Who may ask the MONAI Label server: its Host, Origin and token are checked before a request reaches an endpoint."""
+"""Access control of the MONAI Label server: Host, Origin and token are checked before a request reaches an endpoint."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# In the environment, as others can read a process's arguments.
+# An environment variable, since other users can read a process's arguments.
 TOKEN_VARIABLE = "ATTUNET3D_LABEL_TOKEN"
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{22,}")  # at least 128 bits where they are random
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{22,}")  # at least 128 bits if random
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _HOST = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
-# Of the pages only OHIF runs scripts: whatever else a browser is led to show, none runs in it.
+# Only OHIF's pages run scripts; in whatever else a browser displays, none may run.
 _NO_SCRIPTS = [(b"content-security-policy", b"default-src 'none'; sandbox"), (b"x-content-type-options", b"nosniff")]
 _ALWAYS = [(b"referrer-policy", b"same-origin"), (b"x-frame-options", b"SAMEORIGIN")]
 
 
 @dataclass(frozen=True)
 class Access:
-    """What `Guard` lets in.
+    """The requests that `Guard` accepts.
 
     Attributes:
-        hosts: values of the header Host: the names and addresses, with port, by which the server is reached.
-        origins: origins, besides its own, whose pages may use the server.
-        token: that a request must hold; None where none is asked for.
+        hosts: accepted Host headers: names and addresses of the server, with port.
+        origins: further origins whose pages may use the server.
+        token: required of each request; None if none is required.
     """
 
     hosts: frozenset[str]
@@ -46,30 +46,42 @@ class Access:
 def access_of(
     host: str, port: int, allow_hosts: Sequence[str] = (), allow_origins: Sequence[str] = (), token: bool = True
 ) -> Access:
-    """The access to a server that listens on that address; the token is that of the environment, or a new one.
+    """Return the access rules of a server at an address, with the token of the environment or a new one.
+
+    Args:
+        host, port: where the server listens.
+        allow_hosts: further names or addresses of the server, with or without port.
+        allow_origins: further origins whose pages may use it.
+        token: whether to require a token.
 
     Raises:
-        ConfigError: a name or an origin is none, or the token of the environment is too short.
+        ConfigError: a host or origin is malformed, or the token of the environment is too short.
     """
     names = [*_LOOPBACK, f"[{host}]" if ":" in host else host]
     hosts = {f"{name}:{port}".lower() for name in names} | ({name.lower() for name in names} if port == 80 else set())
     for name in map(str.lower, allow_hosts):
         found = _HOST.fullmatch(name)
         if found is None:
-            raise ConfigError(f"--allow-host {name!r}: expected a name or address, e.g. label.example.org:8000")
-        hosts |= {name} if found[2] else {name, f"{name}:{port}"}  # without one a proxy forwards http and https
+            raise ConfigError(
+                f"allow_hosts: {name!r}: expected a name or address, e.g. label.example.org:8000",
+                arguments=("allow_hosts",),
+            )
+        hosts |= {name} if found[2] else {name, f"{name}:{port}"}  # without a port: behind a proxy, for http and https
     origins = frozenset(map(_origin, allow_origins))
     return Access(frozenset(hosts), origins, _token() if token else None)
 
 
 def _origin(url: str) -> str:
-    """As browsers write it: no path, and no port that is the scheme's own."""
+    """Normalize an origin as browsers do: no path, and no default port."""
     text = url.lower().removesuffix("/")
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}":
-        raise ConfigError(f"--allow-origin {url!r}: expected a scheme and a host, e.g. https://ohif.example.org")
+        raise ConfigError(
+            f"allow_origins: {url!r}: expected scheme and host, e.g. https://ohif.example.org",
+            arguments=("allow_origins",),
+        )
     if not _HOST.fullmatch(parts.netloc):
-        raise ConfigError(f"--allow-origin {url!r}: its host is no name or address")
+        raise ConfigError(f"allow_origins: {url!r}: its host is not a name or address", arguments=("allow_origins",))
     return text.removesuffix({"http": ":80", "https": ":443"}[parts.scheme])
 
 
@@ -83,12 +95,12 @@ def _token() -> str:
 
 
 class Guard:
-    """The ASGI application around another one that answers 403 or 401 in its place.
+    """ASGI middleware that answers 403 or 401 to requests that are not allowed.
 
-    A browser sends what a foreign page makes it send, so the page's origin is checked; a name that a foreign page had
-    rebound to this address is not among the hosts. The token comes as ``Authorization: Bearer``, as ``?token=``, as
-    the first part of the path (3D Slicer keeps the path of the URL it is given), or in the cookie that a page with one
-    of these in its URL sets. The application sees a request without it: nothing there can log it or pass it on.
+    Checking the origin prevents cross-site requests, and checking the host prevents DNS rebinding. The token is
+    accepted as ``Authorization: Bearer``, as ``?token=``, as first part of the path (3D Slicer keeps the path of the
+    URL it is given), or as the cookie that is set when a page is opened with the token in its URL. It is removed before
+    the application sees the request, which thus can neither log it nor pass it on.
     """
 
     def __init__(self, app: App, access: Access) -> None:
@@ -96,7 +108,7 @@ class Guard:
         self.access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle a request of the ASGI server."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] != "http":  # a websocket: MONAI Label has none
@@ -109,20 +121,20 @@ class Guard:
             await self._with_token(scope, receive, send, self.access.token)
 
     def _foreign(self, scope: Scope) -> str:
-        """Why the request is refused whoever sends it, or nothing."""
+        """Return why the request is refused even with a token, or ""."""
         hosts = _values(scope, b"host")
         if len(hosts) != 1 or hosts[0].lower() not in self.access.hosts:
-            return "this server is not reached by that Host; see --allow-host"
+            return "this server is not reached by that Host: it was started without it in allow_hosts"
         own = f"{scope.get('scheme', 'http')}://{hosts[0].lower()}"
         origins = [origin.lower() for origin in _values(scope, b"origin")]
         allowed = bool(origins) and self.access.origins.issuperset(origins)
         sites = _values(scope, b"sec-fetch-site")
         if not allowed and ({*origins} - {own} or {*sites} - {"same-origin", "none"}):
-            return "pages of another origin may not use this server; see --allow-origin"
+            return "pages of another origin may not use this server: it was started without it in allow_origins"
         return ""
 
     def _is_preflight(self, scope: Scope) -> bool:
-        """A browser asks, always without a token, whether a page may: answered before any endpoint, and harmless."""
+        """Whether it is a CORS preflight, which browsers send without a token and the CORS middleware answers."""
         asked = scope["method"] == "OPTIONS" and _values(scope, b"access-control-request-method")
         origins = _values(scope, b"origin")
         return bool(asked and origins) and self.access.origins.issuperset(origin.lower() for origin in origins)
@@ -140,9 +152,9 @@ class Guard:
         if any(in_url):
             headers.append((b"set-cookie", f"{cookie}={token}; Path=/; HttpOnly; SameSite=Strict".encode()))
             if scope["method"] == "GET" and any("text/html" in accept for accept in _values(scope, b"accept")):
-                # A page: the token leaves the address bar, the history, and what else shows the URL.
+                # A page: redirect, so that address bar, history and referrers do not keep the token.
                 query = inner["query_string"]
-                # Two slashes at the start would be another host's name.
+                # Two leading slashes would denote another host.
                 target = quote("/" + inner["path"].lstrip("/")).encode() + (b"?" + query if query else b"")
                 await _answer(send, 303, [*headers, (b"location", target)], "")
                 return
@@ -161,7 +173,7 @@ def _take_from_path(scope: Scope, token: str) -> bool:
     first, _, rest = scope["path"].removeprefix("/").partition("/")
     if not _same(first, token):
         return False
-    path = "/" + rest.lstrip("/")  # as of a URL with a slash at its end, to which a client has added a path
+    path = "/" + rest.lstrip("/")  # clients may append a path to a URL that ends with a slash
     scope.update(path=path, raw_path=quote(path).encode())
     return True
 
@@ -190,12 +202,12 @@ def _is_in_cookie(scope: Scope, token: str, name: str) -> bool:
 
 
 def _without_cookies(scope: Scope) -> Scope:
-    """Those of other programs on this machine come too, and MONAI Label would send them on to the DICOMweb server."""
+    """Drop cookies, also those of other programs on this host: MONAI Label would forward them to the archive."""
     return {**scope, "headers": [(key, value) for key, value in scope["headers"] if key != b"cookie"]}
 
 
 def _cookie_name(scope: Scope) -> str:
-    """One for each port: browsers send the cookies of a host to all its ports."""
+    """Name the cookie by port: browsers send the cookies of a host to all its ports."""
     port = re.search(r":([0-9]+)$", _values(scope, b"host")[0])
     return f"attunet3d_label_{port[1] if port else 80}"
 

@@ -1,4 +1,4 @@
-"""What attunet3d adds to MONAI Label's app `monaibundle`; imported by the app's main.py, in the server."""
+"""Extensions of MONAI Label's app `monaibundle`; imported by the app's main.py, in the server."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 
 def series_to_nifti(folder: str, is_seg: bool = False) -> str:
-    """A DICOM series as a NIfTI file, read as `attunet3d segment` reads it; a SEG as MONAI Label reads it.
+    """Convert a DICOM series to NIfTI with the reader of `attunet3d segment`; a SEG as MONAI Label does.
 
-    MONAI Label's own conversion takes any series: slices that are missing, or a tilted gantry, would go unnoticed.
+    MONAI Label's own conversion accepts any series: missing slices or a tilted gantry would go unnoticed.
 
     Raises:
         AttUNet3dError: the series cannot be segmented.
@@ -49,10 +49,10 @@ def series_to_nifti(folder: str, is_seg: bool = False) -> str:
 
 
 class Archive(dicomweb.DICOMWebDatastore):  # type: ignore[misc]
-    """MONAI Label's DICOMweb datastore, which makes names of files from UIDs, whatever the archive has as such.
+    """MONAI Label's DICOMweb datastore, with a check of the archive's UIDs, which become file names.
 
     Raises:
-        UnreadableInputError: by what downloads, for one that is no UID.
+        UnreadableInputError: a method that downloads finds an invalid UID.
     """
 
     def __init__(self, client: Any, *arguments: Any, **options: Any) -> None:
@@ -72,19 +72,19 @@ class Archive(dicomweb.DICOMWebDatastore):  # type: ignore[misc]
         super().__init__(client, *arguments, **options)
 
     def get_image_uri(self, image_id: str) -> str:
-        """As MONAI Label's."""
+        """Like MONAI Label's, for valid UIDs only."""
         _check_uids([image_id])
         return str(super().get_image_uri(image_id))
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
-        """As MONAI Label's."""
+        """Like MONAI Label's, for valid UIDs only."""
         _check_uids([label_id])
         return str(super().get_label_uri(label_id, label_tag, image_id))
 
 
 def _check_uids(uids: Iterable[str]) -> None:
     if not all(map(is_uid, uids)):
-        raise UnreadableInputError("the archive has a series or an instance whose UID is none: digits and dots only")
+        raise UnreadableInputError("the archive has a series or instance with an invalid UID; expected digits and dots")
 
 
 dicomweb.dicom_to_nifti = series_to_nifti
@@ -92,10 +92,10 @@ monailabel_app.DICOMWebDatastore = Archive
 
 
 class TrainTask(BundleTrainTask):
-    """MONAI Label's training of a bundle, which refuses to start without labels and can start from fresh weights."""
+    """MONAI Label's bundle training, which refuses to start without labels and can start from random weights."""
 
     def config(self) -> dict[str, Any]:
-        """The options that viewers show: of MONAI Label's, those that a request may hold."""
+        """Return the options that viewers show: those of MONAI Label's that a request may contain."""
         offered = training((), Path())
         return {name: value for name, value in super().config().items() if name in offered}
 
@@ -106,34 +106,34 @@ class TrainTask(BundleTrainTask):
         return cases
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[dict[str, Any]]) -> None:
-        if pretrained:  # without, MONAI Label asks whether the path None exists
+        if pretrained:  # else MONAI Label would check whether the path None exists
             super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
 
 
 class Additions:
-    """Mixed into the class of `monaibundle`: weights must fit, and uncertainty can choose the next case."""
+    """Mixin for the app class of `monaibundle`: weights must fit, and uncertainty can choose the next case."""
 
     models: dict[str, str]
     conf: dict[str, str]
 
     def init_infers(self) -> dict[str, Any]:
-        """As MONAI Label's, but weights of another network are refused instead of a warning being logged."""
+        """Like MONAI Label's, but weights of another network are refused instead of logging a warning."""
         infers: dict[str, Any] = super().init_infers()  # type: ignore[misc]
         for task in infers.values():
             task.load_strict = True
         return infers
 
     def init_trainers(self) -> dict[str, Any]:
-        """A `TrainTask` for each bundle."""
+        """Return a `TrainTask` for each bundle."""
         return {name: TrainTask(path, self.conf, load_strict=True) for name, path in self.models.items()}
 
     def init_strategies(self) -> dict[str, Any]:
-        """MONAI Label's "random" and "first", and "epistemic": the case with the highest score that there is."""
+        """Return MONAI Label's "random" and "first", and "epistemic": the case with the highest score."""
         strategies: dict[str, Any] = super().init_strategies()  # type: ignore[misc]
         return strategies | {"epistemic": Epistemic()}
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """As MONAI Label's; what is wrong with a CT is said in the answer."""
+        """Like MONAI Label's; errors of this package become the answer's detail, with status 422."""
         try:
             found: dict[str, Any] = super().infer(request, datastore)  # type: ignore[misc]
         except Exception as error:
@@ -144,16 +144,16 @@ class Additions:
         return found
 
     def batch_infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """As MONAI Label's, which shares cases out among all GPUs unless told otherwise, also where there are none."""
+        """Like MONAI Label's, which would distribute cases among GPUs even if there are none."""
         if not torch.cuda.is_available():
             request = {**request, "multi_gpu": False}
         found: dict[str, Any] = super().batch_infer(request, datastore)  # type: ignore[misc]
         return found
 
     def _local_request(self, url: str, params: dict[str, Any] | None, action: str) -> Any:
-        """As MONAI Label's, with the token: after a training, its process asks the server for new scores."""
+        """Like MONAI Label's, with the token: after training, its process requests new scores from the server."""
         with requests.Session() as server:
-            server.trust_env = False  # no proxy, and no other password of that machine
+            server.trust_env = False  # no proxy, and no credentials from .netrc
             if token := os.environ.get(TOKEN_VARIABLE):
                 server.headers["Authorization"] = f"Bearer {token}"
             answer = server.post(self.conf["server"] + url, json=params or {})

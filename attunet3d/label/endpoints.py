@@ -1,6 +1,6 @@
-"""MONAI Label's endpoints as `attunet3d label` serves them: what viewers use, behind checks of what each is given.
+"""MONAI Label's endpoints as `attunet3d label` serves them: those that viewers use, with checks of their arguments.
 
-Not served are whole slides, weights from elsewhere, the zip of all cases, and the pages with scripts from elsewhere.
+Not served are whole-slide images, upload of weights, the zip of all cases, and pages with third-party scripts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from attunet3d.label import checks, parameters
 _ROUTERS = (activelearning, batch_infer, datastore, infer, info, model, ohif, scoring, session, train)
 _CLOSED = {"GET /datastore/dataset", "PUT /model/{model}", "DELETE /model/{model}"}
 _STRATEGIES = ("first", "random", "epistemic")
-# Of the images that a request names, the one that need not exist yet.
+# Requests whose image need not exist yet.
 _NEW_IMAGES = {"PUT /datastore/", "PUT /datastore/image"}
 _SUFFIXES = {"PUT /session/": checks.SESSION_SUFFIXES, **dict.fromkeys(_NEW_IMAGES, checks.IMAGE_SUFFIXES)}
 
@@ -50,11 +50,11 @@ Endpoint = Callable[..., Awaitable[Any]]
 
 
 def labelling_app(app: Path, dicomweb: bool) -> FastAPI:
-    """An application of MONAI Label's endpoints.
+    """Build an application with MONAI Label's endpoints.
 
     Args:
         app: folder of `make_app`.
-        dicomweb: whether the studies are in a DICOMweb server, which OHIF asks through this one.
+        dicomweb: whether the studies are on a DICOMweb server, which OHIF accesses through this one.
     """
     served = FastAPI(
         title="attunet3d label",
@@ -121,24 +121,24 @@ def _checked(key: str, endpoint: Endpoint, allowed: parameters.Parameters | None
             raise HTTPException(422, str(error)) from None
         answer = await endpoint(**values)
         if isinstance(answer, FileResponse) and not Path(answer.path).is_file():
-            raise HTTPException(404, "there is no such file, or it is a folder of several")
+            raise HTTPException(404, "no such file, or it is a folder")
         return answer
 
     return checked
 
 
 def _check_source(values: dict[str, Any]) -> None:
-    """Of an inference: one image, and nothing drawn by hand."""
+    """Check the source of an inference: one image, and no scribbles."""
     if values["label"]:
         raise ConfigError("label: this network takes no scribbles; leave it out")
     if values["session_id"] or values["file"]:
-        values["image"] = ""  # it would not be used, and 3D Slicer sends any text then
+        values["image"] = ""  # it is not used then, and 3D Slicer sends arbitrary text
     elif not values["image"]:
-        raise ConfigError("image: none; name one of the studies, or send a file")
+        raise ConfigError("image: missing; name one of the studies, or send a file")
 
 
 def _check(key: str, name: str, value: Any, allowed: parameters.Parameters | None) -> None:
-    """One argument of an endpoint: its text is a name unless its own name says otherwise."""
+    """Check an argument of an endpoint; texts are names of things, except for the arguments listed here."""
     if isinstance(value, list):
         for item in value:
             _check(key, name, item, allowed)
@@ -163,7 +163,7 @@ def _check(key: str, name: str, value: Any, allowed: parameters.Parameters | Non
 
 
 def _find(key: str, name: str, value: str) -> None:
-    """MONAI Label fails where there is no such thing, or takes the name for that of a file in the folder it runs in."""
+    """Check that a name exists: MONAI Label fails otherwise, or takes it for a file in its working directory."""
     known = {"model": (BUNDLE,), "method": (BUNDLE,), "strategy": _STRATEGIES}.get(name, (value,))
     store = app_instance().datastore()
     if name == "image" and key not in _NEW_IMAGES:
@@ -174,15 +174,15 @@ def _find(key: str, name: str, value: str) -> None:
     if name == "session_id" and not app_instance().sessions().get_session(value, update_ts=False):
         known = ()
     if value not in known:
-        raise HTTPException(404, f"there is no {name} {value!r}")
+        raise HTTPException(404, f"no {name} {value!r}")
 
 
 def _known_queries(request: Request) -> None:
-    """Refuse what the endpoint would ignore."""
+    """Check that the endpoint knows all query parameters."""
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     unknown = sorted(set(request.query_params) - set(known))
     if unknown and "path" not in request.path_params:  # a page of OHIF, or a query to the DICOMweb server
-        raise HTTPException(422, f"there is no {', '.join(unknown)} here; known are {', '.join(known) or 'none'}")
+        raise HTTPException(422, f"unknown parameters {', '.join(unknown)}; known are {', '.join(known) or 'none'}")
 
 
 async def _not_found(_: Request, error: Exception) -> Response:

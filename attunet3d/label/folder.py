@@ -1,4 +1,4 @@
-"""The folder of a MONAI Label app around the bundle, where training may write."""
+"""The folder of a MONAI Label app with its copy of the bundle, which training may change."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from attunet3d.io.writer import atomic_path, make_folder, write_text_atomic
 logger = logging.getLogger(__name__)
 
 _MODES: tuple[Mode, ...] = ("train", "inference")
-# In place of MONAI Label's main.py, which becomes monaibundle.py. It looks for a class with MONAILabelApp as a base.
-_MAIN = '''"""MONAI Label's app `monaibundle` with what attunet3d adds to it; written by `attunet3d label`."""
+# Replaces MONAI Label's main.py, which becomes monaibundle.py. MONAI Label looks for a subclass of MONAILabelApp.
+_MAIN = '''"""MONAI Label's app `monaibundle` with the extensions of attunet3d; written by `attunet3d label`."""
 
 from attunet3d.label.app import Additions  # first: it makes torchvision importable
 
@@ -32,8 +32,8 @@ from monailabel.interfaces.app import MONAILabelApp
 class App(Additions, monaibundle.MyApp, MONAILabelApp):
     """The app that MONAI Label finds in this file."""
 '''
-# The server offers every *.pt as weights, the shortest name first: a state of the run, last.pt, must not be there.
-# Labels come from an annotator and not from a datalist: 1 is the only structure that the server names.
+# The server offers every *.pt as weights, the shortest name first: the training state, last.pt, must not be there.
+# Labels come from an annotator and not from a datalist: 1 is the only structure that the server offers.
 _SERVED = {"state_interval": 0, "pancreas_labels": [1]}
 
 
@@ -44,21 +44,21 @@ def make_app(
     overrides: Mapping[str, Any] | None = None,
     allow_code: bool = False,
 ) -> Path:
-    """Set up the app, or bring one that is there up to date: its configs are written anew, its weights stay.
+    """Create the app, or update an existing one: its configs are rewritten, its weights are kept.
 
     Args:
-        folder: of the app; made if it does not exist.
-        checkpoint: weights to start from; by default those that are in the folder, or else the bundle's.
+        folder: of the app; created if it does not exist.
+        checkpoint: initial weights; by default those in the folder, or else the bundle's.
         presets: merged in order over the bundle's configs and the recipe of the weights; training and inference each
-            take what is theirs.
+            use the ids they define.
         overrides: ids of these configs and their values.
-        allow_code: presets and overrides may hold expressions and name classes, which the server then runs.
+        allow_code: presets and overrides may contain expressions and class names, which the server then runs.
 
     Returns:
         The bundle in the app.
 
     Raises:
-        ConfigError: MONAI Label is not installed; a preset or an id does not exist, or holds code.
+        ConfigError: MONAI Label is not installed; a preset or an id does not exist, or contains code.
         CheckpointError: the weights, or their recipe, cannot be read, or do not fit the network of the presets.
         OutputError: the folder cannot be written.
     """
@@ -91,10 +91,10 @@ def make_app(
 
 
 def sample_app() -> Path:
-    """The main.py of `monaibundle`, which MONAI Label brings along.
+    """Find the main.py of MONAI Label's sample app `monaibundle`.
 
     Raises:
-        ConfigError: it is not installed; the message says how to.
+        ConfigError: MONAI Label is not installed; the message says how to install it.
     """
     try:
         files = importlib.metadata.files("monailabel") or []
@@ -111,7 +111,7 @@ def sample_app() -> Path:
 
 
 def _by_mode(overrides: Mapping[str, Any]) -> dict[Mode, dict[str, Any]]:
-    """To each config what it defines; what neither does is refused by the first one."""
+    """Split overrides by the config that defines them; the first one will refuse unknown ids."""
     changes: dict[Mode, dict[str, Any]] = {mode: {} for mode in _MODES}
     for key, value in overrides.items():
         for mode in [mode for mode in _MODES if defines(mode, key)] or _MODES[:1]:

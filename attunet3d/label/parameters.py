@@ -1,11 +1,10 @@
-"""Parameters in requests to the MONAI Label server, with their types and ranges.
+"""Parameters of requests to the MONAI Label server, with their types and ranges.
 
-MONAI Label hands some of them to a parser that can execute text.
+MONAI Label passes some of them to a parser that can execute text.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.errors import ConfigError
+from attunet3d.io.json_text import parse_json
 from attunet3d.label.checks import IMAGE_SUFFIXES, is_name, shown
 
 _DEEPEST = 10
-# What the server itself writes into an image's or label's information; viewers take "name" for a file's.
+# Fields of an image's or label's information that the server writes; viewers take "name" for a file name.
 _KEPT_BY_SERVER = {"path", "name", "ts", "checksum", "strategy", "epistemic_entropy", "epistemic_ts"}
 
 
@@ -26,8 +26,8 @@ class Parameter:
     """A parameter of a request.
 
     Attributes:
-        expected: in words.
-        fits: whether a value, of any type that JSON has, is so.
+        expected: description for messages.
+        fits: whether a value, of any JSON type, is valid.
     """
 
     expected: str
@@ -38,28 +38,28 @@ Parameters = Mapping[str, Parameter]
 
 
 def parsed(what: str, text: str) -> Any:
-    """JSON of a form's field.
+    """Parse the JSON of a form's field; an empty one is an empty object.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not JSON, or JSON that `parse_json` refuses.
     """
     try:
-        return json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
+        return parse_json(text or "{}")
+    except ValueError as error:
         raise ConfigError(f"{what}: expected JSON ({error})") from None
 
 
 def check_parameters(what: str, given: Any, allowed: Parameters, model: str = "") -> None:
-    """Refuse a parameter that is not among those allowed or does not fit.
+    """Check that parameters are known and valid.
 
     Args:
-        what: names it all.
+        what: name of the field that holds them.
         given: decoded JSON.
-        allowed: by name; none at all allows no parameter.
-        model: these may also be given below its name, as for all models at once.
+        allowed: parameters by name.
+        model: name under which parameters may be nested, as in requests for all models.
 
     Raises:
-        ConfigError: names the parameter and what is allowed.
+        ConfigError: a parameter is unknown or invalid; the message names it and what is allowed.
     """
     if not isinstance(given, dict):
         raise ConfigError(f"{what}: {shown(given)}; expected a JSON object")
@@ -73,7 +73,7 @@ def check_parameters(what: str, given: Any, allowed: Parameters, model: str = ""
 
 
 def check_information(what: str, given: Any) -> None:
-    """Refuse, in what an annotator notes about an image or label, what only the server writes, and text that executes.
+    """Check an annotator's information about an image or label: no fields of the server, and no text that executes.
 
     Raises:
         ConfigError: it holds such.
@@ -81,11 +81,11 @@ def check_information(what: str, given: Any) -> None:
     if not isinstance(given, dict) or not _is_plain(given):
         raise ConfigError(f"{what}: expected a JSON object whose texts do not start with $, @ or %, nor names with _")
     if kept := _KEPT_BY_SERVER & set(given):
-        raise ConfigError(f"{what}: {', '.join(sorted(kept))}: the server itself writes this")
+        raise ConfigError(f"{what}: {', '.join(sorted(kept))}: only the server itself writes this")
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
-    """JSON in which nothing executes in a MONAI config: no expression, reference, macro or component."""
+    """Whether nothing in a JSON value executes in a MONAI config: no expression, reference, macro or component."""
     if depth > _DEEPEST:
         return False
     if isinstance(value, dict):
@@ -135,12 +135,12 @@ _GPUS = Parameter(
 
 
 def saving() -> dict[str, Parameter]:
-    """Of a label that is saved."""
+    """Return the parameters of saving a label."""
     return {"label_info": _LABELS, "client_id": _CLIENT}
 
 
 def choosing() -> dict[str, Parameter]:
-    """Of a strategy for the next case."""
+    """Return the parameters of choosing the next case."""
     return {
         "label_tag": _NAME,
         "labels": Parameter("a list of names", _are_names),
@@ -149,11 +149,11 @@ def choosing() -> dict[str, Parameter]:
 
 
 def training(devices: Collection[str], models: Path) -> dict[str, Parameter]:
-    """Of a training.
+    """Return the parameters of training.
 
     Args:
         devices: names of GPUs that the server offers.
-        models: folder of the weights that training may start from.
+        models: folder of initial weights.
     """
     return {
         **_computing(devices),
@@ -165,7 +165,7 @@ def training(devices: Collection[str], models: Path) -> dict[str, Parameter]:
 
 
 def scoring(devices: Collection[str]) -> dict[str, Parameter]:
-    """Of a scoring by uncertainty."""
+    """Return the parameters of scoring by uncertainty."""
     return {
         **_computing(devices),
         "max_samples": _whole(0, 1_000_000),
@@ -175,7 +175,7 @@ def scoring(devices: Collection[str]) -> dict[str, Parameter]:
 
 
 def inference(devices: Collection[str], models: Path) -> dict[str, Parameter]:
-    """Of the segmentation of one case; see `training`."""
+    """Return the parameters of segmenting one case; see `training`."""
     return {
         "device": _device(devices),
         "model_filename": _weights(models),
@@ -192,7 +192,7 @@ def inference(devices: Collection[str], models: Path) -> dict[str, Parameter]:
 
 
 def batch(devices: Collection[str], models: Path) -> dict[str, Parameter]:
-    """Of the segmentation of many cases; see `training`."""
+    """Return the parameters of segmenting many cases; see `training`."""
     return {
         **inference(devices, models),
         **_computing(devices),

@@ -22,11 +22,11 @@ def serve(app: Path, studies: str, host: str, port: int, access: Access, epistem
 
     Args:
         app: its folder; logs, and for DICOMweb a copy of the series that were opened, are kept there too.
-        studies: `check_studies` gave it.
+        studies: as returned by `check_studies`.
         host, port: where to listen.
-        access: whom to answer.
-        epistemic: score the cases without a label by the network's uncertainty in the background, at the start and
-            after each training; else only when asked to (``POST /scoring/``).
+        access: which requests to accept.
+        epistemic: score unlabelled cases by the network's uncertainty in the background, at the start and after each
+            training; else only on request (``POST /scoring/``).
     """
     with tempfile.TemporaryDirectory(prefix="attunet3d-", ignore_cleanup_errors=True) as folder:
         _work_in(folder, app)
@@ -34,10 +34,10 @@ def serve(app: Path, studies: str, host: str, port: int, access: Access, epistem
 
 
 def _work_in(folder: str, app: Path) -> None:
-    """Have this process and its children run, and put temporary files, in a folder that only this user can read.
+    """Make a folder that only this user can read the working and temporary directory of this process and its children.
 
-    MONAI Label leaves uploaded images of patients among temporary files. Its training runs ``python -m``, to which
-    each Python file in the working folder is a module: in that of the user, which may be the studies', it would be run.
+    MONAI Label leaves uploaded images of patients in the temporary directory. Its training runs ``python -m``, which
+    would import Python files from the user's working directory, possibly that of the studies.
     """
     for name, place in (("MONAI_LABEL_DICOMWEB_CACHE_PATH", "dicom"), ("MONAI_LABEL_SESSION_PATH", "sessions")):
         os.environ[name] = os.path.abspath(os.environ.get(name, app / place))
@@ -48,14 +48,14 @@ def _work_in(folder: str, app: Path) -> None:
 
 
 def _serve(app: Path, studies: str, host: str, port: int, access: Access, epistemic: bool) -> None:
-    # Seconds for which it does not look for new series and labels: of the two hours that is by default, it would offer
-    # cases again that have their label by now.
+    # Seconds for which lists of series and labels are cached: with the default of two hours, cases that have been
+    # labelled since would be offered again.
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_EXPIRY", "5")
     os.environ["MONAI_LABEL_AUTO_UPDATE_SCORING"] = str(epistemic).lower()
     os.environ.pop(TOKEN_VARIABLE, None)
     if epistemic and access.token is not None:
-        os.environ[TOKEN_VARIABLE] = access.token  # for the processes of training, which then ask for scores
-    # MONAI Label runs dcmqi's programs by their names, and downloads them if they are not found.
+        os.environ[TOKEN_VARIABLE] = access.token  # for training processes, which request new scores
+    # MONAI Label looks for dcmqi's programs on PATH, and downloads them if they are not found.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     from attunet3d.label.torchvision_ops import make_torchvision_importable
 
@@ -65,13 +65,13 @@ def _serve(app: Path, studies: str, host: str, port: int, access: Access, episte
 
     from attunet3d.label.endpoints import labelling_app
 
-    # Of its model zoo, in the internet, nothing is wanted.
+    # Nothing is to be downloaded from the model zoo.
     conf = {"models": BUNDLE, "zoo_source": "local", "sam2": "false", "epistemic_model": BUNDLE}
     conf["server"] = address(host, port)
     server = Main()
     words = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
     words += [word for key, value in conf.items() for word in ("--conf", key, value)]
-    # Once it has shut down, uvicorn sends the signal that told it to again: by default that would end all at once.
+    # After its shutdown uvicorn raises the signal again, whose default action would skip the cleanup.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     arguments = server.args_parser().parse_args(words)
     answering = CORSMiddleware(
@@ -89,7 +89,7 @@ def _serve(app: Path, studies: str, host: str, port: int, access: Access, episte
 
 
 def _stop_children() -> None:
-    """End training and scoring, which run in processes of their own and would go on."""
+    """Stop training and scoring, whose processes would otherwise continue."""
     import psutil
 
     children = psutil.Process().children(recursive=True)
@@ -100,11 +100,11 @@ def _stop_children() -> None:
 
 
 def check_studies(studies: str) -> str:
-    """What MONAI Label takes for a folder of NIfTI files, or for the URL of a DICOMweb server.
+    """Check a folder of NIfTI files or the URL of a DICOMweb server; the text that MONAI Label takes.
 
     Raises:
         InputNotFoundError: the folder does not exist.
-        ConfigError: the URL names no host, or holds a password; the folder's list of images leads out of it.
+        ConfigError: the URL has no host, or contains a password; the folder's image list refers to files outside it.
     """
     if studies.startswith(("http://", "https://")):
         url = urlsplit(studies)
@@ -112,7 +112,7 @@ def check_studies(studies: str) -> str:
             raise ConfigError(f"{studies}: names no host; expected e.g. http://127.0.0.1:8042/dicom-web")
         if url.username or url.password:
             raise ConfigError(
-                "the URL of the studies holds a name or password, which logs would show: set "
+                "the URL of the studies contains a user name or password, which logs would show: set "
                 "MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD in the environment"
             )
         return studies
@@ -127,15 +127,15 @@ def check_studies(studies: str) -> str:
 
 
 def address(host: str, port: int) -> str:
-    """The URL of a server that listens there, without a path."""
+    """Return the URL of a server at an address, without a path."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def check_address(host: str, port: int) -> None:
-    """Refuse an address at which nothing can listen.
+    """Check that a server can listen at an address.
 
     Raises:
-        ConfigError: the port is taken, or the address is not this machine's.
+        ConfigError: the port is in use, or the address is not one of this machine.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -143,8 +143,10 @@ def check_address(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", "no name of a host")
-        raise ConfigError(f"{host}, port {port}: {reason}; choose another --port or --host") from error
+        reason = getattr(error, "strerror", "not a host name")
+        raise ConfigError(
+            f"{host}, port {port}: {reason}; choose another port or host", arguments=("port", "host")
+        ) from error
 
 
 def is_loopback(host: str) -> bool:

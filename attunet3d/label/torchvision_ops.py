@@ -1,6 +1,6 @@
-"""torchvision beside a torch for CPUs, for MONAI Label, which imports it.
+"""Make torchvision importable with a CPU build of torch, for MONAI Label, which imports it.
 
-The wheel of PyPI is built for CUDA: its compiled part does not load there, and then its Python part fails.
+The wheel on PyPI is built for CUDA: with a CPU build its compiled library does not load, so that its Python code fails.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-# What torchvision describes in Python while it is imported, although its library that defines it could not be loaded.
+# Operators for which torchvision's Python code registers fake kernels, and which its missing library would define.
 _OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -18,7 +18,7 @@ _OPERATORS = (
 
 
 def make_torchvision_importable() -> None:
-    """Declare, without code, the operators that torchvision misses; nothing here or in MONAI Label's use runs them.
+    """Declare the missing operators without an implementation; neither this package nor MONAI Label runs them.
 
     Raises:
         ImportError: torchvision is not installed, or cannot be imported for another reason.

@@ -66,7 +66,9 @@ def connected(address: str = "auto") -> Iterator[None]:
             _connect(address, stack)
         except Exception as error:  # Ray raises no less for a node that does not start
             reason = _REFUSED if _is_refused(error) else error
-            raise ConfigError(f"--address {address}: no Ray cluster can be reached or started ({reason})") from error
+            raise ConfigError(
+                f"address {address}: no Ray cluster can be reached or started ({reason})", arguments=("address",)
+            ) from error
         finally:
             # Ray has put a handler of its own there, which would end the process.
             if callable(handler) and threading.current_thread() is threading.main_thread():
@@ -156,7 +158,8 @@ def plan_workers(
         memory = f" and {memory_gb:g} GB" if memory_gb else ""
         raise ConfigError(
             f"no node has room for a worker of {cpus:g} CPUs, {gpus:g} GPUs{memory}; there are: {has}. Ask for less "
-            "with --num-cpus-per-worker, --num-gpus-per-worker, --memory"
+            "with cpus_per_worker, gpus_per_worker, memory_gb",
+            arguments=("cpus_per_worker", "gpus_per_worker", "memory_gb"),
         )
     share = 1 / max(max(counts, default=1), 1)
     return Resources(workers or sum(counts), cpus, gpus, memory_gb, share)

@@ -30,7 +30,7 @@ def noted_address() -> str | None:
     except OSError:
         return None
     if state.st_uid != os.getuid() or _others_can_write(state):
-        logger.warning("%s: another user can have written it; name the cluster with --address to join it", note)
+        logger.warning("%s: another user can have written it; give the cluster's address to join it", note)
         return None
     host, _, port = text.rpartition(":")
     with suppress(OSError, ValueError, OverflowError):

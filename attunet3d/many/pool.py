@@ -226,7 +226,7 @@ class Pool:
             self._actors.stop(place.actor)
             self._replace(place, "it took too long")
             if len(cases) == 1:
-                why = f"took longer than {self._case_seconds / 60:g} min; give it more with --case-timeout"
+                why = f"took longer than {self._case_seconds / 60:g} min; allow more case_minutes"
                 self._end(cases[0], self._failed(cases[0], TimeoutError(), why))
                 continue
             self._suspects |= {case.id: case for case in cases}

@@ -67,9 +67,10 @@ def score(
     masks: list[np.ndarray] = []
     affines: list[np.ndarray] = []
     for path, labels, name in ((prediction, prediction_label, "prediction"), (reference, reference_label, "reference")):
-        option = f"; say which count with --{name}-label"
         chosen = [labels] if isinstance(labels, int) else [1] if labels is None else labels
-        wanted = LabelValues.of(chosen, cure=option + " {found}", lack=option)
+        argument = f"{name}_label"
+        cure = f"; say which count with {argument}"
+        wanted = replace(LabelValues.of(chosen, cure=cure + "=[{found}]", lack=cure), arguments=(argument,))
         if labels is not None:  # whoever says what counts says that the rest does not
             wanted = replace(wanted, allowed=None)
         label, affine = read_label(path)

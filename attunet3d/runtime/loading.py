@@ -33,7 +33,8 @@ def build_network(definition: Mapping[str, object], allow_code: bool = False) ->
     if not allow_code and not is_network(target):  # before anything is imported
         raise ConfigError(
             f"network_def cannot be built: {target[:80]!r} is no network of this package; use "
-            f"attunet3d.networks.AttentionUNet. {CURE}"
+            f"attunet3d.networks.AttentionUNet. {CURE}",
+            arguments=("allow_code",),
         )
     module, _, name = target.rpartition(".")
     try:

@@ -34,8 +34,7 @@ _HOLES, _HOLES_OF_SEVERAL = 0.25, 1.0
 _RESERVE = 0.05  # of what is free is left to others
 CURE_OF_SIZE = "close other programs, crop the CT to the abdomen, or use a machine with more"
 CURE_OF_WINDOWS = (
-    "close other programs, use a machine with more, or allow smaller windows (--allow-smaller-windows), whose mask is "
-    "not that of full ones"
+    "close other programs, use a machine with more, or allow_smaller_windows=True, whose mask is not that of full ones"
 )
 
 
@@ -153,7 +152,8 @@ def plan_memory(
             cure = CURE_OF_WINDOWS if helps else CURE_OF_SIZE + (", or device cpu" if where else "")
             raise MemoryLimitError(
                 f"a CT of {by_axis(shape)} voxels needs {gib(bytes_needed)} of memory{where}, and there are "
-                f"{gib(bytes_there)}: {cure}"
+                f"{gib(bytes_there)}: {cure}",
+                arguments=("allow_smaller_windows",) if helps else ("device",) if where else (),
             )
     limit = None if room is None else (room - beside) // bytes_per_voxel
     if limit is not None and window_voxels <= limit:

@@ -41,7 +41,8 @@ def windows_in_memory(
         where = f" on {image.device}" if memory.on_gpu else ""
         raise MemoryLimitError(
             f"windows of {by_axis(plan.roi)} voxels need {gib(memory.network_bytes(one))} of memory{where}, and there "
-            f"are {gib(memory.room_bytes or 0)}: {CURE_OF_WINDOWS}"
+            f"are {gib(memory.room_bytes or 0)}: {CURE_OF_WINDOWS}",
+            arguments=("allow_smaller_windows",),
         )
     return window.plan(image, limit)
 
@@ -101,7 +102,7 @@ def run_in_memory(
                 continue
             where = f"out of memory on {image.device} with windows of {by_axis(plan.roi)} voxels"
             if not smaller:
-                raise MemoryLimitError(f"{where}: {CURE_OF_WINDOWS}") from error
+                raise MemoryLimitError(f"{where}: {CURE_OF_WINDOWS}", arguments=("allow_smaller_windows",)) from error
             limit_voxels = plan.voxels // 2
             if limit_voxels < SMALLEST_SIDE**3:
                 raise MemoryLimitError(f"{where}, and there are no smaller ones: {CURE_OF_SIZE}") from error

@@ -52,7 +52,8 @@ class CheckStep:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
                 f"epoch {engine.state.epoch}, step {engine.state.iteration}: the loss is {loss}, the norm of the "
-                f"gradient {norm}; set a lower learning_rate or precision=fp32, and go on with --resume"
+                f'gradient {norm}; set a lower learning_rate or precision="fp32", and go on with resume=True',
+                arguments=("learning_rate", "precision", "resume"),
             )
 
 

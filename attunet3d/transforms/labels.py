@@ -25,20 +25,23 @@ class LabelValues:
     """What the values of a label map mean.
 
     `pancreas` are those that count as pancreas; `allowed` is what may be in a file, None for anything. `cure` ends the
-    message about another value ("{found}" in it stands for those that are not 0), `lack` that about a missing pancreas.
+    message about another value ("{found}" in it stands for those that are not 0), `lack` that about a missing pancreas;
+    `arguments` are those that both name.
     """
 
     pancreas: tuple[int, ...]
     allowed: frozenset[int] | None
     cure: str = ""
     lack: str = ""
+    arguments: tuple[str, ...] = ()
 
     @staticmethod
     def of(
         pancreas: Sequence[Any],
         organs: Mapping[str, Sequence[int]] | None = None,
         named: Iterable[int] = (),
-        **cures: str,
+        cure: str = "",
+        lack: str = "",
     ) -> LabelValues:
         """The values of a label map whose pancreas is ``pancreas``: label values, or lists of them for several classes.
 
@@ -54,7 +57,7 @@ class LabelValues:
             raise ConfigError(f"values that count as pancreas must be integers from 1 to 255, got {list(pancreas)}")
         alone = set(chosen) == set(range(1, len(set(chosen)) + 1))
         others = {value for values in (organs or {}).values() for value in values} | set(named)
-        return LabelValues(tuple(chosen), frozenset({0, *chosen, *others}) if alone else None, **cures)
+        return LabelValues(tuple(chosen), frozenset({0, *chosen, *others}) if alone else None, cure, lack)
 
 
 def check_values(path: str | Path, label: np.ndarray, values: LabelValues, may_lack: bool = False) -> list[str]:
@@ -73,7 +76,8 @@ def check_values(path: str | Path, label: np.ndarray, values: LabelValues, may_l
     if values.allowed is not None and not values.allowed.issuperset(found):
         expected = ", ".join(map(str, sorted(values.allowed)))
         cure = values.cure.replace("{found}", ",".join(str(value) for value in found if value))
-        raise UnsupportedImageError(f"{path}: holds the values {_listed(found)}, not {expected}{cure}")
+        message = f"{path}: holds the values {_listed(found)}, not {expected}{cure}"
+        raise UnsupportedImageError(message, arguments=values.arguments)
     if set(found).intersection(values.pancreas):
         return []
     wanted = " or ".join(map(str, values.pancreas))
@@ -81,7 +85,7 @@ def check_values(path: str | Path, label: np.ndarray, values: LabelValues, may_l
     if found != [0]:
         text += f"; it holds {_listed(found)}"
     if not may_lack:
-        raise UnsupportedImageError(text + values.lack)
+        raise UnsupportedImageError(text + values.lack, arguments=values.arguments)
     return [text]
 
 

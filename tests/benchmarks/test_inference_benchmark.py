@@ -154,14 +154,14 @@ def test_table_shows_what_is_not_known_as_a_dash() -> None:
         "seconds              read+pre  network  post+write  warm case  whole process  imports+setup  peak MB",
         "attunet3d                0.10     0.00        0.20       2.00           5.00           0.50        -",
         "monai-attentionunet      0.10    15.00        0.20      20.00          25.00           0.50     2000",
-        "attunet3d beside monai-attentionunet: a warm case 10.0 times as fast, the whole process 5.0 times, "
+        "attunet3d against monai-attentionunet: a warm case 10.0 times as fast, the whole process 5.0 times, "
         "- of its memory",
         "Dice of attunet3d against attunet3d-fp32: -",
         "Dice of attunet3d against monai-same-network: 0.9988",
         "warning: model.pt: no recipe",
     ]
     stock["cores_disturbed"]["warm"] = 0.52
-    caution = "not to be relied on: other work took 0.5 cores while monai-attentionunet was measured"
+    caution = "unreliable: other processes used 0.5 cores while monai-attentionunet was measured"
     assert table(result).splitlines()[-1] == caution
 
 
@@ -216,7 +216,7 @@ def _python(code: str) -> list[str]:
         ("import sys; sys.exit('log\\nerror: no such weights\\n\\n')", "the contender: no such weights"),
         ("raise ValueError('bad size')", "the contender: ValueError: bad size"),
         ("raise SystemExit(3)", "the contender: exit code 3"),
-        ("import os; os.kill(os.getpid(), 9)", "the contender: ended by signal 9; is there too little memory?"),
+        ("import os; os.kill(os.getpid(), 9)", "the contender: ended by signal 9; out of memory?"),
     ],
 )
 def test_a_process_that_fails_is_one_clear_error(code: str, message: str) -> None:

@@ -138,14 +138,15 @@ def test_labels_and_tolerance(run: Run, study: tuple[Path, Path], tmp_path: Path
     assert stderr == f"warning: {other}: an empty mask: no voxel has the value 1 or 2; it holds 0, 7\n"
     code, stdout, stderr = run(other, reference)
     assert (code, stdout) == (2, "")
-    assert "other.nii.gz: holds the values 0, 7, not 0, 1; say which count with --prediction-label 7" in stderr
+    assert "other.nii.gz: holds the values 0, 7, not 0, 1; say which count with prediction_label=[7]" in stderr
+    assert stderr.endswith(" (--prediction-label)\n")
 
 
 def test_two_empty_masks_have_no_dice(run: Run, study: tuple[Path, Path], tmp_path: Path) -> None:
     write(study[1] / "c.nii.gz", 0)
     code, stdout, stderr = run(study[0] / "c_seg.nii.gz", study[1] / "c.nii.gz")
     assert (code, strict(stdout)["dice"], strict(stdout)["reference_ml"]) == (0, None, 0.0)
-    assert stderr == "warning: c_seg: both masks are empty, so that nothing is said of their overlap (no Dice)\n"
+    assert stderr == "warning: c_seg: both masks are empty, so the Dice is undefined\n"
     code, stdout, stderr = run(*study, "-o", tmp_path / "m.csv")
     assert (code, (tmp_path / "m.csv").read_text().splitlines()[3]) == (0, "c" + ",nan" * 6 + ",0.000000" * 3)
     shown = stderr.splitlines()

@@ -118,12 +118,13 @@ def test_labels_with_other_organs_need_to_be_told(run: Run, phantoms: list[Phant
     output = tmp_path / "organs.json"
     code, _, stderr = run("prepare", "pairs", raw, "-o", output)
     assert code == 2
-    assert "say where with --images, --labels" in stderr[-1]
+    assert "say where with images and labels (--images, --labels)" in stderr[-1]
 
     patterns = ("--images", "*/scan.nii.gz", "--labels", "*/organs.nii.gz")
     code, _, stderr = run("prepare", "pairs", raw, "-o", output, *patterns, "--folds", 2)
     assert code == 2
-    assert "holds the values 0, 3, 7, not 0, 1; say which are pancreas with --pancreas-label" in stderr[1]
+    assert "holds the values 0, 3, 7, not 0, 1; say with pancreas_labels which are pancreas" in stderr[1]
+    assert stderr[1].endswith(" (--pancreas-label)")
     assert stderr[-1] == f"error: {raw}: none of the 3 cases can be used; nothing was written"
     assert not output.exists()
 

@@ -40,7 +40,7 @@ def test_those_that_could_be_chosen_under_their_numbers(study: Path) -> None:
     assert [(f.number, f.uid) for f in inspect_path(study) if f.number in (2, 7)] == [(2, "1.2.2"), (7, "1.2.7")]
     with pytest.raises(AmbiguousSeriesError) as caught:
         read_ct(study)
-    assert re.findall(r"1\.2\.\d", str(caught.value).partition("--all-series: ")[2]) == ["1.2.2", "1.2.7"]
+    assert re.findall(r"1\.2\.\d", str(caught.value).partition("segmentable_series: ")[2]) == ["1.2.2", "1.2.7"]
     assert [line.partition(": 1.2.")[0] for line in left_out] == [
         f"{study}: series 1: CT localizer",
         f"{study}: series 3: CT derived (MIP), made from the scanner's slices",
@@ -82,7 +82,7 @@ def test_cts_of_two_patients_are_refused(tmp_path: Path, tags: dict[str, list[st
     write_series(tmp_path / "3", phantom(), uid="1.2.5", **{**tags, "PatientID": "0815"})
     for read in (segmentable_series, read_ct):
         with pytest.raises(
-            AmbiguousSeriesError, match=r"3 CT series of 2 patients; segment each patient's folder, or .* --series UID"
+            AmbiguousSeriesError, match=r"3 CT series of 2 patients; segment each patient's folder, or .* series_uid"
         ) as caught:
             read(tmp_path)
         assert "4711" not in str(caught.value)

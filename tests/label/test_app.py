@@ -29,9 +29,9 @@ def test_a_uid_that_is_a_path_leads_nowhere(tmp_path: Path, by_frame: bool) -> N
     cache = tmp_path / "a" / "cache"
     archive = Archive(client, search_filter={}, cache_path=str(cache), fetch_by_frame=by_frame)
     for name in (series, "../../../outside", "..", ".", ""):
-        with pytest.raises(UnreadableInputError, match="whose UID is none"):
+        with pytest.raises(UnreadableInputError, match="with an invalid UID"):
             archive.get_image_uri(name)
-        with pytest.raises(UnreadableInputError, match="whose UID is none"):
+        with pytest.raises(UnreadableInputError, match="with an invalid UID"):
             archive.get_label_uri(name, "final")
     assert not list(tmp_path.rglob("outside*"))
 

@@ -46,7 +46,7 @@ def test_an_uploaded_file_loses_the_folders_of_its_sender() -> None:
     "sent", ["../mask.nii", "a/../mask.nii", "..\\mask.nii", "", "/", ".nii", "a\0.nii", "a\n.nii"]
 )
 def test_an_uploaded_file_without_a_name_is_refused(sent: str) -> None:
-    with pytest.raises(ConfigError, match="no name of a file"):
+    with pytest.raises(ConfigError, match="no file name"):
         checks.check_file_name(sent, checks.LABEL_SUFFIXES)
 
 
@@ -64,12 +64,12 @@ def test_an_nrrd_whose_voxels_are_elsewhere_is_refused(line: bytes, end: bytes) 
     inside = io.BytesIO(end.join([b"NRRD0004", b"type: uint8", b"", b"\ndata file: voxels"]))
     checks.check_content("a.nrrd", inside)
     assert inside.read(4) == b"NRRD"
-    with pytest.raises(ConfigError, match="voxels in it"):
+    with pytest.raises(ConfigError, match="contains its voxels"):
         checks.check_content("a.seg.NRRD", io.BytesIO(end.join([b"NRRD0004", line, b"", b""])))
 
 
 def test_a_header_that_does_not_end_is_refused() -> None:
-    with pytest.raises(ConfigError, match="voxels in it"):
+    with pytest.raises(ConfigError, match="contains its voxels"):
         checks.check_content("a.nrrd", io.BytesIO(b"NRRD0004\n" + b"# x\n" * (1 << 15) + b"data file: x\n\n"))
 
 
@@ -86,7 +86,7 @@ def test_a_header_that_does_not_end_is_refused() -> None:
     ids=["NRRD", "MetaImage", "HDF5", "gzip", "empty"],
 )
 def test_an_uploaded_file_is_of_the_format_of_its_name(name: str, start: bytes) -> None:
-    with pytest.raises(ConfigError, match=r"by what it holds|voxels in it"):
+    with pytest.raises(ConfigError, match=r"content is not|contains its voxels"):
         checks.check_content(name, io.BytesIO(start))
 
 
@@ -152,6 +152,13 @@ def test_a_list_of_images_that_stays_in_its_folder_is_taken(tmp_path: Path) -> N
 def test_a_list_of_images_that_leads_out_of_its_folder_is_refused(tmp_path: Path, content: Any) -> None:
     (tmp_path / "datastore_v2.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=r"datastore_v2\.json: .*delete it"):
+        checks.check_index(tmp_path / "datastore_v2.json")
+
+
+@pytest.mark.parametrize("content", ["{", '{"images_dir": "/etc", "images_dir": ""}', "[" * 200 + "]" * 200])
+def test_a_list_of_images_that_is_no_plain_json_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "datastore_v2.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"cannot be read; delete it"):
         checks.check_index(tmp_path / "datastore_v2.json")
 
 

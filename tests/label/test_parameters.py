@@ -117,7 +117,7 @@ def test_parameters_below_the_name_of_the_model_are_checked_too(models: Path) ->
 
 def test_a_form_holds_json() -> None:
     assert parameters.parsed("params", "") == {}
-    for text in ("{", "x", "[" * 100_000):
+    for text in ("{", "x", "[" * 100_000, "[" * 200 + "]" * 200, '{"device": "cpu", "device": "cuda"}'):
         with pytest.raises(ConfigError, match="params: expected JSON"):
             parameters.parsed("params", text)
 
@@ -142,5 +142,5 @@ def test_notes_hold_neither_what_executes_nor_what_the_server_writes() -> None:
         with pytest.raises(ConfigError, match="info: expected"):
             parameters.check_information("info", given)
     for name in ("path", "name", "strategy", "epistemic_entropy"):
-        with pytest.raises(ConfigError, match=f"info: {name}: the server itself"):
+        with pytest.raises(ConfigError, match=f"info: {name}: only the server itself"):
             parameters.check_information("info", {name: "x"})

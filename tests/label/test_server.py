@@ -163,7 +163,7 @@ def test_what_executes_or_leads_out_of_the_folders_is_refused(client: Client, ph
     refused("GET", "/ohif/..%5Cx")
     refused("GET", "/ohif/assets", 404)
     refused("POST", f"/infer/{MODEL}", params={"image": case}, files={"label": ("scribbles.bin", b"x")})
-    assert "image: none" in refused("POST", f"/infer/{MODEL}")
+    assert "image: missing" in refused("POST", f"/infer/{MODEL}")
     # What there is not, and what is not served.
     refused("POST", f"/infer/{MODEL}", 404, params={"image": "pyproject"})
     refused("POST", "/train/other", 404, json={})

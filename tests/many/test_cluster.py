@@ -210,7 +210,7 @@ def test_a_cluster_that_is_named_is_joined_whoever_runs_it(
     for address, variable in (("10.0.0.1:6379", None), ("auto", "10.0.0.1:6379")):
         if variable:
             monkeypatch.setenv("RAY_ADDRESS", variable)
-        with pytest.raises(ConfigError, match=f"--address {address}: .*nobody there"):
+        with pytest.raises(ConfigError, match=f"address {address}: .*nobody there"):
             joined(asked, address)
         assert [call["address"] for call in asked] == ["10.0.0.1:6379"]
     monkeypatch.setenv("RAY_ADDRESS", "local")
@@ -272,6 +272,6 @@ def test_a_node_that_does_not_start_is_an_error_of_one_line(
 
     monkeypatch.setattr("ray.init", init)
     before = dict(os.environ)
-    with pytest.raises(ConfigError, match=r"--address local: .*timed out during startup"):
+    with pytest.raises(ConfigError, match=r"address local: .*timed out during startup"):
         joined(asked, "local")
     assert dict(os.environ) == before

@@ -105,7 +105,7 @@ def test_a_case_that_hangs_is_set_aside_alone(tmp_path: Path) -> None:
     cluster = Cluster({"a": 2}, hanging=["c02"])
     outcome = simulate(tmp_path, cluster, names(8), 2, case_minutes=2.0)
     assert outcome.by_status == {"done": [n for n in names(8) if n != "c02"], "set aside": ["c02"]}
-    assert outcome.messages["c02"] == "took longer than 2 min; give it more with --case-timeout"
+    assert outcome.messages["c02"] == "took longer than 2 min; allow more case_minutes"
     assert outcome.status.deaths == 0
 
 

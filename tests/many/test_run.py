@@ -162,7 +162,7 @@ def test_runs_that_are_killed_and_terminated(
     with monkeypatch.context() as patch:
         patch.setattr(Status, "add", terminated)
         code, stdout, stderr = run(*arguments)
-    assert (code, stdout, stderr) == (143, "", f"interrupted, {killed} of 12 done; the same command goes on\n")
+    assert (code, stdout, stderr) == (143, "", f"interrupted, {killed} of 12 done; repeat the command to resume\n")
     # What the killed run's worker had still finished may end before the mask that is made again.
     before = [row["id"] for row in rows_of(tmp_path) if (tmp_path / row["output"]).exists()]
     stamps = {name: (tmp_path / f"{name}_seg.nii.gz").stat().st_mtime_ns for name in before}

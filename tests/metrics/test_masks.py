@@ -76,7 +76,7 @@ def test_labels_choose_the_foreground(tmp_path: Path) -> None:
     assert score(organs, prediction, prediction_label=3, say=said.append)["dice"] == 0.0
     assert said == [f"{organs}: an empty mask: no voxel has the value 3; it holds 0, 7"]
     for options in ({"reference_label": 3}, {}, {"reference_label": [1, 2]}):
-        with pytest.raises(UnsupportedImageError, match=r"r\.nii\.gz: .*; say which count with --reference-label"):
+        with pytest.raises(UnsupportedImageError, match=r"r\.nii\.gz: .*; say which count with reference_label"):
             score(prediction, organs, **options)
     for values in ([], [0], [-1], [256], 0, [True]):
         with pytest.raises(ConfigError, match="integers from 1 to 255"):
@@ -84,14 +84,14 @@ def test_labels_choose_the_foreground(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "option"), [((0, 255), "--prediction-label 255"), ((0, 1, 2), "--prediction-label 1,2")]
+    ("values", "argument"), [((0, 255), r"prediction_label=\[255\]"), ((0, 1, 2), r"prediction_label=\[1,2\]")]
 )
-def test_values_that_nothing_explains_are_refused(tmp_path: Path, values: tuple[int, ...], option: str) -> None:
+def test_values_that_nothing_explains_are_refused(tmp_path: Path, values: tuple[int, ...], argument: str) -> None:
     reference = save(tmp_path / "r.nii.gz", [(0, 0, 0)])
     label = np.resize(np.array(values, np.uint8), np.asarray(nib.load(reference).dataobj).shape)
     nib.save(nib.Nifti1Image(label, AFFINE), tmp_path / "p.nii.gz")
     found = ", ".join(map(str, values))
-    with pytest.raises(UnsupportedImageError, match=f"holds the values {found}, not 0, 1; .*{option}$"):
+    with pytest.raises(UnsupportedImageError, match=f"holds the values {found}, not 0, 1; .*{argument}$"):
         score(tmp_path / "p.nii.gz", reference)
 
 
@@ -126,7 +126,7 @@ def test_several_labels_count_together(tmp_path: Path) -> None:
     assert score(*files, reference_label=[1, 2])["dice"] == 1.0
     assert score(*files, reference_label=(1,))["precision"] == 0.5
     assert score(*files, reference_label=[1, 2, 3])["recall"] == pytest.approx(2 / 3)
-    with pytest.raises(UnsupportedImageError, match=r"holds the values 0, 1, 2, 3, not 0, 1; .*-label 1,2,3$"):
+    with pytest.raises(UnsupportedImageError, match=r"values 0, 1, 2, 3, not 0, 1; .*reference_label=\[1,2,3\]$"):
         score(*files)
 
 

@@ -379,8 +379,8 @@ def test_the_mask_does_not_depend_on_memory(
         tight.segment(ct, tmp_path / "out")
     assert str(refused.value) == (
         f"{ct}: windows of {size[0]} x {size[1]} x {size[2]} voxels need 0.48 GiB of memory, and there are 0.48 GiB: "
-        "close other programs, use a machine with more, or allow smaller windows (--allow-smaller-windows), whose mask "
-        "is not that of full ones"
+        "close other programs, use a machine with more, or allow_smaller_windows=True, whose mask is not that of full "
+        "ones"
     )
     assert not (tmp_path / "out").exists()
 
@@ -473,7 +473,7 @@ def test_a_ct_is_refused_before_it_is_read_where_no_window_can_fit(
     record = limited(tiny_checkpoint, None).segment(ct).record
     monkeypatch.setattr("attunet3d.segmenter.reading.to_hu", lambda image: pytest.fail("the voxels were read"))
     values = {"roi_size": [48, 48, 48]}
-    with pytest.raises(MemoryLimitError, match=r"a CT of 60 x 56 x 44 .*--allow-smaller-windows"):
+    with pytest.raises(MemoryLimitError, match=r"a CT of 60 x 56 x 44 .*allow_smaller_windows=True"):
         limited(tiny_checkpoint, for_voxels(record, 40**3), **values).segment(ct)
     with pytest.raises(pytest.fail.Exception, match="the voxels were read"):
         limited(tiny_checkpoint, for_voxels(record, 40**3), **values, allow_smaller_windows=True).segment(ct)
@@ -538,7 +538,7 @@ def test_a_gpu_that_is_tight_limits_the_voxels_and_a_full_one_is_refused(gpu: Ca
     gpu(free=600 * MB)
     images = 4 * 4 * math.prod(MODEL)
     assert plan_on_gpu().limit_voxels == (570 * MB - images) // 300
-    with pytest.raises(MemoryLimitError, match=r"needs .* of memory on cuda:0, and there are .*smaller windows"):
+    with pytest.raises(MemoryLimitError, match=r"needs .* of memory on cuda:0, and there are .*smaller_windows"):
         plan_on_gpu(smallest_voxels=2_000_000)
     gpu(free=100 * MB)
     with pytest.raises(MemoryLimitError, match=r"of memory on cuda:0, .* or device cpu"):

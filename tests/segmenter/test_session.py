@@ -443,7 +443,7 @@ def test_where_memory_runs_out_all_the_same_the_case_is_refused(
     shown = " x ".join(map(str, size))
     message = f"{ct}: out of memory on cpu with windows of {shown} voxels: close other programs, "
     assert str(refused.value).startswith(message)
-    assert "--allow-smaller-windows" in str(refused.value)
+    assert "allow_smaller_windows=True" in str(refused.value)
 
 
 def test_where_memory_runs_out_fewer_windows_are_run_at_once(

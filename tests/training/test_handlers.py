@@ -43,7 +43,7 @@ def test_a_loss_that_is_not_a_number(tmp_path: Path) -> None:
         return squared_error(prediction, target) * (NAN if len(steps) == 5 else 1)
 
     run = ToyRun(tmp_path, loss=loss)
-    with pytest.raises(TrainingError, match=r"epoch 2, step 5: the loss is nan.*learning_rate.*--resume"):
+    with pytest.raises(TrainingError, match=r"epoch 2, step 5: the loss is nan.*learning_rate.*resume=True"):
         run.run()
     assert len(steps) == 5
     assert run.weight == steps[-1] != 0

@@ -118,7 +118,7 @@ def test_killed_at_any_step_of_writing_it_goes_on_as_if_it_had_not_been(
 
 
 def test_a_run_is_not_overwritten(data: Path, whole_run: Path) -> None:
-    with pytest.raises(ConfigError, match="--resume"):
+    with pytest.raises(ConfigError, match="resume=True"):
         train(data, whole_run)
 
 
@@ -200,7 +200,7 @@ def test_a_damaged_state_has_one_before_it(
         shutil.copy(whole_run / name, tmp_path)
     before = torch.load(tmp_path / "previous.pt", weights_only=True)["epoch"]
     damage(tmp_path / "last.pt")
-    with pytest.raises(ConfigError, match="--resume"):
+    with pytest.raises(ConfigError, match="resume=True"):
         train(data, tmp_path)
     train(data, tmp_path, resume=True)
     assert curve(tmp_path) == curve(whole_run)

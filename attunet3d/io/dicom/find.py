@@ -138,8 +138,9 @@ def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
                 f"SeriesInstanceUID, or give a folder with it alone: {_listed(candidates)}"
             )
         raise AmbiguousSeriesError(
-            f"{_folder(series)}: {len(candidates)} CT series; choose one with --series UID, or segment each with "
-            f"--all-series: {_listed(candidates)}"
+            f"{_folder(series)}: {len(candidates)} CT series; choose one with series_uid, or segment each of "
+            f"segmentable_series: {_listed(candidates)}",
+            arguments=("series_uid", "segmentable_series"),
         )
     return candidates[0]
 
@@ -170,7 +171,8 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
     if patients > 1 and len(listed) > 1:
         raise AmbiguousSeriesError(
             f"{_folder(series)}: {len(listed)} CT series of {patients} patients; segment each patient's folder, or "
-            f"choose one with --series UID: {_listed(listed)}"
+            f"choose one with series_uid: {_listed(listed)}",
+            arguments=("series_uid",),
         )
     return candidates, left_out
 
@@ -226,7 +228,8 @@ def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:
     if parts:
         raise AmbiguousSeriesError(
             f"{folder}: series {uid} holds {len(parts)} stacks, which `attunet3d inspect` describes; "
-            f"choose one with --series UID: {_listed(parts)}"
+            f"choose one with series_uid: {_listed(parts)}",
+            arguments=("series_uid",),
         )
     raise InputNotFoundError(f"{folder}: no series {uid}; there are: {_listed(series)}")
 

@@ -278,7 +278,7 @@ def _even_planes(
     whole = len(odd) > 0 and bool(np.all(missing > 0) and np.allclose(gaps[odd] / typical, missing + 1, atol=0.1))
     too_wide = gaps.max() > MAX_SPACING_MM
     if not allow_uneven:
-        allowed = "" if too_wide else "; --allow-uneven interpolates between them"
+        allowed = "" if too_wide else "; allow_uneven=True interpolates between them"
         if whole:
             places = [
                 positions[k] + (positions[k + 1] - positions[k]) * part
@@ -304,7 +304,7 @@ def _even_planes(
                 f"gaps of {gaps.min():.4g} to {gaps.max():.4g} mm, so that {_named(slices[k])} lies "
                 f"{displaced[k]:.2g} mm from its place among even slices"
             )
-        raise GeometryError(f"{folder}: {found}; {verdict}")
+        raise GeometryError(f"{folder}: {found}; {verdict}", arguments=() if too_wide else ("allow_uneven",))
     if too_wide:
         k = int(gaps.argmax())
         raise GeometryError(

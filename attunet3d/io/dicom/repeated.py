@@ -197,7 +197,8 @@ def _as_stored(ds: pydicom.Dataset, tags: Iterable[Any], path: str) -> pydicom.D
         except Exception as error:  # parsers raise anything
             raise UnsupportedImageError(
                 f"{path}: {keyword_for_tag(tag)} {tag} is damaged, and a DICOM SEG must repeat it; "
-                "export the series again, or write NIfTI (--format nifti)"
+                'export the series again, or write NIfTI (output_format="nifti")',
+                arguments=("output_format",),
             ) from error
     _write_as_stored(found)
     return found

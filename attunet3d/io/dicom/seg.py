@@ -30,13 +30,15 @@ def check_images(image: StoredImage) -> None:
     if image.facts["format"] != "dicom":
         raise UnsupportedImageError(
             f"{image.path}: not DICOM, so a DICOM SEG has no images to refer to; "
-            "give the folder of the DICOM series, or write NIfTI (--format nifti)"
+            'give the folder of the DICOM series, or write NIfTI (output_format="nifti")',
+            arguments=("output_format",),
         )
     files = len(set(image.files))
     if files != (1 if image.frames else image.shape[2]):
-        cause = "frames of several files" if files else "slices that were interpolated (--allow-uneven)"
+        cause = "frames of several files" if files else "slices that were interpolated (allow_uneven=True)"
         raise UnsupportedImageError(
-            f"{image.path}: {cause}, so a DICOM SEG cannot refer to them; write NIfTI (--format nifti)"
+            f'{image.path}: {cause}, so a DICOM SEG cannot refer to them; write NIfTI (output_format="nifti")',
+            arguments=("output_format",),
         )
 
 
@@ -109,12 +111,14 @@ def source_headers(
     if len({image.SOPInstanceUID for image in images}) < len(images):
         raise UnsupportedImageError(
             f"{source}: several images have one SOPInstanceUID, so that a DICOM SEG cannot tell which it refers to; "
-            "export the series again, or write NIfTI (--format nifti)"
+            'export the series again, or write NIfTI (output_format="nifti")',
+            arguments=("output_format",),
         )
     if len({image.StudyInstanceUID for image in images}) > 1:
         raise UnsupportedImageError(
             f"{source}: the images are of several studies (StudyInstanceUID), and a DICOM SEG belongs to one; "
-            "export the series again, or write NIfTI (--format nifti)"
+            'export the series again, or write NIfTI (output_format="nifti")',
+            arguments=("output_format",),
         )
     spaces = {image.FrameOfReferenceUID for image in images}
     if len(spaces) > 1:
@@ -134,7 +138,8 @@ def _check_uids(path: Path, header: pydicom.Dataset) -> None:
     if missing:
         raise UnsupportedImageError(
             f"{path}: {missing[0]} is missing, or not one UID, and a DICOM SEG must repeat it; "
-            "export the series again, or write NIfTI (--format nifti)"
+            'export the series again, or write NIfTI (output_format="nifti")',
+            arguments=("output_format",),
         )
 
 
@@ -201,12 +206,14 @@ def save_seg(
     except Exception as error:  # its text may quote the patient
         raise OutputError(
             f"{sources.folder}: highdicom cannot make a DICOM SEG of this series ({type(error).__name__}); "
-            "export the series again, or write NIfTI (--format nifti)"
+            'export the series again, or write NIfTI (output_format="nifti")',
+            arguments=("output_format",),
         ) from error
     if not same:
         raise OutputError(
             f"{sources.folder}: the DICOM SEG of this series, read again, is not the mask, and was removed; "
-            "write NIfTI (--format nifti)"
+            'write NIfTI (output_format="nifti")',
+            arguments=("output_format",),
         )
 
 

@@ -181,8 +181,8 @@ def test_one_of_several_series_by_uid(tmp_path):
     for part in (
         '1.2.3 (6 files, 12 x 10, every 2.5 mm, "portal venous")',
         '1.2.4 (6 files, 12 x 10, every 2.5 mm, "arterial")',
-        "--series UID",
-        "--all-series",
+        "series_uid",
+        "segmentable_series",
         str(tmp_path),
     ):
         assert part in message
@@ -276,10 +276,10 @@ REFUSED = {
             "gap of 5 mm",
             "2.5 mm is usual",
             "1 slice is missing, at [-100, -50, 27.5]",
-            "--allow-uneven",
+            "allow_uneven=True",
         ],
     ),
-    "uneven": (_uneven, GeometryError, ["gap of 4 mm", "uneven", "--allow-uneven"]),
+    "uneven": (_uneven, GeometryError, ["gap of 4 mm", "uneven", "allow_uneven=True"]),
     "sideways": (_shifted_sideways, GeometryError, ["2.00 mm beside the line", "in one line"]),
     "two phases": (_two_phases, GeometryError, ["do not advance", "export them apart"]),
     "one slice": (lambda f: write_series(f, phantom()[:, :, :1]), GeometryError, ["single slice", "whole series"]),

@@ -89,7 +89,7 @@ def test_uneven_slices(tmp_path, case, tilt):
     heights, planes = UNEVEN[case]
     axes = [1, 0, 0, 0, COS, -SIN] if tilt else [1, 0, 0, 0, 1, 0]
     _write_at(tmp_path, _ramp(heights), heights, ImageOrientationPatient=[round(float(a), 8) for a in axes])
-    with pytest.raises(GeometryError, match=r"gap of .* mm is usual .*--allow-uneven interpolates") as refused:
+    with pytest.raises(GeometryError, match=r"gap of .* mm is usual .*allow_uneven=True interpolates") as refused:
         read_ct(tmp_path)
     assert ("missing" in str(refused.value)) == ("missing" in case)
     volume = read_volume(tmp_path, allow_uneven=True)

@@ -78,7 +78,7 @@ def test_a_scattered_scan_is_read_as_one(tmp_path: Path, case: str, folders: boo
 def test_a_missing_slice_of_a_scattered_scan_is_named(tmp_path: Path) -> None:
     _write(tmp_path, _each(SERIES))
     next(p for p in tmp_path.iterdir() if read_position(p) == 27.5).unlink()
-    with pytest.raises(GeometryError, match=r"1 slice is missing, at \[-100, -50, 27.5\].*--allow-uneven"):
+    with pytest.raises(GeometryError, match=r"1 slice is missing, at \[-100, -50, 27.5\].*allow_uneven=True"):
         read_ct(tmp_path)
     assert read_ct(tmp_path, allow_uneven=True)[0].shape == (12, 10, 8)
 
@@ -93,7 +93,7 @@ def test_two_scattered_scans_are_two(tmp_path: Path) -> None:
     """Of two kernels at the same places, and of two studies."""
     first = _write(tmp_path / "1", lambda k: {SERIES: f"1.2.3.{k}", "ConvolutionKernel": "B30f"})
     second = _write(tmp_path / "2", lambda k: {SERIES: f"1.2.4.{k}", "ConvolutionKernel": "B60f"}, seed=1)
-    with pytest.raises(AmbiguousSeriesError, match="2 CT series; choose one with --series"):
+    with pytest.raises(AmbiguousSeriesError, match="2 CT series; choose one with series_uid"):
         read_ct(tmp_path)
     np.testing.assert_array_equal(read_ct(tmp_path, series_uid="1.2.3.5")[0], first)
     np.testing.assert_array_equal(read_ct(tmp_path, series_uid="1.2.4.2")[0], second)
@@ -117,11 +117,11 @@ def test_what_may_be_several_scans_is_not_put_together(tmp_path: Path, case: str
 
 
 def test_single_images_that_are_no_scan_lead_to_no_dead_end(tmp_path: Path) -> None:
-    """Neither --series nor --all-series would help."""
+    """Neither series_uid nor segmentable_series would help."""
     _write(tmp_path, NO_ONE_SCAN["any places"])
     with pytest.raises(AmbiguousSeriesError, match=r"8 CT series of one image each, .* export") as caught:
         read_ct(tmp_path)
-    assert "--all-series" not in str(caught.value)
+    assert "segmentable_series" not in str(caught.value)
 
 
 def test_messages_hold_no_uid_where_none_is_wanted(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ def test_what_cannot_be_repeated_is_named_before_the_network_runs(
     for path in write_series(tmp_path / "ct", phantom(SHAPE)):
         raw_elements(path, {name: value})
     image = open_ct(tmp_path / "ct")
-    with pytest.raises(UnsupportedImageError, match=rf"{name} \(00.*--format nifti") as caught:
+    with pytest.raises(UnsupportedImageError, match=rf"{name} \(00.*output_format=.nifti") as caught:
         source_headers("ct", image.files, image.affine, [])
     assert "PLANTED" not in str(caught.value)
 
@@ -211,7 +211,7 @@ def test_what_highdicom_refuses_is_found_before_the_network_runs(
     CaseWriter(Outputs(output_format=kind), tmp_path / "ct", None, planned, "ab" * 32)
     monkeypatch.setattr(hd.seg.Segmentation, "__init__", Mock(side_effect=ValueError("DOE^JANE")))
     with pytest.raises(
-        OutputError, match=r"cannot make a DICOM SEG of this series \(ValueError\).*--format nifti"
+        OutputError, match=r"cannot make a DICOM SEG of this series \(ValueError\).*output_format=.nifti"
     ) as found:
         CaseWriter(Outputs(output_format=kind), tmp_path / "ct", None, planned, "ab" * 32)
     assert "DOE" not in str(found.value)
