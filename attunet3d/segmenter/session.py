@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -296,7 +295,7 @@ class Segmenter:
         seconds = {"read": read.seconds}
         stage = partial(self._stage, ct, seconds, notify, cancel)
         memory, smaller = read.memory, self._allow_smaller_windows
-        window = copy(self._window)  # another thread's case has its own progress
+        window = self._window
         writer = CaseWriter(outputs, ct, name, read, self._session["checkpoint"]["sha256"])
         hu: np.ndarray | None = read.take()
         maps: Mapping[str, np.ndarray] = {}
@@ -309,22 +308,22 @@ class Segmenter:
                 del volume
                 image = scale_hu_(image, self._hu_window)[None, None]
             with stage("network"):
-                window.progress, window.cancel = partial(notify, "network"), cancel
                 full = window.plan(image)
                 plan = windows_in_memory(window, image, full, memory, smaller)
                 holes = memory.holes(plan.voxels, self._several_sizes)
                 predicted = memory.peak_with(plan.voxels, holes or 0)
                 run = partial(run_in_memory, window, image=image, smaller=smaller, keep=holes is not None)
-                logits, plan = run(window.run, network=self._network, plan=plan)
+                forward = partial(window.run, progress=partial(notify, "network"), cancel=cancel)
+                logits, plan = run(forward, network=self._network, plan=plan)
                 self._network.release_memory()
                 warnings = [*read.facts["warnings"], *said_of_windows(full, plan)]
                 region = plan.region(read.model.shape)
                 logits = embed(logits, plan.box, region)
             if outputs.attention:
                 with stage("attention"):
-                    window.progress = partial(notify, "attention")
                     gates = self._attention_maps()
-                    alphas, seen = run(window.average, network=gates, plan=plan)
+                    average = partial(window.average, progress=partial(notify, "attention"), cancel=cancel)
+                    alphas, seen = run(average, network=gates, plan=plan)
                     warnings += [f"attention maps: {said}" for said in said_of_windows(plan, seen)]
                     maps = MapsOnCT(gates.network.names, alphas[0].cpu(), crop(read.model, plan.box), read.grid)
                     del alphas
