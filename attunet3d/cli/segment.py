@@ -31,6 +31,7 @@ from attunet3d.cli.options import (
 from attunet3d.console import set_up_logging
 from attunet3d.errors import AttUNet3dError, ConfigError
 from attunet3d.io.printable import one_line, without_uids
+from attunet3d.segmenter.formats import FOR_ANY_CT, FOR_DICOM, find_formats
 
 if TYPE_CHECKING:
     from attunet3d.io.paths import PathLike
@@ -59,7 +60,8 @@ def segment(
     format_: Annotated[
         str,
         typer.Option(
-            "--format", help="Of the masks: nifti; for CTs in DICOM folders also dicom-seg, dicom-seg-labelmap."
+            "--format",
+            help=f"Of the masks: {', '.join(FOR_ANY_CT)}; for CTs in DICOM folders also {', '.join(FOR_DICOM)}.",
         ),
     ] = "nifti",
     no_uids: Annotated[
@@ -101,10 +103,9 @@ def segment(
 
         try:
             with interruptible():
-                from attunet3d.segmenter.outputs import check_format
                 from attunet3d.segmenter.session import Segmenter
 
-                check_format(format_)
+                find_formats(format_)
                 overrides = overrides_of(
                     set_,
                     ("checkpoint", "device", "precision"),

@@ -86,10 +86,10 @@ def segment_many(
     from attunet3d.many.results import ResultsTable, check_settings
     from attunet3d.many.run import run_pool
     from attunet3d.many.worker import Job
-    from attunet3d.segmenter.outputs import check_format
+    from attunet3d.segmenter.formats import find_formats
 
     need_ray()
-    check_format(output_format)
+    find_formats(output_format)
     source, folder = Path(source), Path(output).absolute()
     # A manifest is refused, and what is not there, before anything is made or started.
     cases = None if source.is_dir() else list_cases(existing(source))

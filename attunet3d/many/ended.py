@@ -19,7 +19,8 @@ from attunet3d.io.printable import one_line, without_uids
 from attunet3d.io.writer import write_text_atomic
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import DONE, FAILED, Row, done_state
-from attunet3d.segmenter.outputs import MASK_SUFFIXES, Outputs
+from attunet3d.segmenter.formats import FORMATS, PICTURE_SUFFIX, RECORD_SUFFIX
+from attunet3d.segmenter.outputs import Outputs
 from attunet3d.version import __version__
 
 _LARGEST = 1e9  # mL, seconds
@@ -53,15 +54,16 @@ def finished(
 
     It is so for one whose worker or driver was killed after the mask had taken its place, which is the last.
     """
-    mask = _mask(folder, case, outputs.output_format)
-    described = folder / f"{case.id}_seg.json"
+    output = outputs.formats[0]
+    mask = _mask(folder, case, output.name)
+    described = folder / f"{case.id}{RECORD_SUFFIX}"
     if not described.is_file():  # a pipe would be waited for
         return None
     try:
         record = parse_json(described.read_bytes())
         same = (
             record["output"] == mask.name
-            and record["output_format"] == outputs.output_format
+            and record["output_format"] == output.name
             and record["input_state"] == state
             and _is_ours(record, outputs.keep_uids)
             and made_with(record)
@@ -93,7 +95,7 @@ def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Ended:
         seconds=f"{sum(stages.values()):.3f}",
         flags=one_line(" | ".join(record["warnings"])),
         output=record["output"],
-        record=f"{case.id}_seg.json",
+        record=f"{case.id}{RECORD_SUFFIX}",
         state=done_state(record["input_state"], folder / record["output"]),
     )
     return Ended(row, stages)
@@ -144,15 +146,15 @@ def failed(
 
 
 def _remove_result(folder: Path, case: ManyCase) -> None:
-    record = folder / f"{case.id}_seg.json"
+    record = folder / f"{case.id}{RECORD_SUFFIX}"
     if record.exists():  # what has none is no result of ours
-        for suffix in (*set(MASK_SUFFIXES.values()), ".png", ".json"):
+        for suffix in (*(output.suffix for output in FORMATS.values()), PICTURE_SUFFIX, RECORD_SUFFIX):
             with suppress(FileNotFoundError):
-                os.unlink(folder / f"{case.id}_seg{suffix}")
+                os.unlink(folder / f"{case.id}{suffix}")
 
 
 def _mask(folder: Path, case: ManyCase, output_format: str) -> Path:
-    return folder / f"{case.id}_seg{MASK_SUFFIXES[output_format]}"
+    return folder / f"{case.id}{FORMATS[output_format].suffix}"
 
 
 def _failed_name(case: ManyCase) -> str:

@@ -96,13 +96,12 @@ class Worker:
             return failed(folder, case, error, message, state, keep_uids=self._job.keep_uids)
 
     def _segment(self, case: ManyCase) -> Ended:
-        arguments = case.path, case.series_uid, self._job.qc
         with self._reading:
             current = self._current
-            read = None if current is None else self._reader.read_beside(*arguments, current)
-            if read is None:  # nothing else is there; or no room for two, and it is read when the other has gone
+            read = None if current is None else self._reader.read_beside(case.path, current, case.series_uid)
+            if read is None:  # no other case is there, or both do not fit, and this one waits until the other has gone
                 with self._network:
-                    read = self._reader.read(*arguments)
+                    read = self._reader.read(case.path, case.series_uid)
             mine = self._current = read.memory
         try:
             with self._network:

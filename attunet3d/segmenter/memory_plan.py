@@ -27,7 +27,6 @@ _SLAB_BYTES_PER_PIXEL, _OBLIQUE_BYTES_PER_PIXEL = 160, 1120
 _IMAGES_BESIDE_NETWORK = 4  # of float32 on the model grid: the image, its logits, their weights, and one for sums
 # Whatever the image: what libraries load with a first case, code and buffers that oneDNN makes, small tensors.
 FIRST_CASE_BYTES = 64 * 2**20
-_LIBRARY_BYTES = 80 * 2**20  # matplotlib and its figure, or highdicom
 # Where freed memory is kept (see `keep_freed_memory`), as a share of what the tensors take: the holes that they leave,
 # if the image is looked at in one size, and in several.
 _HOLES, _HOLES_OF_SEVERAL = 0.25, 1.0
@@ -100,7 +99,7 @@ def plan_memory(
     smallest_voxels: int = SMALLEST_SIDE**3,
     oblique: bool = False,
     keeps_ct: bool = False,
-    dicom_seg: bool = False,
+    writing_bytes: int = 0,
     maps: int = 0,
     limit_bytes: int | None = None,
 ) -> MemoryPlan:
@@ -116,7 +115,7 @@ def plan_memory(
         smallest_voxels: the fewest that can go through the network at once.
         oblique: whether the CT's axes are turned against the model grid's.
         keeps_ct: whether the CT is needed until the end, for a picture.
-        dicom_seg: whether the mask is written as one.
+        writing_bytes: taken while results are written, beside the CT if that is kept, see `Outputs.writing_bytes`.
         maps: attention maps, made beside the logits and kept on the model grid; one at a time is brought to the CT's.
         limit_bytes: most that this process may take; by default what the machine has left.
 
@@ -131,9 +130,7 @@ def plan_memory(
     there = (2 * hu if oblique else hu) + image + _SLAB_BYTES_PER_PIXEL * pixels
     slab = _OBLIQUE_BYTES_PER_PIXEL if oblique else _SLAB_BYTES_PER_PIXEL
     back = kept + 2 * mask + (1 + maps) * image + slab * pixels
-    # The mask is copied to find its fullest slices, and for a DICOM SEG, which is read again and compared.
-    written = kept + max(keeps_ct * (3 * mask + _LIBRARY_BYTES), dicom_seg * (5 * mask + _LIBRARY_BYTES))
-    elsewhere = base_bytes + max(there, back, written)
+    elsewhere = base_bytes + max(there, back, kept + writing_bytes)
     allowed = _allowed_bytes(base_bytes, limit_bytes)
     on_gpu = device.type == "cuda"
     room: int | None

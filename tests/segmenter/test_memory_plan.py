@@ -22,6 +22,7 @@ from attunet3d.networks.memory import network_bytes_per_voxel
 from attunet3d.runtime import free_memory, process_memory
 from attunet3d.runtime.process_memory import keep_freed_memory
 from attunet3d.segmenter import memory_plan
+from attunet3d.segmenter.formats import FORMATS
 from attunet3d.segmenter.memory_plan import MemoryPlan, plan_memory
 
 CPU = torch.device("cpu")
@@ -82,8 +83,10 @@ def test_what_is_held_is_counted() -> None:
     assert plan(base_bytes=800 * MB).peak_bytes == plan().peak_bytes + 300 * MB
     # A DICOM SEG is made of copies of the mask, which a large CT has to have room for when the network is done.
     large = (512, 512, 1500)
-    assert plan(large, dicom_seg=True).peak_bytes - 500 * MB > 5 * math.prod(large)
-    assert plan(dicom_seg=True).peak_bytes == plan().peak_bytes
+    seg = FORMATS["dicom-seg"]
+    written = plan(large, writing_bytes=seg.writing_bytes(math.prod(large)))
+    assert written.peak_bytes - 500 * MB > 5 * math.prod(large)
+    assert plan(writing_bytes=seg.writing_bytes(math.prod(SHAPE))).peak_bytes == plan().peak_bytes
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from attunet3d.errors import OutputError
 from attunet3d.io import writer
 from attunet3d.many.ended import finished
 from attunet3d.many.manifest import ManyCase
+from attunet3d.segmenter.formats import FORMATS, OutputFormat
 from attunet3d.segmenter.outputs import CaseWriter, Outputs
 from attunet3d.segmenter.reading import PlannedCT
 from attunet3d.transforms.grid import Grid
@@ -30,19 +31,24 @@ class Killed(BaseException):
     """Stands for the process's end: nothing but `finally` runs after it."""
 
 
+def write_first_byte(path: Path, mask: np.ndarray) -> None:
+    path.write_bytes(mask.tobytes()[:1])
+
+
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path | None]:
     """write(run, qc=False, maps=(), suffix=".nii.gz"): a result whose every file says which run made it."""
+    first_byte = OutputFormat("first-byte", "_seg.dcm", lambda *_: write_first_byte)
+    monkeypatch.setitem(FORMATS, first_byte.name, first_byte)
     monkeypatch.setattr(
         "attunet3d.pictures.qc.qc_picture", lambda file, hu, mask, *rest: file.write(b"%d" % hu[0, 0, 0])
     )
 
     def call(run: int, qc: bool = False, maps: tuple[str, ...] = (), suffix: str = ".nii.gz") -> Path | None:
         read = SimpleNamespace(grid=Grid(SHAPE, np.eye(4)), facts={"warnings": []}, files=(), frames=())
-        case = CaseWriter(Outputs(tmp_path, qc=qc), "case.nii.gz", None, cast(PlannedCT, read), "")
-        if suffix == ".dcm":  # as of a DICOM SEG, without its images
-            case._mask_suffix = suffix
-            case._save = lambda path, mask, affine: path.write_bytes(mask.tobytes()[:1])
+        output_format = "first-byte" if suffix == ".dcm" else "nifti"
+        outputs = Outputs(tmp_path, output_format, qc)
+        case = CaseWriter(outputs, "case.nii.gz", None, cast(PlannedCT, read), "")
         array = np.full(SHAPE, run, np.uint8)
         record: dict[str, Any] = {"run": run, "volume_ml": 0.0, "memory_mb": {}, "warnings": []}
         hu = np.full(SHAPE, run, np.int16) if qc else None
