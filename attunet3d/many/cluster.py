@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from attunet3d.errors import ConfigError
-from attunet3d.many.embedded import environment_of_ray, put_back, start, use_token_of_user
-from attunet3d.many.noted import noted_address
+from attunet3d.many.address_file import read_address_file
+from attunet3d.many.local_cluster import ray_environment, restore_environment, start_local_cluster, use_token_of_user
 
 _REFUSED = "it wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, as on its head"
 _MOST_THREADS = 2  # of a worker without a GPU, unless something else is asked for
@@ -51,14 +51,14 @@ def connected(address: str = "auto") -> Iterator[None]:
         ConfigError: the address cannot be reached, or no cluster be started.
     """
     need_ray()
-    before = environment_of_ray()  # which Ray changes when it is imported
+    before = ray_environment()  # which Ray changes when it is imported
     import ray
 
     if ray.is_initialized():
         yield
         return
     with ExitStack() as stack:
-        stack.callback(put_back, before)
+        stack.callback(restore_environment, before)
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         handler = signal.getsignal(signal.SIGTERM)
@@ -100,7 +100,7 @@ def _connect(address: str, stack: ExitStack) -> None:
     if address not in ("auto", "local"):
         ray.init(address=address, **options)
         return
-    noted = noted_address() if address == "auto" else None
+    noted = read_address_file() if address == "auto" else None
     if noted:
         use_token_of_user()
         try:
@@ -109,7 +109,7 @@ def _connect(address: str, stack: ExitStack) -> None:
         except ConnectionError as error:
             if _is_refused(error):
                 raise
-    start(stack, **options)
+    start_local_cluster(stack, **options)
 
 
 def _is_refused(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from attunet3d.io.cases import ALIKE, alike, alike_names, case_name, segmentable
 from attunet3d.io.identity import own_files
 from attunet3d.io.printable import UID, printable
 from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES
-from attunet3d.many.rows import COLUMNS, rows_of
+from attunet3d.many.manifest_rows import COLUMNS, read_rows
 
 _UNSAFE = re.compile(r'[/\\:*?"<>|]')
 # Of Windows, whatever follows.
@@ -42,13 +42,13 @@ class Found:
 
 
 def read_manifest(path: Path) -> list[ManyCase]:
-    """The cases of a table (CSV) or of JSON lines: path, and if wanted id and series_uid; see `rows_of`.
+    """The cases of a table (CSV) or of JSON lines: path, and if wanted id and series_uid; see `read_rows`.
 
     Paths are relative to the manifest's folder. Without an id a case is called as its CT (see `case_name`).
     Raises ConfigError for a manifest that cannot be read, and for ids that are unsafe, there twice, or hold a UID.
     """
     cases = []
-    for line, row in rows_of(path):
+    for line, row in read_rows(path):
         unknown = set(row) - set(COLUMNS)
         values = {key: row.get(key) or None for key in COLUMNS}
         if any("\0" in value for value in values.values() if isinstance(value, str)):

@@ -13,9 +13,9 @@ from typing import Any
 from attunet3d.io.writer import remove_left_behind, write_text_atomic
 from attunet3d.many.actors import Actors
 from attunet3d.many.cluster import Resources
-from attunet3d.many.ended import is_unchanged
 from attunet3d.many.manifest import ManyCase
-from attunet3d.many.pool import IN_A_WORKER, Pool
+from attunet3d.many.outcome import is_unchanged
+from attunet3d.many.pool import CASES_PER_WORKER, Pool
 from attunet3d.many.results import DONE, FAILED, SET_ASIDE, ResultsTable
 from attunet3d.many.status import Status
 from attunet3d.many.worker import Job
@@ -49,14 +49,14 @@ def run_pool(
         AttUNet3dError: what is asked for cannot be done at all: the session's values, the weights, the output folder.
     """
     folder = Path(job.output)
-    before = ended_before(cases, job, table, {DONE} if retry_failed else {DONE, FAILED, SET_ASIDE})
+    before = finished_before(cases, job, table, {DONE} if retry_failed else {DONE, FAILED, SET_ASIDE})
     todo = deque(case for case in cases if case.id not in before)
     remove_left_behind(folder, alone=True)  # it is locked
     status = Status(len(cases), len(before))
     status.by_status.update(before.values())
     resources = replace(resources, workers=min(resources.workers, len(todo)))
     if todo:
-        actors = Actors(job, resources, IN_A_WORKER)
+        actors = Actors(job, resources, CASES_PER_WORKER)
         Pool(todo, job, actors, resources.workers, status, table, watch, case_minutes=case_minutes).run()
     remove_left_behind(folder, alone=True)
     summary = status.summary(resources)
@@ -64,7 +64,7 @@ def run_pool(
     return summary
 
 
-def ended_before(cases: Sequence[ManyCase], job: Job, table: ResultsTable, statuses: set[str]) -> dict[str, str]:
+def finished_before(cases: Sequence[ManyCase], job: Job, table: ResultsTable, statuses: set[str]) -> dict[str, str]:
     """Status by id of the cases that ended so before, and whose input and mask are still what they were."""
     folder = Path(job.output)
 

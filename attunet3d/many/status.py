@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attunet3d.many.cluster import Resources
-from attunet3d.many.ended import Ended
+from attunet3d.many.outcome import Outcome
 
 _SLOWEST = 10
 
@@ -38,7 +38,7 @@ class Status:
     stages: Counter[str] = field(default_factory=Counter)
     slowest: list[tuple[float, str]] = field(default_factory=list)
 
-    def add(self, ended: Ended) -> None:
+    def add(self, ended: Outcome) -> None:
         """Count a case that has ended."""
         self.ended += 1
         self.by_status[ended.row.status] += 1

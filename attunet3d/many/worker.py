@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.errors import AmbiguousSeriesError, AttUNet3dError
-from attunet3d.many.ended import Ended, done, failed, finished, state_of_input
 from attunet3d.many.manifest import ManyCase
+from attunet3d.many.outcome import Outcome, done, failed, find_outcome, state_of_input
 from attunet3d.many.results import check_usable, storage_error
 
 
@@ -75,7 +75,7 @@ class Worker:
                 self._reader = session.reader(self._outputs)
                 self._session = session
 
-    def segment(self, case: ManyCase) -> Ended:
+    def segment(self, case: ManyCase) -> Outcome:
         """Segment one case, unless its mask is there already; what goes wrong with it is its result.
 
         Raises:
@@ -85,7 +85,7 @@ class Worker:
         check_usable(folder)
         state = state_of_input(folder, case)
         try:
-            return finished(folder, self._outputs, self._session.made_with, case, state) or self._segment(case)
+            return find_outcome(folder, self._outputs, self._session.made_with, case, state) or self._segment(case)
         except Exception as error:  # one that is not ours must not take the other cases with it either
             storage = storage_error(error, folder)
             if storage is not None:
@@ -95,7 +95,7 @@ class Worker:
                 message = message.partition(": ")[0] + ": several CT series, or patients; see `attunet3d inspect`"
             return failed(folder, case, error, message, state, keep_uids=self._job.keep_uids)
 
-    def _segment(self, case: ManyCase) -> Ended:
+    def _segment(self, case: ManyCase) -> Outcome:
         with self._reading:
             current = self._current
             read = None if current is None else self._reader.read_beside(case.path, current, case.series_uid)

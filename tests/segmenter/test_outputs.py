@@ -16,8 +16,8 @@ import pytest
 
 from attunet3d.errors import OutputError
 from attunet3d.io import writer
-from attunet3d.many.ended import finished
 from attunet3d.many.manifest import ManyCase
+from attunet3d.many.outcome import find_outcome
 from attunet3d.segmenter.formats import FORMATS, OutputFormat
 from attunet3d.segmenter.outputs import CaseWriter, Outputs
 from attunet3d.segmenter.reading import PlannedCT
@@ -219,13 +219,13 @@ def test_the_folder_is_on_the_disk_before_and_after_the_mask_takes_its_place(
 def test_a_record_that_is_none_says_nothing(write: Callable[..., Path | None], tmp_path: Path, text: str) -> None:
     """Neither of what is replaced, nor that a case of `segment-many` is done."""
     (tmp_path / RECORD).write_text(text)
-    assert finished(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
+    assert find_outcome(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
     assert write(1) == tmp_path / MASK
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
 def test_a_record_that_is_a_pipe_is_not_waited_for(write: Callable[..., Path | None], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / RECORD)
-    assert finished(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
+    assert find_outcome(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
     assert write(1) == tmp_path / MASK
     assert run_of(tmp_path / RECORD) == 1

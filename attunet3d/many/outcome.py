@@ -27,7 +27,7 @@ _LARGEST = 1e9  # mL, seconds
 
 
 @dataclass(frozen=True)
-class Ended:
+class Outcome:
     """A case that has ended: its line in the table, and the seconds of its stages."""
 
     row: Row
@@ -45,9 +45,9 @@ def is_unchanged(folder: Path, output_format: str, case: ManyCase, status: str, 
     return bool(state) and state == (done_state(now, _mask(folder, case, output_format)) if status == DONE else now)
 
 
-def finished(
+def find_outcome(
     folder: Path, outputs: Outputs, made_with: Callable[[Mapping[str, Any]], bool], case: ManyCase, state: str
-) -> Ended | None:
+) -> Outcome | None:
     """The result of a case whose mask is there, and is what this run would make: input, values, weights and content.
 
     `state` is that of its input, and `made_with` tells of a record whether it is of the session's values and weights.
@@ -83,7 +83,7 @@ def _is_ours(record: Mapping[str, Any], keep_uids: bool) -> bool:
     return keep_uids or ("series_uid" not in record["source"] and all(without_uids(text) == text for text in told))
 
 
-def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Ended:
+def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Outcome:
     """A case with its record and its mask."""
     with suppress(FileNotFoundError):
         os.unlink(folder / _failed_name(case))
@@ -98,7 +98,7 @@ def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Ended:
         record=f"{case.id}{RECORD_SUFFIX}",
         state=done_state(record["input_state"], folder / record["output"]),
     )
-    return Ended(row, stages)
+    return Outcome(row, stages)
 
 
 def failed(
@@ -110,7 +110,7 @@ def failed(
     status: str = FAILED,
     *,
     keep_uids: bool = True,
-) -> Ended:
+) -> Outcome:
     """A case without a mask, and why, with its record in ``<id>_failed.json``.
 
     A mask that lies there is of another input or of other values, and is removed; but not where the input cannot be
@@ -142,7 +142,7 @@ def failed(
         "message": row.message,
     }
     write_text_atomic(folder / row.record, json.dumps(record, indent=2) + "\n")
-    return Ended(row)
+    return Outcome(row)
 
 
 def _remove_result(folder: Path, case: ManyCase) -> None:

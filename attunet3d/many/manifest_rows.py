@@ -39,7 +39,7 @@ _MARKS = {
 _HEADER = "path,id,series_uid"
 
 
-def rows_of(path: Path) -> Iterator[tuple[int, Row]]:
+def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Each row of a manifest with its line, from 1: texts by the names of `COLUMNS`, and by what else is there.
 
     A table has a header, with commas, semicolons, tabs or bars between the columns, and the columns' usual other names;

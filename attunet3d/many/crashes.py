@@ -43,7 +43,7 @@ class _Suspect:
     charges: list[_Death] = field(default_factory=list)
 
 
-class Deaths:
+class Crashes:
     """The workers' deaths of a run, and the cases that are suspected of them.
 
     Args:
@@ -54,7 +54,7 @@ class Deaths:
     def __init__(self, clock: Callable[[], float] = time.monotonic, health_seconds: float | None = None) -> None:
         self._clock = clock
         self._health_seconds = HEALTH_SECONDS if health_seconds is None else health_seconds
-        self._deaths: list[_Death] = []
+        self._crashes: list[_Death] = []
         self._suspects: dict[str, _Suspect] = {}
         self._guilty: set[str] = set()
 
@@ -68,26 +68,26 @@ class Deaths:
         for case in cases:
             self._suspects.setdefault(case, _Suspect())
 
-    def died(self, cases: Iterable[str], node: str, reason: str) -> None:
+    def worker_died(self, cases: Iterable[str], node: str, reason: str) -> None:
         """A worker is dead, and these cases were in it: none, one on trial, or some that are suspects from now on."""
         death = _Death(self._clock(), frozenset(cases), node, reason)
-        self._deaths.append(death)
+        self._crashes.append(death)
         self.suspect(death.cases)
         for case in death.cases:
             suspect = self._suspects[case]
             if suspect.on_trial:
                 suspect.on_trial, suspect.unproven = False, death
 
-    def released(self, case: str) -> None:
+    def release(self, case: str) -> None:
         """A trial has ended without a result, and that is not the case's fault."""
         if case in self._suspects:
             self._suspects[case].on_trial = False
 
-    def ended(self, case: str) -> None:
+    def clear(self, case: str) -> None:
         """A case has ended: it did not kill its workers."""
         self._suspects.pop(case, None)
 
-    def waiting(self, node: str = "") -> str | None:
+    def next_suspect(self, node: str = "") -> str | None:
         """The suspect whose trial is next, on a node where it died least often; None while none can be tried."""
         free = {
             case: suspect
@@ -139,10 +139,10 @@ class Deaths:
 
     def _standing(self, case: str) -> list[_Death]:
         """A suspect's charges without those near which something else was killing."""
-        others = [d for d in self._deaths if case not in d.cases and d.cases.isdisjoint(self._guilty | self.suspects)]
+        others = [d for d in self._crashes if case not in d.cases and d.cases.isdisjoint(self._guilty | self.suspects)]
         return [charge for charge in self._suspects[case].charges if not any(map(charge.is_near, others))]
 
     def _suspects_near(self, case: str, charges: list[_Death]) -> set[str]:
         """Other suspects that died near a case's charges: if they turn out to be innocent, so may this one."""
-        near = [d for d in self._deaths if case not in d.cases and any(map(d.is_near, charges))]
+        near = [d for d in self._crashes if case not in d.cases and any(map(d.is_near, charges))]
         return {other for death in near for other in death.cases if other in self._suspects}

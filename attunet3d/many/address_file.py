@@ -14,7 +14,7 @@ _LISTENS = "0A"
 _SECONDS = 5.0
 
 
-def noted_address() -> str | None:
+def read_address_file() -> str | None:
     """Address of the cluster that this user has started here, and that answers; None if there is none.
 
     A driver loads pickles that its cluster sends, so that to join another user's is to run his code. Neither a note of

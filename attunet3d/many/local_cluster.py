@@ -23,8 +23,8 @@ _MOST = (107 if sys.platform == "linux" else 103) - len(
 _PLAIN = re.compile(r"[\w :./+~-]+", re.ASCII)
 
 
-def start(stack: ExitStack, **options: Any) -> None:
-    """Start it, with changes of the environment, which the caller is to `put_back`.
+def start_local_cluster(stack: ExitStack, **options: Any) -> None:
+    """Start it, with changes of the environment, which the caller is to `restore_environment`.
 
     Args:
         stack: gets what is to be done when it is no longer needed.
@@ -109,14 +109,14 @@ def _raylet() -> Any:
     return importlib.import_module("ray._raylet")
 
 
-def environment_of_ray() -> dict[str, str]:
+def ray_environment() -> dict[str, str]:
     """The environment variables that are Ray's, or that it sets."""
     return {name: value for name, value in os.environ.items() if name.startswith("RAY_") or name == "PYTHONBREAKPOINT"}
 
 
-def put_back(environment: dict[str, str]) -> None:
-    """Undo what has been changed in `environment_of_ray`, here or by Ray."""
-    for name in environment_of_ray().keys() - environment.keys():
+def restore_environment(environment: dict[str, str]) -> None:
+    """Undo what has been changed in `ray_environment`, here or by Ray."""
+    for name in ray_environment().keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
     read_authentication()
