@@ -63,17 +63,17 @@ class Config(TypedDict):
 
     allow_uneven: Annotated[bool, "whether slices at uneven distances may be interpolated"]
     allow_smaller_windows: Annotated[bool, "whether windows may be smaller than configured if memory is short"]
-    spacing: Annotated[float | list[float], "of the grid that the network works on, mm, by axis or for all"]
+    spacing: Annotated[float | list[float], "voxel size of the grid that the network works on, mm, by axis or for all"]
     antialias: Annotated[bool, "whether the CT is smoothed before it is sampled more coarsely"]
     hu_window: Annotated[list[float], "HU that become 0 and 1", {"minItems": 2, "maxItems": 2}]
     roi_size: Annotated[int | list[int], "smallest window, voxels, by axis or for all; -1 is the whole axis"]
     max_window_voxels: Annotated[int | None, "largest window; null for windows of roi_size"]
-    overlap: Annotated[float, "of neighbouring windows, as a share of roi_size"]
+    overlap: Annotated[float, "overlap of neighbouring windows, as a share of roi_size"]
     skip_below: Annotated[float | None, "windows without a voxel above this value, after hu_window, are skipped"]
     body_threshold: Annotated[float | None, "windows lie over the box of the voxels above this value; null: over all"]
     scales: Annotated[list[float], "test-time scales, whose probabilities are averaged"]
     threshold: Annotated[float, "probability above which a voxel is pancreas"]
-    keep_components: Annotated[float | None, "components smaller than this share of the largest are removed"]
+    keep_components: Annotated[float, "components smaller than this share of the largest are removed"]
     num_classes: Annotated[int, "output channels of the network"]
     channels: Annotated[list[int], "channels of the network, by level"]
     network_def: Annotated[dict[str, Any], "class of the network and its arguments"]
@@ -82,13 +82,13 @@ class Config(TypedDict):
 class Versions(TypedDict):
     """Versions of Python and the libraries that results depend on."""
 
-    python: str
-    torch: str
-    monai: str
-    numpy: str
-    nibabel: str
-    SimpleITK: str
-    pydicom: str
+    python: Annotated[str, "version of Python"]
+    torch: Annotated[str, "version of torch"]
+    monai: Annotated[str, "version of monai"]
+    numpy: Annotated[str, "version of numpy"]
+    nibabel: Annotated[str, "version of nibabel"]
+    SimpleITK: Annotated[str, "version of SimpleITK"]
+    pydicom: Annotated[str, "version of pydicom"]
 
 
 class Geometry(TypedDict):
@@ -101,12 +101,12 @@ class Geometry(TypedDict):
 
 
 class Windows(TypedDict):
-    """The windows of the sliding window."""
+    """Sliding-window inference."""
 
     size: Annotated[list[int], "voxels along x, y, z", _BY_AXIS]
-    run: Annotated[int, "how many went through the network", _NOT_NEGATIVE]
-    skipped: Annotated[int, "how many did not, as they hold only air and fat", _NOT_NEGATIVE]
-    batch: Annotated[int, "how many at once"]
+    run: Annotated[int, "number of windows that went through the network", _NOT_NEGATIVE]
+    skipped: Annotated[int, "number of windows that did not: they hold nothing above skip_below", _NOT_NEGATIVE]
+    batch: Annotated[int, "windows per forward pass"]
 
 
 class _RequiredSeconds(TypedDict):
@@ -157,20 +157,20 @@ class RunRecord(TypedDict):
 class _RequiredRecord(SessionRecord, RunRecord):
     created: Annotated[str, "when the mask was made: ISO 8601, UTC"]
     input: Annotated[str, "name of the CT's file or folder"]
-    input_state: Annotated[str | None, "hash of names, sizes and times of the CT's files"]
+    input_state: Annotated[str | None, "SHA-256 of the path, and the names, sizes and times of the files, of the CT"]
     source: Source
     geometry: Geometry
-    voxels: Annotated[int, "of the mask", _NOT_NEGATIVE]
-    volume_ml: Annotated[float, "of the mask, mL", _NOT_NEGATIVE]
+    voxels: Annotated[int, "number of voxels in the mask", _NOT_NEGATIVE]
+    volume_ml: Annotated[float, "volume of the mask, mL", _NOT_NEGATIVE]
     intended_use: Annotated[str, "what the mask may be used for", {"const": INTENDED_USE}]
 
 
 class CaseRecord(_RequiredRecord, total=False):
     """Record of a case, ``<name>_seg.json``; the keys that follow are there only if files were written."""
 
-    mask_sha256: Annotated[str, "SHA-256 of the file in output", _SHA256]
+    mask_sha256: Annotated[str, "SHA-256 of the file that output names", _SHA256]
     output: Annotated[str, "file name of the mask"]
-    output_format: Annotated[str, "format of that file, as given to --format"]
+    output_format: Annotated[str, "name of its format"]
     outputs: Annotated[dict[str, str], "file name by format, if several formats were asked for"]
     attention: Annotated[dict[str, str], "file name of each attention map by its name, if they were asked for"]
     attention_meaning: Annotated[str, "what the values of the maps mean"]
