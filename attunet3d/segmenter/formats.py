@@ -55,7 +55,7 @@ class OutputFormat:
     library_bytes: int = 0
 
     def writing_bytes(self, voxels: int) -> int:
-        """Memory that is needed to write a mask of so many voxels."""
+        """Memory that is needed to write a mask of so many voxels, bytes."""
         return self.mask_copies * voxels + self.library_bytes
 
     def check_installed(self) -> None:

@@ -95,7 +95,7 @@ class Outputs:
                 output.check_header(image)
 
     def writing_bytes(self, voxels: int) -> int:
-        """Memory that is needed to write the results of a CT of so many voxels, one after another."""
+        """Memory that is needed to write the results of a CT of so many voxels, one after another, bytes."""
         picture = _MASK_COPIES_OF_PICTURE * voxels + _MATPLOTLIB_BYTES if self.qc else 0
         return max(picture, *(output.writing_bytes(voxels) for output in self.formats))
 

@@ -1,4 +1,4 @@
-"""Read CTs for a session: what fits into memory, and the next one while the network works on another."""
+"""Read CTs that fit into memory, the next one while the network works on another."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from attunet3d.transforms.grid import Grid, model_grid
 
 
 class PlannedCT:
-    """A CT that has been read, and the plan that was made from its header.
+    """A CT that has been read, and the memory plan that was made from its header.
 
     Attributes:
-        grid: its own.
-        model: the network's grid for it.
+        grid: grid of the CT.
+        model: grid that the network works on.
         facts: what its reader said, see `Volume.source`.
         files, frames: its DICOM images, see `StoredImage`.
-        memory: what the case will take.
-        seconds: how long it took to read.
+        memory: plan of the case.
+        seconds: time that reading took.
     """
 
     def __init__(self, image: StoredImage, model: Grid, memory: MemoryPlan, start: float) -> None:
@@ -41,7 +41,7 @@ class PlannedCT:
         self.seconds = round(time.perf_counter() - start, 3)
 
     def take(self) -> np.ndarray:
-        """The voxels, HU int16 (X, Y, Z). They are given away: whoever takes them can free them."""
+        """Hand over the voxels, HU int16 (X, Y, Z), once: the caller can free them."""
         hu, self._hu = self._hu, None
         if hu is None:
             raise RuntimeError("the voxels have been taken already")
@@ -56,7 +56,7 @@ class CaseReader:
         plan: from a CT of which only the header has been read, and its model grid, to the memory that the case takes;
             raises if that is too much, or if its results could not be written. Voxels are read after it.
         allow_uneven: see `open_ct`.
-        results: folder that results are written to, which is no part of a CT in whose folder it lies.
+        results: folder that results are written to; it may lie in the folder of a CT, and is not taken as part of it.
     """
 
     def __init__(
@@ -74,7 +74,8 @@ class CaseReader:
     def read(self, ct: PathLike, series_uid: str | None = None) -> PlannedCT:
         """Plan the memory from a CT's header, then read its voxels.
 
-        Errors as `open_ct` and `plan_memory`; UnreadableInputError also for a CT that was written to meanwhile.
+        Raises:
+            AttUNet3dError: as `open_ct` and the plan; UnreadableInputError also if the CT was written to meanwhile.
         """
         start = time.perf_counter()
         image, files = self._open(ct, series_uid)
@@ -108,7 +109,7 @@ class CaseReader:
         return self._read(image, files, start)
 
     def _open(self, ct: PathLike, series_uid: str | None) -> tuple[StoredImage, FileStates]:
-        """The CT, and its files as they were before."""
+        """Open a CT; return it with the states that its files had before."""
         files = input_files(ct, self._results)
         try:
             image = open_ct(ct, series_uid=series_uid, allow_uneven=self._allow_uneven)

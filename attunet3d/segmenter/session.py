@@ -310,7 +310,7 @@ class Segmenter:
         return Segmentation(mask, read.grid.affine, path, record, maps or None)
 
     def _preprocess(self, read: PlannedCT, keep_hu: bool) -> tuple[torch.Tensor, np.ndarray | None]:
-        """The network's input, (1, 1, X, Y, Z) on the model grid, and the CT if it is kept, which else is freed."""
+        """Make the network's input, (1, 1, X, Y, Z) on the model grid; the CT is returned if it is kept, else freed."""
         hu: np.ndarray | None = read.take()
         volume = torch.from_numpy(hu).to(self.device)
         if not keep_hu:

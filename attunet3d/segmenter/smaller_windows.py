@@ -1,4 +1,4 @@
-"""Run the windows of an image in the memory that there is: first fewer at once, then smaller ones if allowed."""
+"""Run the windows of an image within the free memory: first fewer at once, then smaller ones if allowed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attunet3d.errors import MemoryLimitError
 from attunet3d.inferers.stitching import Cancel, Progress
 from attunet3d.inferers.windows import SMALLEST_SIDE, SlidingWindow, WindowPlan
 from attunet3d.runtime.process_memory import has_huge_pages, is_out_of_memory, keep_freed_memory
-from attunet3d.segmenter.memory_plan import CURE_OF_SIZE, CURE_OF_WINDOWS, MemoryPlan, by_axis, gib
+from attunet3d.segmenter.memory_plan import HINT_FOR_SIZE, HINT_FOR_WINDOWS, MemoryPlan, by_axis, gib
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class WindowRun:
         image: (1, C, X, Y, Z).
         memory: plan of the case.
         allow_smaller: whether windows may be smaller than configured if memory is short.
-        several_scales: whether the network looks at several test-time scales.
+        several_scales: whether the network runs at several test-time scales.
 
     Attributes:
         plan: the windows; changed by `logits` if memory runs out.
@@ -61,7 +61,7 @@ class WindowRun:
             where = f" on {image.device}" if memory.on_gpu else ""
             raise MemoryLimitError(
                 f"windows of {by_axis(plan.roi)} voxels need {gib(memory.network_bytes(one))} of memory{where}, and "
-                f"there are {gib(memory.room_bytes or 0)}: {CURE_OF_WINDOWS}"
+                f"there are {gib(memory.room_bytes or 0)}: {HINT_FOR_WINDOWS}"
             )
         return self._window.plan(image, limit)
 
@@ -106,10 +106,10 @@ class WindowRun:
                     continue
                 where = f"out of memory on {image.device} with windows of {by_axis(plan.roi)} voxels"
                 if not self._allow_smaller:
-                    raise MemoryLimitError(f"{where}: {CURE_OF_WINDOWS}") from error
+                    raise MemoryLimitError(f"{where}: {HINT_FOR_WINDOWS}") from error
                 limit_voxels = plan.voxels // 2
                 if limit_voxels < SMALLEST_SIDE**3:
-                    raise MemoryLimitError(f"{where}, and there are no smaller ones: {CURE_OF_SIZE}") from error
+                    raise MemoryLimitError(f"{where}, and there are no smaller ones: {HINT_FOR_SIZE}") from error
                 logger.warning("%s: smaller ones are tried", where)
                 plan = self._window.plan(image, limit_voxels)
 
