@@ -131,7 +131,7 @@ def segment_many(
                     case_minutes=case_minutes,
                     left_out=left_out,
                     watch=show,
-                    say=lambda line: say(f"warning: {without_uids(one_line(line)) if no_uids else one_line(line)}"),
+                    warn=lambda line: say(f"warning: {without_uids(one_line(line)) if no_uids else one_line(line)}"),
                     checkpoint=checkpoint,
                     device=device,
                     precision=precision,

@@ -1,4 +1,4 @@
-"""Cases that have ended: what the table says of them, what lies in the folder, and whether that is still so."""
+"""Outcomes of cases: their rows in the table, their files in the folder, and whether both are still valid."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _LARGEST = 1e9  # mL, seconds
 
 @dataclass(frozen=True)
 class Outcome:
-    """A case that has ended: its line in the table, and the seconds of its stages."""
+    """Outcome of a case: its row in the table, and the seconds of its stages."""
 
     row: Row
     stages: dict[str, float] = field(default_factory=dict)
 
 
 def state_of_input(folder: Path, case: ManyCase) -> str:
-    """What the case's input is known by now: `input_sha256`, without what lies in the output folder."""
+    """Hash the present state of a case's input, see `input_sha256`; files in the output folder do not count."""
     return input_sha256(case.path, case.series_uid, input_files(case.path, folder))
 
 
 def is_unchanged(folder: Path, output_format: str, case: ManyCase, status: str, state: str) -> bool:
-    """Whether a case that ended so is still as it was, by names, sizes and times of its input and its mask alone."""
+    """Whether a case with a row is unchanged, by names, sizes and times of its input and its mask alone."""
     now = state_of_input(folder, case)
     return bool(state) and state == (done_state(now, _mask(folder, case, output_format)) if status == DONE else now)
 
@@ -48,11 +48,16 @@ def is_unchanged(folder: Path, output_format: str, case: ManyCase, status: str, 
 def find_outcome(
     folder: Path, outputs: Outputs, made_with: Callable[[Mapping[str, Any]], bool], case: ManyCase, state: str
 ) -> Outcome | None:
-    """The result of a case whose mask is there, and is what this run would make: input, values, weights and content.
+    """Find the outcome of a case in the folder, if its files are what this run would write; None if they are not.
 
-    `state` is that of its input, and `made_with` tells of a record whether it is of the session's values and weights.
+    That is so for a case whose worker or driver was killed after the mask, the last file, was put in its place.
 
-    It is so for one whose worker or driver was killed after the mask had taken its place, which is the last.
+    Args:
+        folder: of the results.
+        outputs: of the run.
+        made_with: whether a record is of the session's values and weights.
+        case: what to look for.
+        state: of its input, see `state_of_input`.
     """
     output = outputs.formats[0]
     mask = _mask(folder, case, output.name)
@@ -75,7 +80,7 @@ def find_outcome(
 
 
 def _is_ours(record: Mapping[str, Any], keep_uids: bool) -> bool:
-    """Whether all that the table repeats is as a run writes it: finite numbers, and no UIDs where none are wanted."""
+    """Whether the values that the table repeats are valid: finite numbers, and no UIDs if none are wanted."""
     numbers = [record["volume_ml"], *(record["seconds"].values() if isinstance(record["seconds"], dict) else [None])]
     if not all(type(number) in (int, float) and 0 <= number <= _LARGEST for number in numbers):
         return False
@@ -84,7 +89,7 @@ def _is_ours(record: Mapping[str, Any], keep_uids: bool) -> bool:
 
 
 def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Outcome:
-    """A case with its record and its mask."""
+    """Make the outcome of a case with a mask from its record."""
     with suppress(FileNotFoundError):
         os.unlink(folder / _failed_name(case))
     stages = {name: float(seconds) for name, seconds in record["seconds"].items()}
@@ -111,10 +116,10 @@ def failed(
     *,
     keep_uids: bool = True,
 ) -> Outcome:
-    """A case without a mask, and why, with its record in ``<id>_failed.json``.
+    """Make the outcome of a case that failed, and write its record, ``<id>_failed.json``.
 
-    A mask that lies there is of another input or of other values, and is removed; but not where the input cannot be
-    found, which may be back tomorrow.
+    An existing mask is of another input or other values, and is removed, unless the input cannot be found: storage may
+    be back tomorrow.
 
     Raises:
         OutputError: the record cannot be written.
@@ -147,7 +152,7 @@ def failed(
 
 def _remove_result(folder: Path, case: ManyCase) -> None:
     record = folder / f"{case.id}{RECORD_SUFFIX}"
-    if record.exists():  # what has none is no result of ours
+    if record.exists():  # files without a record are not ours
         for suffix in (*(output.suffix for output in FORMATS.values()), PICTURE_SUFFIX, RECORD_SUFFIX):
             with suppress(FileNotFoundError):
                 os.unlink(folder / f"{case.id}{suffix}")

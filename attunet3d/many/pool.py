@@ -1,6 +1,6 @@
-"""Keep workers busy with cases until each one has ended, whatever dies on the way.
+"""Distribute cases over workers until each has an outcome, even if workers crash.
 
-Ray places the workers, on other nodes if theirs go away; `Crashes` says which case is to blame.
+Ray places the workers, on other nodes if theirs go away; `Crashes` decides which case is to blame.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from attunet3d.many.worker import Job
 if TYPE_CHECKING:
     from attunet3d.many.actors import Actors
 
-CASES_PER_WORKER = 2  # one is read while one is in the network: what is in task, and so memory, is bounded
-_MOST_RELOADS = 3  # times that a worker may die before it has loaded the network once
-_MOST_LOST = 10  # times that a case may be in a worker from which there is no answer
+CASES_PER_WORKER = 2  # one is read while one is in the network; this bounds the memory
+_MOST_RELOADS = 3  # of a worker that dies before it has loaded the network once
+_MOST_LOST = 10  # times that a case may be lost with a worker that does not answer
 
 
 @dataclass
 class _Slot:
-    """A worker of the pool, or the one that is started in its stead.
+    """Slot of a worker in the pool; a worker that dies is replaced.
 
     Attributes:
         number: of the slot.
-        actor: that is there now.
-        node: where it is, once it has answered.
+        actor: the present worker.
+        node: id of its node, once it has answered.
         up: whether it has answered, and takes cases.
-        taken: how many cases are in it.
-        since: when the oldest of them had it for itself, s.
-        loads: how often it has died before one was ever ready; None once one was.
-        asked: whether it has just answered, and may have a trial.
+        taken: number of cases in it.
+        since: when the oldest of them began, s.
+        loads: number of workers that died here before one was ever ready; None once one was.
+        asked: whether the worker has just answered, and may have a trial.
     """
 
     number: int
@@ -57,7 +57,7 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Task:
-    """A case in a worker, perhaps on trial there; without a case, the worker is asked whether it is ready."""
+    """A case that was submitted to a worker, perhaps on trial; without a case, the question whether it is ready."""
 
     slot: _Slot
     case: ManyCase | None = None
@@ -65,15 +65,15 @@ class _Task:
 
 
 class Pool:
-    """Workers, and what is in them.
+    """A pool of workers and the cases that were submitted to them.
 
     Args:
         todo: cases.
         job: what they have in common.
-        actors: starts workers and asks them.
-        workers: how many.
-        status: is kept up to date.
-        table: gets a line for each case.
+        actors: starts workers and calls them.
+        workers: number of workers.
+        status: kept up to date.
+        table: gets a row for each case.
         watch: called after each case and at least each second.
         case_minutes: see `run_pool`.
         crashes: judges the deaths of workers.
@@ -107,7 +107,7 @@ class Pool:
         self._start = clock()
 
     def run(self) -> None:
-        """Until all cases have ended. Raises AttUNet3dError for what is no case's fault."""
+        """Run until all cases have an outcome. Raises AttUNet3dError for errors that are no case's fault."""
         try:
             for slot in self._slots:
                 self._ask(slot)
@@ -126,7 +126,7 @@ class Pool:
             )
         self._fill()
         for reference in self._actors.wait(list(self._tasks), 1.0):
-            if reference in self._tasks:  # it may have gone with another one of its worker
+            if reference in self._tasks:  # it may have been dropped with another task of its worker
                 self._collect(reference)
         self._stop_overdue()
         for case, why in self._crashes.judge(self._actors.nodes):
@@ -136,7 +136,7 @@ class Pool:
         self._watch(self._status)
 
     def _fill(self) -> None:
-        """Give workers what they have room for: cases, and when none is left suspects, one on a node."""
+        """Submit cases to workers that have room, and when none are left suspects, one on each node."""
         running = [task for task in self._tasks.values() if task.case]
         if self._todo:
             if not any(task.trial for task in running):
@@ -216,7 +216,7 @@ class Pool:
             self._end(case, self._failed(case, WorkerLostError(), why, FAILED))
 
     def _stop_overdue(self) -> None:
-        """Kill workers in which a case takes too long; if it was not alone, it is seen on trial which one that is."""
+        """Kill workers whose case takes too long; of two cases, trials show which one it is."""
         if self._case_seconds is None:
             return
         for slot in self._slots:
@@ -233,7 +233,7 @@ class Pool:
             self._crashes.suspect(case.id for case in cases)
 
     def _drain(self, slot: _Slot) -> list[ManyCase]:
-        """The cases in a worker that gives no answer any more, without those that it has finished."""
+        """Take the cases back from a worker that does not answer any more, except those that it has finished."""
         of_slot = [reference for reference, task in self._tasks.items() if task.slot is slot]
         there = set(self._actors.wait(of_slot, 0)) if of_slot else set()
         cases = []
@@ -254,7 +254,7 @@ class Pool:
         return cases
 
     def _replace(self, slot: _Slot, reason: str) -> None:
-        """Ask for another worker in a slot, as soon as there is room for one."""
+        """Start another worker in a slot, as soon as there is room for one."""
         self._reason = reason
         self._status.processes.pop(slot.number, None)
         slot.node, slot.up = "", False
@@ -267,7 +267,7 @@ class Pool:
         self._ask(slot)
 
     def _requeue(self, cases: list[ManyCase]) -> None:
-        """Take back cases that have no result, which is not their fault."""
+        """Queue cases again that have no outcome through no fault of theirs."""
         for case in cases:
             if case.id in self._crashes.suspects:
                 self._crashes.release(case.id)
@@ -278,8 +278,8 @@ class Pool:
         folder = Path(self._job.output)
         return failed(folder, case, error, why, state_of_input(folder, case), status, keep_uids=self._job.keep_uids)
 
-    def _end(self, case: ManyCase, ended: Outcome) -> None:
-        self._table.add(ended.row)
-        self._status.add(ended)
+    def _end(self, case: ManyCase, outcome: Outcome) -> None:
+        self._table.add(outcome.row)
+        self._status.add(outcome)
         self._crashes.clear(case.id)
         self._suspects.pop(case.id, None)

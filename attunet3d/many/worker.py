@@ -1,4 +1,4 @@
-"""The actor of a pool: one session, which reads a case while another one is in the network."""
+"""The worker of a pool, an actor of Ray: one session, which reads a case while another one is in the network."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from attunet3d.many.results import check_usable, storage_error
 
 @dataclass(frozen=True)
 class Job:
-    """What every case of a run has in common; plain values, which travel to the workers.
+    """Settings that all cases of a run share; plain values, which are sent to the workers.
 
     Attributes:
         output: folder for masks and records, absolute, on storage that all nodes share.
         session: arguments of `Segmenter`, but for the memory limit.
         output_format, qc, keep_uids: as `Segmenter.segment`.
         threads: of each worker.
-        memory_gb: most that each worker may take; None: `memory_share` of what its node has left when it starts.
-        memory_share: of one worker in its node.
+        memory_gb: most that each worker may take; None: `memory_share` of what is free on its node when it starts.
+        memory_share: share of one worker in its node.
     """
 
     output: str
@@ -38,7 +38,7 @@ class Job:
 
 
 class Worker:
-    """A session on the resources that Ray gave it, for two cases at a time: one is read, one is in the network."""
+    """A session that works on two cases at a time: one is read, the other is in the network."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -47,14 +47,14 @@ class Worker:
         self._session: Any = None
 
     def ready(self) -> tuple[int, str]:
-        """Load the network; process id and node. Raises as `load`."""
+        """Load the network, and return the process id and the id of the node. Raises as `load`."""
         import ray
 
         self.load()
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def load(self) -> None:
-        """Load the network, unless it is loaded. Raises what `Segmenter` does."""
+        """Load the network, unless it is loaded. Raises as `Segmenter`."""
         import torch
 
         from attunet3d.console import set_up_logging
@@ -76,17 +76,17 @@ class Worker:
                 self._session = session
 
     def segment(self, case: ManyCase) -> Outcome:
-        """Segment one case, unless its mask is there already; what goes wrong with it is its result.
+        """Segment one case, unless its mask is there already; errors of the case become its outcome.
 
         Raises:
-            OutputError: results have no place any more, which is not the case's fault.
+            OutputError: results cannot be written any more, which is not the case's fault.
         """
         folder = Path(self._job.output)
         check_usable(folder)
         state = state_of_input(folder, case)
         try:
             return find_outcome(folder, self._outputs, self._session.made_with, case, state) or self._segment(case)
-        except Exception as error:  # one that is not ours must not take the other cases with it either
+        except Exception as error:  # an unforeseen one must not stop the other cases either
             storage = storage_error(error, folder)
             if storage is not None:
                 raise storage from error
