@@ -30,8 +30,8 @@ from attunet3d.cli.options import (
 )
 from attunet3d.console import set_up_logging
 from attunet3d.errors import AttUNet3dError, ConfigError
+from attunet3d.io.output_formats import FOR_ANY_CT, FOR_DICOM, find_formats
 from attunet3d.io.printable import one_line, without_uids
-from attunet3d.segmenter.formats import FOR_ANY_CT, FOR_DICOM, find_formats
 
 if TYPE_CHECKING:
     from attunet3d.io.paths import PathLike

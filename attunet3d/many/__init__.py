@@ -81,12 +81,12 @@ def segment_many(
     from attunet3d.config.files import preset_path
     from attunet3d.errors import CheckpointError
     from attunet3d.io.locking import locked
+    from attunet3d.io.output_formats import find_formats
     from attunet3d.io.paths import existing
     from attunet3d.many.cluster import connected, need_ray, plan_workers
     from attunet3d.many.results import ResultsTable, check_settings
     from attunet3d.many.run import run_pool
     from attunet3d.many.worker import Job
-    from attunet3d.segmenter.formats import find_formats
 
     need_ray()
     find_formats(output_format)

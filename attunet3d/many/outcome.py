@@ -15,11 +15,11 @@ from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import InputNotFoundError
 from attunet3d.io.identity import input_files, input_sha256
 from attunet3d.io.json_text import parse_json
+from attunet3d.io.output_formats import FORMATS, PICTURE_SUFFIX, RECORD_SUFFIX
 from attunet3d.io.printable import one_line, without_uids
 from attunet3d.io.writer import write_text_atomic
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import DONE, FAILED, Row, done_state
-from attunet3d.segmenter.formats import FORMATS, PICTURE_SUFFIX, RECORD_SUFFIX
 from attunet3d.segmenter.outputs import Outputs
 from attunet3d.version import __version__
 

@@ -14,6 +14,7 @@ import numpy as np
 from attunet3d.checkpoint import file_sha256
 from attunet3d.io.cases import case_name
 from attunet3d.io.json_text import parse_json
+from attunet3d.io.output_formats import FORMATS, PICTURE_SUFFIX, RECORD_SUFFIX, MaskSource, OutputFormat, find_formats
 from attunet3d.io.paths import PathLike
 from attunet3d.io.slabs import StoredImage
 from attunet3d.io.writer import (
@@ -25,7 +26,6 @@ from attunet3d.io.writer import (
 )
 from attunet3d.runtime.process_memory import peak_bytes
 from attunet3d.segmenter.attention import MEANING
-from attunet3d.segmenter.formats import FORMATS, PICTURE_SUFFIX, RECORD_SUFFIX, OutputFormat, find_formats
 from attunet3d.segmenter.reading import PlannedCT
 from attunet3d.segmenter.record import CaseRecord, megabytes
 
@@ -119,9 +119,8 @@ class CaseWriter:
     ) -> None:
         self._outputs = outputs
         self._name = name or case_name(ct)
-        self._affine = read.grid.affine
-        self._facts = read.facts
-        self._savers = {output: output.prepare(ct, read, checkpoint_sha256) for output in outputs.formats}
+        self._source = MaskSource(ct, read.grid.affine, read.facts, read.files, read.frames, checkpoint_sha256)
+        self._savers = {output: output.prepare(self._source) for output in outputs.formats}
 
     def write(
         self,
@@ -164,7 +163,7 @@ class CaseWriter:
                     save(temporary(masks[output.name]), mask)
                 record["mask_sha256"] = file_sha256(new[0][0])
                 for level, path in map_files.items():
-                    save_map(temporary(path), maps[level], self._affine, like=self._facts)
+                    save_map(temporary(path), maps[level], self._source.affine, like=self._source.facts)
                 picture = None if hu is None else self._picture(mask, record, hu)
                 if picture is not None:
                     temporary(picture_file).write_bytes(picture)
@@ -205,7 +204,7 @@ class CaseWriter:
         try:
             from attunet3d.pictures.qc import qc_picture
 
-            qc_picture(png, hu, mask, self._affine, title)
+            qc_picture(png, hu, mask, self._source.affine, title)
         except Exception as error:  # matplotlib's fonts, layouts and settings fail in ways of their own
             record["warnings"].append(f"the picture could not be drawn ({type(error).__name__}); the mask is complete")
             return None

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from attunet3d import AttentionUNet, Segmenter
 from attunet3d.errors import ConfigError, MemoryLimitError
+from attunet3d.io.output_formats import FORMATS
 from attunet3d.networks.folding import fold
 from attunet3d.networks.memory import network_bytes_per_voxel
 from attunet3d.runtime import free_memory, process_memory
 from attunet3d.runtime.process_memory import keep_freed_memory
 from attunet3d.segmenter import memory_plan
-from attunet3d.segmenter.formats import FORMATS
 from attunet3d.segmenter.memory_plan import MemoryPlan, plan_memory
 
 CPU = torch.device("cpu")

@@ -16,9 +16,9 @@ import pytest
 
 from attunet3d.errors import OutputError
 from attunet3d.io import writer
+from attunet3d.io.output_formats import FORMATS, OutputFormat
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.outcome import find_outcome
-from attunet3d.segmenter.formats import FORMATS, OutputFormat
 from attunet3d.segmenter.outputs import CaseWriter, Outputs
 from attunet3d.segmenter.reading import PlannedCT
 from attunet3d.transforms.grid import Grid

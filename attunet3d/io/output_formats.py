@@ -6,11 +6,11 @@ To add one: a module that writes it, such as `attunet3d.io.dicom.seg`, and an en
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attunet3d.errors import ConfigError
 
@@ -19,12 +19,31 @@ if TYPE_CHECKING:  # the command line lists the formats, and must not load numpy
 
     from attunet3d.io.paths import PathLike
     from attunet3d.io.slabs import StoredImage
-    from attunet3d.segmenter.reading import PlannedCT
 
 RECORD_SUFFIX, PICTURE_SUFFIX = "_seg.json", "_seg.png"
 _HIGHDICOM_BYTES = 80 * 2**20
 
 Save = Callable[[Path, "np.ndarray"], None]
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """What a mask is made from.
+
+    Attributes:
+        ct: the CT as it was given, for messages.
+        affine: voxel -> RAS+ mm, of the CT and of the mask.
+        facts: metadata of the CT, see `StoredImage`; a format may add to its list of "warnings".
+        files, frames: DICOM images of the CT, see `StoredImage`.
+        checkpoint_sha256: of the weights.
+    """
+
+    ct: PathLike
+    affine: np.ndarray
+    facts: Mapping[str, Any]
+    files: Sequence[Path]
+    frames: Sequence[int]
+    checkpoint_sha256: str
 
 
 @dataclass(frozen=True)
@@ -34,9 +53,8 @@ class OutputFormat:
     Attributes:
         name: value of ``output_format``.
         suffix: of the file, after the name of the case.
-        prepare: called as ``prepare(ct, read, checkpoint_sha256)`` before the network runs, with the CT as it was given
-            and as it was read. Returns the function that writes a mask, uint8 (X, Y, Z), to a path; raises
-            AttUNet3dError if that cannot work with this CT.
+        prepare: called before the network runs; returns the function that writes a mask, uint8 (X, Y, Z), to a path.
+            Raises AttUNet3dError if that cannot work with this CT.
         check_header: raises UnsupportedImageError for a CT, of which only the header has been read, that has no
             result in this format; None if any CT has one.
         library: optional dependency that is needed to write it.
@@ -47,7 +65,7 @@ class OutputFormat:
 
     name: str
     suffix: str
-    prepare: Callable[[PathLike, PlannedCT, str], Save]
+    prepare: Callable[[MaskSource], Save]
     check_header: Callable[[StoredImage], None] | None = None
     library: str | None = None
     extra: str | None = None
@@ -67,22 +85,22 @@ class OutputFormat:
             )
 
 
-def _prepare_nifti(ct: PathLike, read: PlannedCT, checkpoint_sha256: str) -> Save:
+def _prepare_nifti(source: MaskSource) -> Save:
     from attunet3d.io.writer import save_mask
 
-    return partial(save_mask, affine=read.grid.affine, like=read.facts)
+    return partial(save_mask, affine=source.affine, like=source.facts)
 
 
-def _prepare_seg(ct: PathLike, read: PlannedCT, checkpoint_sha256: str, segmentation_type: str) -> Save:
+def _prepare_seg(source: MaskSource, segmentation_type: str) -> Save:
     from attunet3d.io.dicom.seg import save_seg, source_headers
 
-    affine = read.grid.affine
+    warnings = source.facts["warnings"]
     return partial(
         save_seg,
-        affine=affine,
-        sources=source_headers(ct, read.files, affine, read.facts["warnings"], read.frames, segmentation_type),
-        frames=read.frames,
-        checkpoint_sha256=checkpoint_sha256,
+        affine=source.affine,
+        sources=source_headers(source.ct, source.files, source.affine, warnings, source.frames, segmentation_type),
+        frames=source.frames,
+        checkpoint_sha256=source.checkpoint_sha256,
         segmentation_type=segmentation_type,
     )
 

@@ -11,9 +11,9 @@ from conftest import PLAIN, TINY, Run
 
 from attunet3d import Segmenter
 from attunet3d.errors import ConfigError, UnsupportedImageError
+from attunet3d.io.output_formats import FORMATS, OutputFormat, Save, find_formats
 from attunet3d.io.slabs import StoredImage
 from attunet3d.segmenter import Outputs
-from attunet3d.segmenter.formats import FORMATS, OutputFormat, Save, find_formats
 
 
 def refuse(image: StoredImage) -> None:
