@@ -137,14 +137,14 @@ FOR_ANY_CT = tuple(name for name, entry in FORMATS.items() if entry.check_header
 FOR_DICOM = tuple(name for name in FORMATS if name not in FOR_ANY_CT)
 
 
-def find_formats(names: str | Sequence[str]) -> tuple[OutputFormat, ...]:
+def find_formats(names: str | list[str] | tuple[str, ...]) -> tuple[OutputFormat, ...]:
     """Look up output formats by name, one or several.
 
     Raises:
         ConfigError: a format does not exist, its library is not installed, or two would be written to one file.
     """
-    names = [names] if isinstance(names, str) else names
-    unknown = [name for name in names if name not in FORMATS]
+    names = names if isinstance(names, list | tuple) else [names]
+    unknown = [name for name in names if not isinstance(name, str) or name not in FORMATS]
     if unknown or not names:
         found = f"{unknown[0]!r}: unknown" if unknown else "none given"
         raise ConfigError(f"output format {found}; there are {', '.join(FORMATS)}")

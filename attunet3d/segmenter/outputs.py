@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from io import BytesIO
@@ -70,7 +70,7 @@ class Outputs:
     """
 
     folder: PathLike | None = None
-    output_format: str | Sequence[str] = "nifti"
+    output_format: str | list[str] | tuple[str, ...] = "nifti"
     qc: bool = False
     attention: bool = False
     keep_uids: bool = True

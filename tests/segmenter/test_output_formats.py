@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PLAIN, TINY, Run
@@ -84,11 +85,13 @@ def test_memory_is_that_of_the_format_that_takes_most(raw: OutputFormat) -> None
         ("rtstruct", r"^output format 'rtstruct': unknown; there are nifti, dicom-seg, dicom-seg-labelmap$"),
         (("nifti", "stl"), "'stl': unknown"),
         ((), "none given"),
+        (None, "None: unknown"),
+        (["nifti", 3], "3: unknown"),
         (("nifti", "nifti"), "files of one name"),
         (("dicom-seg", "dicom-seg-labelmap"), "files of one name"),
     ],
 )
-def test_formats_that_cannot_be_are_refused(names: str | tuple[str, ...], message: str) -> None:
+def test_formats_that_cannot_be_are_refused(names: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         find_formats(names)
     with pytest.raises(ConfigError, match=message):
