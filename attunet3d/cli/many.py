@@ -142,7 +142,7 @@ def segment_many(
                     case_minutes=case_minutes,
                     left_out=left_out,
                     watch=show,
-                    say=lambda line: tell("warning", line),
+                    warn=lambda line: tell("warning", line),
                     checkpoint=checkpoint,
                     device=device,
                     precision=precision,

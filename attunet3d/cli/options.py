@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attunet3d.errors import ConfigError, OutputError
+from attunet3d.io.output_formats import FOR_ANY_CT, FOR_DICOM
 from attunet3d.io.printable import printable
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ AllowSmallerWindows = Annotated[
     ),
 ]
 MaskFormat = Annotated[
-    str, output_format("Of the masks: nifti; for CTs in DICOM folders also dicom-seg, dicom-seg-labelmap.")
+    str,
+    output_format(f"Of the masks: {', '.join(FOR_ANY_CT)}; for CTs in DICOM folders also {', '.join(FOR_DICOM)}."),
 ]
 QC = Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")]
 NoUids = Annotated[

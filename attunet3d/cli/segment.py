@@ -35,6 +35,7 @@ from attunet3d.cli.options import (
 from attunet3d.cli.verbs import with_options
 from attunet3d.console import set_up_logging
 from attunet3d.errors import AttUNet3dError, ConfigError
+from attunet3d.io.output_formats import find_formats
 from attunet3d.io.printable import one_line, without_uids
 
 if TYPE_CHECKING:
@@ -98,10 +99,9 @@ def segment(
 
         try:
             with interruptible():
-                from attunet3d.segmenter.outputs import check_format
                 from attunet3d.segmenter.session import Segmenter
 
-                check_format(output_format)
+                find_formats(output_format)
                 overrides = overrides_of(
                     set_,
                     ("checkpoint", "device", "precision"),

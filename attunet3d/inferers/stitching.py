@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def stitch(
     progress: Progress | None = None,
     cancel: Cancel | None = None,
     args: tuple[Any, ...] = (),
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Logits of ``network`` on windows of an image, blended with Gaussian weights.
 

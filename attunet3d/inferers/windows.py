@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +68,6 @@ class SlidingWindow:
             `cover`. None takes MONAI's windows of ``roi_size``.
         difference: of two classes only the difference of their logits is kept, foreground minus background.
 
-    Attributes:
-        progress: called as ``progress(done, total)`` after each forward pass.
-        cancel: asked before each forward pass; `CancelledError` is raised when it says yes.
-
     Raises:
         ConfigError: an argument is out of range.
     """
@@ -109,14 +105,12 @@ class SlidingWindow:
         self.max_window_voxels = max_window_voxels
         self.difference = difference
         self._least = 1
-        self.progress: Progress | None = None
-        self.cancel: Cancel | None = None
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Image (B, C, X, Y, Z) -> logits (B, classes, X, Y, Z), float32; (B, 1, X, Y, Z) for two classes."""
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         plan = self.plan(image)
-        logits = self.run(image, network, plan, *args, **kwargs)
+        logits = self.run(image, network, plan, args=args, kwargs=kwargs)
         return embed(logits, plan.box, [slice(0, n) for n in image.shape[2:]])
 
     def plan(self, image: Tensor, limit_voxels: int | None = None) -> WindowPlan:
@@ -180,17 +174,28 @@ class SlidingWindow:
         image: Tensor,
         network: Callable[..., Tensor],
         plan: WindowPlan,
-        *args: Any,
-        **kwargs: Any,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """Logits (B, channels, *plan.box) of an image (B, C, X, Y, Z), float32; outside the box all is background."""
-        return self._stitch(image, network, plan, difference=self.difference, args=args, kwargs=kwargs)
+        """Run a network on the windows of an image and blend its logits.
 
-    def average(self, image: Tensor, network: Callable[[Tensor], Tensor], plan: WindowPlan) -> Tensor:
-        """As `run` for a network that gives maps, no logits: all their channels, and 0 where no window reached."""
-        return self._stitch(image, network, plan, difference=False, background=0.0)
+        Args:
+            image: (B, C, X, Y, Z).
+            network: window (b, C, *roi) -> logits (b, classes, *roi).
+            plan: from `plan`.
+            progress: called as ``progress(done, total)`` after each forward pass.
+            cancel: asked before each forward pass whether to stop.
+            args, kwargs: passed on to the network.
 
-    def _stitch(self, image: Tensor, network: Callable[..., Tensor], plan: WindowPlan, **how: Any) -> Tensor:
+        Returns:
+            float32 (B, channels, *plan.box); outside the box all is background.
+
+        Raises:
+            CancelledError: ``cancel`` returned true.
+        """
         return stitch(
             image,
             network,
@@ -199,9 +204,34 @@ class SlidingWindow:
             region=plan.box,
             sw_batch_size=plan.batch,
             sigma_scale=self.sigma_scale,
-            progress=self.progress,
-            cancel=self.cancel,
-            **how,
+            difference=self.difference,
+            progress=progress,
+            cancel=cancel,
+            args=args,
+            kwargs=kwargs,
+        )
+
+    def average(
+        self,
+        image: Tensor,
+        network: Callable[[Tensor], Tensor],
+        plan: WindowPlan,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> Tensor:
+        """As `run` for a network that gives maps, no logits: all their channels, and 0 where no window reached."""
+        return stitch(
+            image,
+            network,
+            plan.roi,
+            plan.jobs,
+            region=plan.box,
+            sw_batch_size=plan.batch,
+            sigma_scale=self.sigma_scale,
+            difference=False,
+            background=0.0,
+            progress=progress,
+            cancel=cancel,
         )
 
     def _roi(self, size: Sequence[int]) -> list[int]:

@@ -12,11 +12,12 @@ from pathlib import Path
 from attunet3d.errors import AttUNet3dError
 from attunet3d.io.cases import SeriesCase
 from attunet3d.io.itk_header import MAX_HEADER_BYTES, data_file
+from attunet3d.io.output_formats import FORMATS, PICTURE_SUFFIX, RECORD_SUFFIX
 from attunet3d.io.writer import TEMPORARY
 
 FileStates = dict[str, tuple[int, int]]  # size and time of change in ns, by path
 
-_RESULT = re.compile(r"(_seg\.(json|nii\.gz|dcm|png)|_attention_level\d+\.nii\.gz)$")
+_MAP = re.compile(r"_attention_level\d+(_gate\d+)?\.nii\.gz$")
 _OF_A_RUN = {".run.lock", "results.csv", "run.json", "summary.json"}
 _DETACHED = {".mhd": "metaimage", ".mha": "metaimage", ".nhdr": "nrrd", ".nrrd": "nrrd"}
 
@@ -83,8 +84,15 @@ def own_files(names: Collection[str]) -> set[str]:
     own = {name for name in names if TEMPORARY.fullmatch(name)}
     if ".run.lock" in names:
         own |= _OF_A_RUN | {name for name in names if name.endswith("_failed.json")}
-    stems = {name.removesuffix("_seg.json") for name in names if name.endswith("_seg.json")}
-    return own.intersection(names) | {name for name in names if _RESULT.sub("", name) in stems and _RESULT.search(name)}
+    stems = {name.removesuffix(RECORD_SUFFIX) for name in names if name.endswith(RECORD_SUFFIX)}
+    suffixes = (RECORD_SUFFIX, PICTURE_SUFFIX, *(output.suffix for output in FORMATS.values()))
+
+    def is_result(name: str) -> bool:
+        of_map = _MAP.search(name)
+        endings = [of_map[0]] if of_map else [suffix for suffix in suffixes if name.endswith(suffix)]
+        return any(name.removesuffix(ending) in stems for ending in endings)
+
+    return own.intersection(names) | set(filter(is_result, names))
 
 
 def _below(folder: str, leave_out: str | os.PathLike[str] | None) -> Iterator[str]:

@@ -8,13 +8,13 @@ from typing import Any
 
 __all__ = ["CASE_MINUTES", "list_cases", "segment_many"]
 
-CASE_MINUTES = 120.0  # no case takes as long, but one whose storage hangs takes for ever
+CASE_MINUTES = 120.0  # no case takes as long, but one whose storage hangs takes forever
 
 
 def list_cases(source: Path, left_out: list[str] | None = None, output: Path | None = None) -> list[Any]:
-    """The cases of a manifest, or of a folder, whose headers are read in parallel; Ray must be connected for a folder.
+    """List the cases of a manifest, or of a folder, whose headers are read in parallel by Ray, which must be connected.
 
-    In a folder nothing is looked for in the folder `output`, and results that lie elsewhere are no cases.
+    In a folder, the folder `output` is not searched, and results that lie elsewhere are not cases.
     Raises ConfigError, InputNotFoundError as `read_manifest`, `entries_of` and `check_cases`.
     """
     from attunet3d.many.manifest import entries_of, list_entry, name_cases, read_manifest
@@ -52,46 +52,46 @@ def segment_many(
     case_minutes: float | None = CASE_MINUTES,
     left_out: list[str] | None = None,
     watch: Callable[[Any], None] | None = None,
-    say: Callable[[str], object] = lambda line: None,
+    warn: Callable[[str], object] = lambda line: None,
     **session: Any,
 ) -> dict[str, Any]:
-    """Segment the CTs of a manifest or folder on a Ray cluster; the summary, as summary.json.
+    """Segment the CTs of a manifest or folder on a Ray cluster; return the summary, as in summary.json.
 
-    The folder gets what `Segmenter.segment` writes for each case, and results.csv with a line for each that has ended.
-    The same call goes on where a killed one stopped.
+    The folder gets the files of `Segmenter.segment` for each case, and results.csv with a row for each finished case.
+    The same call continues where a killed one stopped.
 
     Args:
         source: manifest (CSV, JSON lines) or folder.
         output: on storage that all nodes share.
         address: see `connected`.
-        workers, cpus_per_worker, gpus_per_worker, memory_gb: see `plan_workers`; memory is of each worker.
+        workers, cpus_per_worker, gpus_per_worker, memory_gb: see `plan_workers`; memory is per worker.
         output_format, qc, keep_uids: as `Segmenter.segment`.
-        retry_failed: also run what failed or was set aside before.
+        retry_failed: also run cases that failed or were set aside before.
         case_minutes: a case that takes longer is set aside, and its worker is killed; None for no limit.
-        left_out: gets a line for what in a folder is no CT to segment.
+        left_out: gets a line for each image in a folder that is no CT to segment.
         watch: called with the `Status` after each case and at least each second.
-        say: gets the session's warnings, as `Segmenter.warnings`.
+        warn: called with each warning of the session, see `Segmenter.warnings`.
         session: arguments of `Segmenter`.
 
     Raises:
-        AttUNet3dError: the command cannot be carried out; what is wrong with a case is in its line of results.csv.
+        AttUNet3dError: the run as a whole fails; errors of a case are in its row of results.csv.
     """
     from attunet3d.checkpoint import file_sha256
     from attunet3d.config.changes import inference_values
     from attunet3d.config.files import preset_path
     from attunet3d.errors import CheckpointError
     from attunet3d.io.locking import locked
+    from attunet3d.io.output_formats import find_formats
     from attunet3d.io.paths import existing
     from attunet3d.many.cluster import connected, need_ray, plan_workers
     from attunet3d.many.results import ResultsTable, check_settings
     from attunet3d.many.run import run_pool
     from attunet3d.many.worker import Job
-    from attunet3d.segmenter.outputs import check_format
 
     need_ray()
-    check_format(output_format)
+    find_formats(output_format)
     source, folder = Path(source), Path(output).absolute()
-    # A manifest is refused, and what is not there, before anything is made or started.
+    # A bad manifest, or a missing one, is refused before anything is written or started.
     cases = None if source.is_dir() else list_cases(existing(source))
     overrides = dict(session)
     # Workers have a folder of their own, so that paths must not be relative to this one.
@@ -101,7 +101,7 @@ def segment_many(
         overrides.pop("checkpoint", None)
     else:
         overrides["checkpoint"] = str(Path(overrides["checkpoint"]).absolute())
-    values = inference_values(presets, overrides, allow_code, say)
+    values = inference_values(presets, overrides, allow_code, warn)
     if not Path(values["checkpoint"]).is_file():
         raise CheckpointError(f"{values['checkpoint']}: no such checkpoint; give a model.pt that training wrote")
     values |= {"checkpoint": file_sha256(values["checkpoint"]), "format": output_format}

@@ -1,4 +1,4 @@
-"""The workers of a pool as Ray's actors, and what Ray's errors say of them."""
+"""The workers of a pool as actors of Ray, and the meaning of Ray's errors."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _MOST_CHARACTERS = 300
 
 
 class WorkerDiedError(Exception):
-    """A worker is dead; the message is the reason that Ray gives."""
+    """A worker died; the message is the reason that Ray gives."""
 
 
 class WorkerLostError(Exception):
-    """There is no answer from a worker, which is no proof that it is dead."""
+    """A worker does not answer, and may or may not be dead."""
 
 
 class Actors:
-    """Starts actors and asks them; a reference stands for each answer.
+    """Starts actors and calls them; each call returns a reference to its result.
 
-    Ray restarts none of them: of one that it restarts it does not say whether and why it died.
+    Ray does not restart them: it would not tell whether and why one died.
 
     Args:
-        job: what the cases have in common.
+        job: settings that all cases share.
         resources: of each actor.
-        concurrency: calls that an actor takes at a time.
+        concurrency: number of calls that an actor runs at a time.
     """
 
     def __init__(self, job: Job, resources: Resources, concurrency: int) -> None:
@@ -48,25 +48,25 @@ class Actors:
         )
 
     def start(self) -> Any:
-        """A new actor, as soon as there is room for it."""
+        """Start an actor, which runs as soon as there is room for it."""
         return self._class.remote(self._job)
 
     def stop(self, actor: Any) -> None:
-        """Kill an actor, if it is not dead already."""
+        """Kill an actor, unless it is dead."""
         import ray
 
         ray.kill(actor)
 
     def ready(self, actor: Any) -> Any:
-        """Ask for `Worker.ready`."""
+        """Call `Worker.ready`."""
         return actor.ready.remote()
 
     def segment(self, actor: Any, case: ManyCase) -> Any:
-        """Ask for `Worker.segment`."""
+        """Call `Worker.segment`."""
         return actor.segment.remote(case)
 
     def wait(self, references: Sequence[Any], seconds: float) -> list[Any]:
-        """The references whose answers are there; at least one, unless so many seconds have passed."""
+        """Wait for at least one result, at most so many seconds; return the references of all that are there."""
         import ray
 
         if not references:
@@ -75,12 +75,12 @@ class Actors:
         return ray.wait(list(references), num_returns=len(references) if seconds == 0 else 1, timeout=seconds)[0]
 
     def answer(self, reference: Any) -> Any:
-        """What the worker returned.
+        """Return the result of a call.
 
         Raises:
-            WorkerDiedError, WorkerLostError: it returned nothing.
+            WorkerDiedError, WorkerLostError: there is none.
             ConfigError: the cluster has gone.
-            Exception: what the worker raised.
+            Exception: the call raised it.
         """
         import ray
         from ray import exceptions
@@ -97,7 +97,7 @@ class Actors:
             raise WorkerLostError(reason_of(str(error))) from None
 
     def nodes(self) -> set[str]:
-        """Ids of the nodes that Ray holds to be alive."""
+        """Return the ids of the nodes that are alive, according to Ray."""
         import ray
 
         try:
@@ -107,7 +107,7 @@ class Actors:
 
 
 def reason_of(text: str) -> str:
-    """What Ray says of a death, on a line: without the ids before it, and the advice after it."""
+    """Shorten Ray's message on a death to one line, without the ids before the reason and the advice after it."""
     text = " ".join(text.split())
     _, found, reason = text.partition("The actor is dead because ")
     if not found:

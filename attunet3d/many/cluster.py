@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: one that is there, or one of this machine alone; and the workers that fit into it."""
+"""The Ray cluster of a run, which exists or is started on this machine, and the workers that fit into it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from attunet3d.errors import ConfigError
-from attunet3d.many.embedded import environment_of_ray, put_back, start, use_token_of_user
-from attunet3d.many.noted import noted_address
+from attunet3d.many.address_file import read_address_file
+from attunet3d.many.local_cluster import ray_environment, restore_environment, start_local_cluster, use_token_of_user
 
 _REFUSED = "it wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, as on its head"
 _MOST_THREADS = 2  # of a worker without a GPU, unless something else is asked for
@@ -24,7 +24,7 @@ _MOST_THREADS = 2  # of a worker without a GPU, unless something else is asked f
 
 @dataclass(frozen=True)
 class Resources:
-    """Of each worker, and how many there are."""
+    """Resources of each worker, and the number of workers."""
 
     workers: int
     cpus: float
@@ -41,24 +41,24 @@ def need_ray() -> None:
 
 @contextmanager
 def connected(address: str = "auto") -> Iterator[None]:
-    """Be connected to Ray: "auto" is the cluster that `ray start` made here, or else a local one; "local" the latter.
+    """Connect to Ray: "auto" is the cluster that `ray start` made here, or else a local one; "local" is always local.
 
-    The first is this user's own, or what RAY_ADDRESS names. A local one listens on the loopback interface only, lets in
-    who has its token, has no dashboard, and ends with this process. In a process that is connected already, that
-    connection is used and kept; else the environment is as before in the end.
+    The first is this user's own, or the one that RAY_ADDRESS names. A local one listens on the loopback interface only,
+    requires a token, has no dashboard, and ends with this process. In a process that is connected already, that
+    connection is used and kept; else the environment is restored in the end.
 
     Raises:
         ConfigError: the address cannot be reached, or no cluster be started.
     """
     need_ray()
-    before = environment_of_ray()  # which Ray changes when it is imported
+    before = ray_environment()  # which Ray changes when it is imported
     import ray
 
     if ray.is_initialized():
         yield
         return
     with ExitStack() as stack:
-        stack.callback(put_back, before)
+        stack.callback(restore_environment, before)
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         handler = signal.getsignal(signal.SIGTERM)
@@ -77,19 +77,19 @@ def connected(address: str = "auto") -> Iterator[None]:
 
 
 class _Modules(list[str]):
-    """Where workers look for modules: of the places that Ray adds, those where this process does.
+    """The search path of workers for modules: of the folders that Ray adds, those that this process has too.
 
-    It adds the working folder, first of all, so that in a folder of images from elsewhere each Python file would run.
+    Ray puts the working folder first, so that any Python file in a folder of images from elsewhere could run.
     """
 
     def extend(self, places: Iterable[str]) -> None:
-        """As a list's."""
+        """Extend the list by known folders."""
         known = set(map(os.path.abspath, sys.path))
         super().extend(place for place in places if place in known)
 
 
 def _connect(address: str, stack: ExitStack) -> None:
-    """Connect, and have `stack` undo it."""
+    """Connect; `stack` undoes it."""
     import ray
 
     stack.callback(ray.shutdown)
@@ -102,30 +102,30 @@ def _connect(address: str, stack: ExitStack) -> None:
     if address not in ("auto", "local"):
         ray.init(address=address, **options)
         return
-    noted = noted_address() if address == "auto" else None
-    if noted:
+    found = read_address_file() if address == "auto" else None
+    if found:
         use_token_of_user()
         try:
-            ray.init(address=noted, **options)
+            ray.init(address=found, **options)
             return
         except ConnectionError as error:
             if _is_refused(error):
                 raise
-    start(stack, **options)
+    start_local_cluster(stack, **options)
 
 
 def _is_refused(error: Exception) -> bool:
-    """Whether a cluster wants another token; Ray says so somewhere in what it raises."""
+    """Whether a cluster requires another token, which Ray only tells in its message."""
     return "InvalidAuthToken" in f"{error} {error.__cause__}"
 
 
 def plan_workers(
     workers: int | None = None, cpus: float | None = None, gpus: float | None = None, memory_gb: float | None = None
 ) -> Resources:
-    """As many workers as the connected cluster has room for now, unless a number is given.
+    """Plan as many workers as the connected cluster has room for now, unless a number is given.
 
-    With GPUs each worker has one and its share of the node's cores; without, up to 2 cores. A number of workers that is
-    more than there is room for is no error: they start when nodes join.
+    With GPUs each worker gets one and its share of the node's cores; without, up to 2 cores. More workers than there is
+    room for are no error: they start when nodes join.
 
     Raises:
         ConfigError: no node has room for one worker.

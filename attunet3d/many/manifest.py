@@ -1,4 +1,4 @@
-"""Which CTs are to be segmented, and what each is called: a manifest, or what lies in a folder."""
+"""The cases of a run and their ids, from a manifest or a folder."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from attunet3d.io.cases import ALIKE, alike, alike_names, case_name, segmentable
 from attunet3d.io.identity import own_files
 from attunet3d.io.printable import UID, printable
 from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES
-from attunet3d.many.rows import COLUMNS, rows_of
+from attunet3d.many.manifest_rows import COLUMNS, read_rows
 
 _UNSAFE = re.compile(r'[/\\:*?"<>|]')
-# Of Windows, whatever follows.
+# Devices of Windows, with any suffix.
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *\.", re.IGNORECASE)
 MOST_CHARACTERS = 200  # of an id: file names have 255 bytes, and suffixes are added
 
 
 class ManyCase(NamedTuple):
-    """One CT of a run: what its files are called, an absolute path, and which DICOM series there."""
+    """A CT of a run: the id that its files' names begin with, an absolute path, and which DICOM series there."""
 
     id: str
     path: str
@@ -34,7 +34,7 @@ class ManyCase(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """A CT in a folder that was walked: its id may change while others have the same."""
+    """A CT that was found in a folder; its name becomes its id if no other CT has the same."""
 
     name: str
     path: Path
@@ -42,13 +42,13 @@ class Found:
 
 
 def read_manifest(path: Path) -> list[ManyCase]:
-    """The cases of a table (CSV) or of JSON lines: path, and if wanted id and series_uid; see `rows_of`.
+    """Read the cases of a table (CSV) or of JSON lines: path, and optionally id and series_uid; see `read_rows`.
 
-    Paths are relative to the manifest's folder. Without an id a case is called as its CT (see `case_name`).
-    Raises ConfigError for a manifest that cannot be read, and for ids that are unsafe, there twice, or hold a UID.
+    Paths are relative to the manifest's folder. The default of an id is the name of the CT, see `case_name`.
+    Raises ConfigError for a manifest that cannot be read, and for ids that are unsafe, duplicate, or hold a UID.
     """
     cases = []
-    for line, row in rows_of(path):
+    for line, row in read_rows(path):
         unknown = set(row) - set(COLUMNS)
         values = {key: row.get(key) or None for key in COLUMNS}
         if any("\0" in value for value in values.values() if isinstance(value, str)):
@@ -65,20 +65,20 @@ def read_manifest(path: Path) -> list[ManyCase]:
 
 
 def check_cases(cases: list[ManyCase], source: Path) -> None:
-    """Raise ConfigError for no cases, and for ids that cannot name files or do not tell the cases apart."""
+    """Raise ConfigError if there are no cases, or for ids that cannot name files or are not distinct."""
     if not cases:
         raise ConfigError(f"{source}: no CTs; give NIfTI files, DICOM folders, or a manifest that lists them")
     for case in cases:
-        name, cure = printable(case.id), f"give {printable(case.path)} another id in a manifest"
+        name, hint = printable(case.id), f"give {printable(case.path)} another id in a manifest"
         if _safe(case.id) != case.id:
             raise ConfigError(
                 f'id "{name}": cannot name a file on every system (no / \\ : * ? " < > |, no control character, no dot '
-                f"at the start, no space at either end, no Windows device such as con.1); {cure}"
+                f"at the start, no space at either end, no Windows device such as con.1); {hint}"
             )
         if len(case.id.encode()) > MOST_CHARACTERS:
-            raise ConfigError(f"id {name[:20]}...: longer than {MOST_CHARACTERS} bytes; {cure}")
+            raise ConfigError(f"id {name[:20]}...: longer than {MOST_CHARACTERS} bytes; {hint}")
         if UID.search(case.id):
-            raise ConfigError(f'id "{name}": holds a DICOM UID, which no file name may; {cure}')
+            raise ConfigError(f'id "{name}": holds a DICOM UID, which no file name may; {hint}')
     for same in alike_names([case.id for case in cases]):
         ids = " and ".join(dict.fromkeys(f'"{cases[index].id}"' for index in same))
         why = f"; they {ALIKE}" if " and " in ids else ""
@@ -87,9 +87,9 @@ def check_cases(cases: list[ManyCase], source: Path) -> None:
 
 
 def entries_of(folder: Path, output: Path | None = None) -> list[Path]:
-    """What is to be listed by itself, with `list_entry`: each entry of a folder, or the folder if it is one scan.
+    """Split a folder into entries for `list_entry`: those of the folder, or itself if it is one scan.
 
-    Results are none, nor is the folder that they go to. Raises InputNotFoundError.
+    Results are left out, and so is the folder that they are written to. Raises InputNotFoundError.
     """
     if not folder.is_dir():
         raise InputNotFoundError(f"{folder}: no such manifest or folder")
@@ -112,11 +112,11 @@ def entries_of(folder: Path, output: Path | None = None) -> list[Path]:
 
 
 def list_entry(entry: Path, left_out: list[str], output: Path | None = None) -> list[Found]:
-    """The CTs in a file or folder: image files, and DICOM series as `attunet3d inspect` finds them.
+    """List the CTs in a file or folder: image files, and DICOM series as `attunet3d inspect` finds them.
 
-    A folder of several patients is taken apart into its subfolders. What is damaged or ambiguous is a case too: it
-    fails with its reason. A line is added to `left_out` for what is no CT to segment. Nothing is looked for in the
-    folder `output`, and results that lie elsewhere are no CTs.
+    A folder of several patients is split into its subfolders. Damaged or ambiguous images are cases too, which will
+    fail with the reason. Images that are no CT to segment add a line to `left_out`. The folder `output` is not
+    searched, and results that lie elsewhere are left out.
     """
     try:
         return _list_entry(entry, left_out, None if output is None else os.path.realpath(output))
@@ -156,9 +156,9 @@ def _list_entry(entry: Path, left_out: list[str], results: str | None) -> list[F
 
 
 def name_cases(found: Iterable[Found], root: Path) -> list[ManyCase]:
-    """Ids for what was found below `root`: its name, with its relative folder before it where others are alike.
+    """Make ids for the CTs found below `root`: their names, preceded by the relative folder if names collide.
 
-    A short hash of the relative path follows where that is not enough, or no file could be called so.
+    If ids still collide, or cannot name files, a short hash of the relative path is added.
     Raises ConfigError as `check_cases`.
     """
     found = list(found)
@@ -182,14 +182,14 @@ def name_cases(found: Iterable[Found], root: Path) -> list[ManyCase]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """A folder's entries that are neither hidden nor results."""
+    """List a folder without hidden files and results."""
     names = [entry.name for entry in os.scandir(folder)]
     own = own_files(names)
     return [folder / name for name in sorted(names) if not name.startswith(".") and name not in own]
 
 
 def _images_below(folder: Path, results: str | None, left_out: list[str]) -> Iterator[Path]:
-    """Image files below a folder; links to folders are not followed, since they can lead round in circles."""
+    """Yield image files below a folder; links to folders are not followed, as they can form circles."""
 
     def unreadable(error: OSError) -> None:
         left_out.append(f"{error.filename}: the folder cannot be listed ({error.strerror}); check its permissions")
@@ -200,7 +200,7 @@ def _images_below(folder: Path, results: str | None, left_out: list[str]) -> Ite
 
 
 def _holds_results_only(folder: Path, results: str | None) -> bool:
-    """Whether results are all that a folder has of DICOM: their SEGs would be read as a study without a CT."""
+    """Whether all DICOM files of a folder are results: their SEGs would be read as a study without a CT."""
     found = False
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(root, name)) != results]
@@ -212,7 +212,7 @@ def _holds_results_only(folder: Path, results: str | None) -> bool:
 
 
 def _is_round(path: Path, within: str) -> bool:
-    """Whether an entry is a link to a folder that is found without it, or that holds this one."""
+    """Whether an entry is a link to a folder that is searched anyway, or that contains this one."""
     target = os.path.realpath(path)
     return path.is_symlink() and os.path.commonpath([target, within]) in (target, within)
 
@@ -226,14 +226,14 @@ def _name(path: Path) -> str:
 
 
 def _safe(name: str) -> str:
-    """`name` if files can be called so on every system, and else with what they can be."""
+    """Replace the parts of a name that files cannot have on every system."""
     shown = "".join(c if printable(c) == c else "_" for c in _UNSAFE.sub("_", name))
     safe = shown.strip().lstrip(". ") or "ct"
     return f"_{safe}" if _DEVICE.match(safe) else safe
 
 
 def _without_uid(name: str) -> str:
-    """`name` with a short hash for a UID, which no file name may hold; archives call folders so."""
+    """Replace UIDs in a name, which archives give to folders and which no file name may hold, by a short hash."""
     return UID.sub(lambda uid: "uid" + hashlib.sha256(uid[0].encode()).hexdigest()[:8], name)
 
 

@@ -1,6 +1,6 @@
-"""Keep workers busy with cases until each one has ended, whatever dies on the way.
+"""Distribute cases over workers until each has an outcome, even if workers crash.
 
-Ray places the workers, on other nodes if theirs go away; `Deaths` says which case is to blame.
+Ray places the workers, on other nodes if theirs go away; `Crashes` decides which case is to blame.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from attunet3d.errors import AttUNet3dError, ConfigError
 from attunet3d.many.actors import WorkerDiedError, WorkerLostError
-from attunet3d.many.deaths import Deaths
-from attunet3d.many.ended import Ended, failed, state_of_input
+from attunet3d.many.crashes import Crashes
 from attunet3d.many.manifest import ManyCase
+from attunet3d.many.outcome import Outcome, failed, state_of_input
 from attunet3d.many.results import FAILED, SET_ASIDE, ResultsTable
 from attunet3d.many.status import Status
 from attunet3d.many.worker import Job
@@ -25,24 +25,24 @@ from attunet3d.many.worker import Job
 if TYPE_CHECKING:
     from attunet3d.many.actors import Actors
 
-IN_A_WORKER = 2  # one is read while one is in the network: what is in flight, and so memory, is bounded
-_LOADING_AGAIN = 3  # times that a worker may die before it has loaded the network once
-_MOST_LOST = 10  # times that a case may be in a worker from which there is no answer
+CASES_PER_WORKER = 2  # one is read while one is in the network; this bounds the memory
+_MOST_RELOADS = 3  # of a worker that dies before it has loaded the network once
+_MOST_LOST = 10  # times that a case may be lost with a worker that does not answer
 
 
 @dataclass
-class _Place:
-    """A worker of the pool, or the one that is started in its stead.
+class _Slot:
+    """Slot of a worker in the pool; a worker that dies is replaced.
 
     Attributes:
-        number: of the place.
-        actor: that is there now.
-        node: where it is, once it has answered.
+        number: of the slot.
+        actor: the present worker.
+        node: id of its node, once it has answered.
         up: whether it has answered, and takes cases.
-        taken: how many cases are in it.
-        since: when the oldest of them had it for itself, s.
-        loads: how often it has died before one was ever ready; None once one was.
-        asked: whether it has just answered, and may have a trial.
+        taken: number of cases in it.
+        since: when the oldest of them began, s.
+        loads: number of workers that died here before one was ever ready; None once one was.
+        asked: whether the worker has just answered, and may have a trial.
     """
 
     number: int
@@ -56,27 +56,27 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Flight:
-    """A case in a worker, perhaps on trial there; without a case, the worker is asked whether it is ready."""
+class _Task:
+    """A case that was submitted to a worker, perhaps on trial; without a case, the question whether it is ready."""
 
-    place: _Place
+    slot: _Slot
     case: ManyCase | None = None
     trial: bool = False
 
 
 class Pool:
-    """Workers, and what is in them.
+    """A pool of workers and the cases that were submitted to them.
 
     Args:
         todo: cases.
         job: what they have in common.
-        actors: starts workers and asks them.
-        workers: how many.
-        status: is kept up to date.
-        table: gets a line for each case.
+        actors: starts workers and calls them.
+        workers: number of workers.
+        status: kept up to date.
+        table: gets a row for each case.
         watch: called after each case and at least each second.
         case_minutes: see `run_pool`.
-        deaths: judges the deaths of workers.
+        crashes: judges the deaths of workers.
         clock: seconds.
     """
 
@@ -91,154 +91,154 @@ class Pool:
         watch: Callable[[Status], None] | None = None,
         *,
         case_minutes: float | None = None,
-        deaths: Deaths | None = None,
+        crashes: Crashes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._todo, self._job, self._actors, self._status, self._table = todo, job, actors, status, table
         self._watch = watch or (lambda status: None)
         self._case_seconds = None if case_minutes is None else 60 * case_minutes
         self._clock = clock
-        self._deaths = deaths or Deaths(clock)
+        self._crashes = crashes or Crashes(clock)
         self._suspects: dict[str, ManyCase] = {}
         self._lost: Counter[str] = Counter()
         self._reason = ""  # of the last death or loss
-        self._flights: dict[Any, _Flight] = {}
-        self._places = [_Place(number, actors.start()) for number in range(workers)]
+        self._tasks: dict[Any, _Task] = {}
+        self._slots = [_Slot(number, actors.start()) for number in range(workers)]
         self._start = clock()
 
     def run(self) -> None:
-        """Until all cases have ended. Raises AttUNet3dError for what is no case's fault."""
+        """Run until all cases have an outcome. Raises AttUNet3dError for errors that are no case's fault."""
         try:
-            for place in self._places:
-                self._ask(place)
-            while self._todo or self._deaths.suspects or any(flight.case for flight in self._flights.values()):
+            for slot in self._slots:
+                self._ask(slot)
+            while self._todo or self._crashes.suspects or any(task.case for task in self._tasks.values()):
                 self._step()
         finally:
-            for place in self._places:
+            for slot in self._slots:
                 with suppress(Exception):  # the cluster may be what has gone
-                    self._actors.stop(place.actor)
+                    self._actors.stop(slot.actor)
 
     def _step(self) -> None:
-        if not self._places:
+        if not self._slots:
             raise ConfigError(
-                f"no worker is left: each died {_LOADING_AGAIN + 1} times while it loaded the network, the last time "
+                f"no worker is left: each died {_MOST_RELOADS + 1} times while it loaded the network, the last time "
                 f"because {self._reason}; give workers more memory, or start fewer of them"
             )
         self._fill()
-        for reference in self._actors.wait(list(self._flights), 1.0):
-            if reference in self._flights:  # it may have gone with another one of its worker
-                self._landed(reference)
-        self._stop_slow()
-        for case, why in self._deaths.judge(self._actors.nodes):
+        for reference in self._actors.wait(list(self._tasks), 1.0):
+            if reference in self._tasks:  # it may have been dropped with another task of its worker
+                self._collect(reference)
+        self._stop_overdue()
+        for case, why in self._crashes.judge(self._actors.nodes):
             suspect = self._suspects[case]
             self._end(suspect, self._failed(suspect, WorkerDiedError(), why))
         self._status.seconds = self._clock() - self._start
         self._watch(self._status)
 
     def _fill(self) -> None:
-        """Give workers what they have room for: cases, and when none is left suspects, one on a node."""
-        flying = [flight for flight in self._flights.values() if flight.case]
+        """Submit cases to workers that have room, and when none are left suspects, one on each node."""
+        running = [task for task in self._tasks.values() if task.case]
         if self._todo:
-            if not any(flight.trial for flight in flying):
-                for place in self._places:
-                    while place.up and self._todo and place.taken < IN_A_WORKER:
-                        self._launch(place, self._todo.popleft())
-        elif all(flight.trial for flight in flying):
-            busy = {flight.place.node for flight in self._flights.values()}
-            for place in sorted(self._places, key=lambda place: not place.asked):
-                case = self._deaths.waiting(place.node) if place.up and place.node not in busy else None
+            if not any(task.trial for task in running):
+                for slot in self._slots:
+                    while slot.up and self._todo and slot.taken < CASES_PER_WORKER:
+                        self._submit(slot, self._todo.popleft())
+        elif all(task.trial for task in running):
+            busy = {task.slot.node for task in self._tasks.values()}
+            for slot in sorted(self._slots, key=lambda slot: not slot.asked):
+                case = self._crashes.next_suspect(slot.node) if slot.up and slot.node not in busy else None
                 if case is not None:
-                    busy.add(place.node)
-                    if place.asked:
-                        self._deaths.begin_trial(case)
-                        self._launch(place, self._suspects[case], trial=True)
+                    busy.add(slot.node)
+                    if slot.asked:
+                        self._crashes.begin_trial(case)
+                        self._submit(slot, self._suspects[case], trial=True)
                     else:  # it may have died while it had nothing to do
-                        self._ask(place)
-                place.asked = False
+                        self._ask(slot)
+                slot.asked = False
 
-    def _ask(self, place: _Place) -> None:
-        place.up = False
-        self._flights[self._actors.ready(place.actor)] = _Flight(place)
+    def _ask(self, slot: _Slot) -> None:
+        slot.up = False
+        self._tasks[self._actors.ready(slot.actor)] = _Task(slot)
 
-    def _launch(self, place: _Place, case: ManyCase, trial: bool = False) -> None:
-        if not place.taken:
-            place.since = self._clock()
-        place.taken += 1
-        self._flights[self._actors.segment(place.actor, case)] = _Flight(place, case, trial)
+    def _submit(self, slot: _Slot, case: ManyCase, trial: bool = False) -> None:
+        if not slot.taken:
+            slot.since = self._clock()
+        slot.taken += 1
+        self._tasks[self._actors.segment(slot.actor, case)] = _Task(slot, case, trial)
 
-    def _landed(self, reference: Any) -> None:
-        flight = self._flights[reference]
+    def _collect(self, reference: Any) -> None:
+        task = self._tasks[reference]
         try:
             answer = self._actors.answer(reference)
         except WorkerDiedError as death:
-            self._died(flight.place, str(death))
+            self._worker_died(task.slot, str(death))
             return
         except WorkerLostError as loss:
-            self._was_lost(flight.place, str(loss))
+            self._worker_lost(task.slot, str(loss))
             return
         except AttUNet3dError:  # what is a case's fault is a result
             raise
         except Exception as error:
-            if flight.case is None:
+            if task.case is None:
                 raise ConfigError(f"workers do not start: {error}") from error
-            answer = self._failed(flight.case, error, f"unexpected: {error}", FAILED)
-        del self._flights[reference]
-        place = flight.place
-        if flight.case is None:
-            self._status.processes[place.number], place.node = answer
-            place.up, place.loads, place.asked = True, None, True
+            answer = self._failed(task.case, error, f"unexpected: {error}", FAILED)
+        del self._tasks[reference]
+        slot = task.slot
+        if task.case is None:
+            self._status.processes[slot.number], slot.node = answer
+            slot.up, slot.loads, slot.asked = True, None, True
             return
-        place.taken, place.since = place.taken - 1, self._clock()
-        self._end(flight.case, answer)
+        slot.taken, slot.since = slot.taken - 1, self._clock()
+        self._end(task.case, answer)
 
-    def _died(self, place: _Place, reason: str) -> None:
-        cases = self._emptied(place)
-        if place.node and place.node not in self._actors.nodes():
-            self._again(cases)  # its node is gone, which is no case's fault
+    def _worker_died(self, slot: _Slot, reason: str) -> None:
+        cases = self._drain(slot)
+        if slot.node and slot.node not in self._actors.nodes():
+            self._requeue(cases)  # its node is gone, which is no case's fault
         else:
             self._suspects |= {case.id: case for case in cases}
-            self._deaths.died([case.id for case in cases], place.node, reason)
-        self._status.deaths += place.number in self._status.processes
-        self._replace(place, reason)
-        for other in self._places:  # who else is dead tells whether it was the case
+            self._crashes.worker_died([case.id for case in cases], slot.node, reason)
+        self._status.deaths += slot.number in self._status.processes
+        self._replace(slot, reason)
+        for other in self._slots:  # who else is dead tells whether it was the case
             if other.up and not other.taken:
                 self._ask(other)
 
-    def _was_lost(self, place: _Place, reason: str) -> None:
-        cases = self._emptied(place)
-        self._actors.stop(place.actor)  # it may still live, and work on them
-        self._replace(place, reason)
+    def _worker_lost(self, slot: _Slot, reason: str) -> None:
+        cases = self._drain(slot)
+        self._actors.stop(slot.actor)  # it may still live, and work on them
+        self._replace(slot, reason)
         self._lost.update(case.id for case in cases)
         worn = [case for case in cases if self._lost[case.id] >= _MOST_LOST]
-        self._again([case for case in cases if case not in worn])
+        self._requeue([case for case in cases if case not in worn])
         for case in worn:
             why = f"{_MOST_LOST} times there was no answer from its worker: {reason}"
             self._end(case, self._failed(case, WorkerLostError(), why, FAILED))
 
-    def _stop_slow(self) -> None:
-        """Kill workers in which a case takes too long; if it was not alone, it is seen on trial which one that is."""
+    def _stop_overdue(self) -> None:
+        """Kill workers whose case takes too long; of two cases, trials show which one it is."""
         if self._case_seconds is None:
             return
-        for place in self._places:
-            if not place.taken or self._clock() - place.since <= self._case_seconds:
+        for slot in self._slots:
+            if not slot.taken or self._clock() - slot.since <= self._case_seconds:
                 continue
-            cases = self._emptied(place)
-            self._actors.stop(place.actor)
-            self._replace(place, "it took too long")
+            cases = self._drain(slot)
+            self._actors.stop(slot.actor)
+            self._replace(slot, "it took too long")
             if len(cases) == 1:
                 why = f"took longer than {self._case_seconds / 60:g} min; allow more case_minutes"
                 self._end(cases[0], self._failed(cases[0], TimeoutError(), why))
                 continue
             self._suspects |= {case.id: case for case in cases}
-            self._deaths.suspect(case.id for case in cases)
+            self._crashes.suspect(case.id for case in cases)
 
-    def _emptied(self, place: _Place) -> list[ManyCase]:
-        """The cases in a worker that gives no answer any more, without those that it has finished."""
-        of_place = [reference for reference, flight in self._flights.items() if flight.place is place]
-        there = set(self._actors.wait(of_place, 0)) if of_place else set()
+    def _drain(self, slot: _Slot) -> list[ManyCase]:
+        """Take the cases back from a worker that does not answer any more, except those that it has finished."""
+        of_slot = [reference for reference, task in self._tasks.items() if task.slot is slot]
+        there = set(self._actors.wait(of_slot, 0)) if of_slot else set()
         cases = []
-        for reference in of_place:
-            case = self._flights.pop(reference).case
+        for reference in of_slot:
+            case = self._tasks.pop(reference).case
             if case is None:
                 continue
             try:
@@ -250,36 +250,36 @@ class Pool:
             except Exception:  # it is seen again when the case is run again
                 pass
             cases.append(case)
-        place.taken = 0
+        slot.taken = 0
         return cases
 
-    def _replace(self, place: _Place, reason: str) -> None:
-        """Ask for another worker in a place, as soon as there is room for one."""
+    def _replace(self, slot: _Slot, reason: str) -> None:
+        """Start another worker in a slot, as soon as there is room for one."""
         self._reason = reason
-        self._status.processes.pop(place.number, None)
-        place.node, place.up = "", False
-        if place.loads is not None:  # what has been ready once will be again
-            place.loads += 1
-            if place.loads > _LOADING_AGAIN:
-                self._places.remove(place)
+        self._status.processes.pop(slot.number, None)
+        slot.node, slot.up = "", False
+        if slot.loads is not None:  # what has been ready once will be again
+            slot.loads += 1
+            if slot.loads > _MOST_RELOADS:
+                self._slots.remove(slot)
                 return
-        place.actor = self._actors.start()
-        self._ask(place)
+        slot.actor = self._actors.start()
+        self._ask(slot)
 
-    def _again(self, cases: list[ManyCase]) -> None:
-        """Take back cases that have no result, which is not their fault."""
+    def _requeue(self, cases: list[ManyCase]) -> None:
+        """Queue cases again that have no outcome through no fault of theirs."""
         for case in cases:
-            if case.id in self._deaths.suspects:
-                self._deaths.released(case.id)
+            if case.id in self._crashes.suspects:
+                self._crashes.release(case.id)
             else:
                 self._todo.appendleft(case)
 
-    def _failed(self, case: ManyCase, error: Exception, why: str, status: str = SET_ASIDE) -> Ended:
+    def _failed(self, case: ManyCase, error: Exception, why: str, status: str = SET_ASIDE) -> Outcome:
         folder = Path(self._job.output)
         return failed(folder, case, error, why, state_of_input(folder, case), status, keep_uids=self._job.keep_uids)
 
-    def _end(self, case: ManyCase, ended: Ended) -> None:
-        self._table.add(ended.row)
-        self._status.add(ended)
-        self._deaths.ended(case.id)
+    def _end(self, case: ManyCase, outcome: Outcome) -> None:
+        self._table.add(outcome.row)
+        self._status.add(outcome)
+        self._crashes.clear(case.id)
         self._suspects.pop(case.id, None)

@@ -1,4 +1,4 @@
-"""The output folder of a run: one run at a time, and a table that grows by a line when a case ends."""
+"""The output folder of a run: its settings, and a table that gets a row when a case ends."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from attunet3d.io.writer import no_link, write_text_atomic
 
 DONE, FAILED, SET_ASIDE = "done", "failed", "set aside"
 TABLE, SETTINGS = "results.csv", "run.json"
-# Errors of full or lost storage, whichever file they are met at.
+# Errors of full or lost storage, with whichever file.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case of results.csv, when it has ended.
+    """A row of results.csv, one case.
 
-    `seconds` are those of its stages, `flags` the record's warnings, `record` its file; `state` is what its input and
-    mask are known by, see `done_state`.
+    `seconds` is the sum over its stages, `flags` the warnings of the record, `record` the file of that; `state` is a
+    hash of its input and mask, see `done_state`.
     """
 
     id: str
@@ -49,7 +49,7 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Note what masks are made with; raise ConfigError where those in the folder were made with something else."""
+    """Write the settings of a run to its folder; raise ConfigError if the masks there were made with others."""
     path = folder / SETTINGS
     settings = json.loads(json.dumps(settings, default=str))
     if not path.is_file() or not any(folder.glob("*_seg.json")):
@@ -68,18 +68,18 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 class ResultsTable:
-    """results.csv: what has ended is read when it is opened, and each further case is on disk before `add` returns.
+    """results.csv, whose rows are read when it is opened; each further row is on disk before `add` returns.
 
-    A line that a killed run did not finish is dropped: its case has not ended.
+    A line that a killed run did not finish is dropped, and its case is run again.
 
     Args:
         folder: of the run, which must be `locked`.
 
     Attributes:
-        rows: status and state by id, of a case with several lines those of the last one.
+        rows: status and state by id; of a case with several rows, those of the last one.
 
     Raises:
-        OutputError: the table cannot be read or written, or is none of ours.
+        OutputError: the table cannot be read or written, or is another kind of file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -104,7 +104,7 @@ class ResultsTable:
             raise OutputError(f"{self.path}: cannot be used ({error}); choose another output folder") from error
 
     def add(self, row: Row) -> None:
-        """Append a case that has ended. Raises OutputError where that cannot be, or the table is not there any more."""
+        """Append a row. Raises OutputError if it cannot be written, or the table is not there any more."""
         try:
             if not os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
                 raise FileNotFoundError(errno.ENOENT, "it is another file now")
@@ -127,15 +127,15 @@ class ResultsTable:
 
 
 def done_state(input_sha256: str, mask: Path) -> str:
-    """What a finished case is known by: its input, and size and time of its mask; "" where there is no mask."""
+    """Hash the input of a case, and size and time of its mask; "" if there is no mask."""
     found = file_state(mask)
     return "" if found is None else hashlib.sha256(f"{input_sha256} {found}".encode()).hexdigest()
 
 
 def storage_error(error: BaseException, folder: Path) -> OutputError | None:
-    """The error that ends a run, where what went wrong with a case is the place that results go to.
+    """Return the error that ends a run, if a case failed because of the storage of results; None for other errors.
 
-    No other case would fare better with a full disk, or without the folder. None for what is the case's own.
+    With a full disk, or without the folder, all other cases would fail too.
     """
     full = [one for one in _chain(error) if isinstance(one, OSError) and one.errno in _FULL]
     if full:
@@ -146,13 +146,13 @@ def storage_error(error: BaseException, folder: Path) -> OutputError | None:
 
 
 def check_usable(folder: Path) -> None:
-    """Raise OutputError unless the folder of a run is still there, with the lock's file, and can be written to."""
+    """Raise OutputError unless the folder of a run still exists, with the lock file, and can be written to."""
     if not is_usable(folder):
         raise _stopped(folder)
 
 
 def is_usable(folder: Path) -> bool:
-    """Whether `check_usable` has nothing to say."""
+    """Whether `check_usable` raises no error."""
     return os.path.exists(folder / LOCK) and os.access(folder, os.W_OK | os.X_OK)
 
 
@@ -164,7 +164,7 @@ def _stopped(path: Path, reason: str = "it is not there any more") -> OutputErro
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from."""
+    """Yield an error and its causes."""
     seen: list[BaseException] = []
     one: BaseException | None = error
     while one is not None and one not in seen:

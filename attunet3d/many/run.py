@@ -1,4 +1,4 @@
-"""One run: what is to be done, the pool that does it, and the summary."""
+"""A run: cases that are left to do, the pool of workers, and the summary."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 from attunet3d.io.writer import remove_left_behind, write_text_atomic
 from attunet3d.many.actors import Actors
 from attunet3d.many.cluster import Resources
-from attunet3d.many.ended import is_unchanged
 from attunet3d.many.manifest import ManyCase
-from attunet3d.many.pool import IN_A_WORKER, Pool
+from attunet3d.many.outcome import is_unchanged
+from attunet3d.many.pool import CASES_PER_WORKER, Pool
 from attunet3d.many.results import DONE, FAILED, SET_ASIDE, ResultsTable
 from attunet3d.many.status import Status
 from attunet3d.many.worker import Job
 
 SUMMARY = "summary.json"
-_THREADS = 16  # which ask storage for names, sizes and times, and mostly wait
+_THREADS = 16  # they mostly wait for storage
 
 
 def run_pool(
@@ -34,29 +34,29 @@ def run_pool(
     retry_failed: bool = False,
     case_minutes: float | None = None,
 ) -> dict[str, Any]:
-    """Segment the cases that have not ended, in a connected Ray cluster; the summary, which summary.json holds too.
+    """Segment the cases without an outcome in a connected Ray cluster; return the summary, as in summary.json.
 
     Args:
-        cases: with safe and different ids.
-        job: what they have in common.
+        cases: with safe and distinct ids.
+        job: settings that all cases share.
         resources: of each worker.
         table: of the output folder, which is locked for this run.
         watch: called after each case and at least each second.
-        retry_failed: run again what failed or was set aside.
-        case_minutes: the most that a case may take; a worker that takes longer is killed.
+        retry_failed: also run cases that failed or were set aside.
+        case_minutes: most that a case may take; a worker that takes longer is killed.
 
     Raises:
-        AttUNet3dError: what is asked for cannot be done at all: the session's values, the weights, the output folder.
+        AttUNet3dError: no case can be segmented: values of the session, weights, or the output folder.
     """
     folder = Path(job.output)
-    before = ended_before(cases, job, table, {DONE} if retry_failed else {DONE, FAILED, SET_ASIDE})
+    before = finished_before(cases, job, table, {DONE} if retry_failed else {DONE, FAILED, SET_ASIDE})
     todo = deque(case for case in cases if case.id not in before)
     remove_left_behind(folder, alone=True)  # it is locked
     status = Status(len(cases), len(before))
     status.by_status.update(before.values())
     resources = replace(resources, workers=min(resources.workers, len(todo)))
     if todo:
-        actors = Actors(job, resources, IN_A_WORKER)
+        actors = Actors(job, resources, CASES_PER_WORKER)
         Pool(todo, job, actors, resources.workers, status, table, watch, case_minutes=case_minutes).run()
     remove_left_behind(folder, alone=True)
     summary = status.summary(resources)
@@ -64,8 +64,8 @@ def run_pool(
     return summary
 
 
-def ended_before(cases: Sequence[ManyCase], job: Job, table: ResultsTable, statuses: set[str]) -> dict[str, str]:
-    """Status by id of the cases that ended so before, and whose input and mask are still what they were."""
+def finished_before(cases: Sequence[ManyCase], job: Job, table: ResultsTable, statuses: set[str]) -> dict[str, str]:
+    """Return the status, by id, of cases of earlier runs whose input and mask have not changed since."""
     folder = Path(job.output)
 
     def kept(case: ManyCase) -> bool:

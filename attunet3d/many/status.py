@@ -1,4 +1,4 @@
-"""How far a run has come, while it goes on and at its end."""
+"""Progress of a run, and its summary."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attunet3d.many.cluster import Resources
-from attunet3d.many.ended import Ended
+from attunet3d.many.outcome import Outcome
 
 _SLOWEST = 10
 
 
 @dataclass
 class Status:
-    """How far a run has come, for whoever watches it.
+    """Progress of a run.
 
     Attributes:
-        total: cases of the manifest.
-        before: those that had ended before this run.
-        ended: those that ended in it.
-        by_status: of all that have ended.
-        processes: of the workers that are ready, by their number.
-        deaths: of workers.
-        seconds: since the workers were asked for.
-        stages: their seconds in this run, by name.
-        slowest: seconds and ids of this run's cases.
+        total: number of cases.
+        before: number of cases with an outcome of an earlier run.
+        ended: number of cases with an outcome of this run.
+        by_status: number of cases by status, of both.
+        processes: process id of each worker that is ready, by its number.
+        deaths: number of workers that died.
+        seconds: since the workers were started.
+        stages: seconds of this run's cases, by stage.
+        slowest: seconds and ids of the slowest cases of this run.
     """
 
     total: int
@@ -38,13 +38,14 @@ class Status:
     stages: Counter[str] = field(default_factory=Counter)
     slowest: list[tuple[float, str]] = field(default_factory=list)
 
-    def add(self, ended: Ended) -> None:
-        """Count a case that has ended."""
+    def add(self, outcome: Outcome) -> None:
+        """Count a case."""
         self.ended += 1
-        self.by_status[ended.row.status] += 1
-        self.stages.update(ended.stages)
-        if ended.stages:
-            self.slowest = sorted([*self.slowest, (float(ended.row.seconds), ended.row.id)], reverse=True)[:_SLOWEST]
+        self.by_status[outcome.row.status] += 1
+        self.stages.update(outcome.stages)
+        if outcome.stages:
+            case = float(outcome.row.seconds), outcome.row.id
+            self.slowest = sorted([*self.slowest, case], reverse=True)[:_SLOWEST]
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {status}" for status, count in sorted(self.by_status.items()))
@@ -57,7 +58,7 @@ class Status:
         )
 
     def summary(self, resources: Resources) -> dict[str, Any]:
-        """What summary.json holds; of this run, but for the cases by status."""
+        """Make the content of summary.json; all but the cases by status is of this run."""
         return {
             "cases": self.total,
             "by_status": dict(sorted(self.by_status.items())),

@@ -1,4 +1,4 @@
-"""The actor of a pool: one session, which reads a case while another one is in the network."""
+"""The worker of a pool, an actor of Ray: one session, which reads a case while another one is in the network."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.errors import AmbiguousSeriesError, AttUNet3dError
-from attunet3d.many.ended import Ended, done, failed, finished, state_of_input
 from attunet3d.many.manifest import ManyCase
+from attunet3d.many.outcome import Outcome, done, failed, find_outcome, state_of_input
 from attunet3d.many.results import check_usable, storage_error
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every case of a run has in common; plain values, which travel to the workers.
+    """Settings that all cases of a run share; plain values, which are sent to the workers.
 
     Attributes:
         output: folder for masks and records, absolute, on storage that all nodes share.
         session: arguments of `Segmenter`, but for the memory limit.
         output_format, qc, keep_uids: as `Segmenter.segment`.
         threads: of each worker.
-        memory_gb: most that each worker may take; None: `memory_share` of what its node has left when it starts.
-        memory_share: of one worker in its node.
+        memory_gb: most that each worker may take; None: `memory_share` of what is free on its node when it starts.
+        memory_share: share of one worker in its node.
     """
 
     output: str
@@ -38,7 +38,7 @@ class Job:
 
 
 class Worker:
-    """A session on the resources that Ray gave it, for two cases at a time: one is read, one is in the network."""
+    """A session that works on two cases at a time: one is read, the other is in the network."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -47,14 +47,14 @@ class Worker:
         self._session: Any = None
 
     def ready(self) -> tuple[int, str]:
-        """Load the network; process id and node. Raises as `load`."""
+        """Load the network, and return the process id and the id of the node. Raises as `load`."""
         import ray
 
         self.load()
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def load(self) -> None:
-        """Load the network, unless it is loaded. Raises what `Segmenter` does."""
+        """Load the network, unless it is loaded. Raises as `Segmenter`."""
         import torch
 
         from attunet3d.console import set_up_logging
@@ -75,18 +75,18 @@ class Worker:
                 self._reader = session.reader(self._outputs)
                 self._session = session
 
-    def segment(self, case: ManyCase) -> Ended:
-        """Segment one case, unless its mask is there already; what goes wrong with it is its result.
+    def segment(self, case: ManyCase) -> Outcome:
+        """Segment one case, unless its mask is there already; errors of the case become its outcome.
 
         Raises:
-            OutputError: results have no place any more, which is not the case's fault.
+            OutputError: results cannot be written any more, which is not the case's fault.
         """
         folder = Path(self._job.output)
         check_usable(folder)
         state = state_of_input(folder, case)
         try:
-            return finished(folder, self._outputs, self._session.made_with, case, state) or self._segment(case)
-        except Exception as error:  # one that is not ours must not take the other cases with it either
+            return find_outcome(folder, self._outputs, self._session.made_with, case, state) or self._segment(case)
+        except Exception as error:  # an unforeseen one must not stop the other cases either
             storage = storage_error(error, folder)
             if storage is not None:
                 raise storage from error
@@ -95,14 +95,13 @@ class Worker:
                 message = message.partition(": ")[0] + ": several CT series, or patients; see `attunet3d inspect`"
             return failed(folder, case, error, message, state, keep_uids=self._job.keep_uids)
 
-    def _segment(self, case: ManyCase) -> Ended:
-        arguments = case.path, case.series_uid, self._job.qc
+    def _segment(self, case: ManyCase) -> Outcome:
         with self._reading:
             current = self._current
-            read = None if current is None else self._reader.read_beside(*arguments, current)
-            if read is None:  # nothing else is there; or no room for two, and it is read when the other has gone
+            read = None if current is None else self._reader.read_beside(case.path, current, case.series_uid)
+            if read is None:  # no other case is there, or both do not fit, and this one waits until the other has gone
                 with self._network:
-                    read = self._reader.read(*arguments)
+                    read = self._reader.read(case.path, case.series_uid)
             mine = self._current = read.memory
         try:
             with self._network:

@@ -1,4 +1,4 @@
-"""The attention gates' weights as maps: what the network let through, level by level, on a CT's own grid."""
+"""Attention maps: the weights of the attention gates, level by level, on the grid of the CT."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def load_attention_maps(
     dtype: torch.dtype,
     allow_code: bool = False,
 ) -> FastNetwork:
-    """`AttentionMaps` ready for inference in torch; ``.network`` is the module itself.
+    """Load `AttentionMaps` for inference in torch; ``.network`` of the result is the module itself.
 
     Args:
         definition: a config's ``network_def``.
         checkpoint: its weights.
-        sha256: of the checkpoint, as it has to be.
+        sha256: expected SHA-256 of the checkpoint.
         device: where it runs.
-        dtype: of the arithmetic; where its self-test fails there, it runs in float32.
+        dtype: of the arithmetic; if its self-test fails on the device, float32 is used.
         allow_code: see `build_network`.
 
     Raises:
         ConfigError: the network has no attention gates, or as `build_network`.
-        CheckpointError: the checkpoint is gone or is another one than before.
+        CheckpointError: the checkpoint is missing or has changed.
     """
     with torch.inference_mode(False):  # the caller's would make weights whose changes cannot be seen
         network = build_network(definition, allow_code)
@@ -59,8 +59,8 @@ def load_attention_maps(
 class MapsOnCT(Mapping[str, np.ndarray]):
     """Attention maps on a CT's own grid, by name: uint8 (X, Y, Z), 255 is a weight of 1.
 
-    They are kept on the model grid; each is brought to the CT's whenever it is asked for, so that only those in use
-    take memory at the CT's size.
+    They are held on the model grid, and resampled to the CT's at each access, so that only those in use take memory at
+    the CT's size.
 
     Args:
         names: see `AttentionMaps`.

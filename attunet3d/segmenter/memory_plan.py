@@ -1,11 +1,10 @@
-"""How much memory a case takes, how much there is, and what to do where it is tight.
+"""Predict the memory that a case takes, and limit its windows to what is free.
 
-Windows are fixed by the config and the image: the mask must not depend on what else a machine is doing. Where they do
-not fit, first what changes no voxel is reduced, then the case is refused, or run in smaller windows when that was asked
-for.
+Windows are fixed by the config and the image: the mask must not depend on the load of the machine. If they do not fit,
+fewer are run at once, which changes no voxel; then the case is refused, or run in smaller windows if that is allowed.
 
-The prediction, beside the peaks of fresh processes (two threads; VmHWM, which the record has as ``memory_mb``) of
-``attunet3d segment CT -o OUT``: see docs/explanation/memory.md.
+docs/explanation/memory.md compares the prediction with the peaks of fresh processes (two threads; VmHWM, ``memory_mb``
+in the record).
 """
 
 from __future__ import annotations
@@ -21,36 +20,35 @@ from attunet3d.inferers.windows import SMALLEST_SIDE
 from attunet3d.runtime.free_memory import available_bytes
 from attunet3d.runtime.process_memory import has_huge_pages, resident_bytes
 
-# While resampling, for each pixel of a slice: slabs of 8 planes in float32, and their neighbours. Turned against the
-# model grid, the way back also takes the places of the eight neighbours of each voxel.
+# While resampling, per pixel of a slice: slabs of 8 planes in float32, and their neighbours. If the CT is oblique to
+# the model grid, the way back also takes the positions of the eight neighbours of each voxel.
 _SLAB_BYTES_PER_PIXEL, _OBLIQUE_BYTES_PER_PIXEL = 160, 1120
 _IMAGES_BESIDE_NETWORK = 4  # of float32 on the model grid: the image, its logits, their weights, and one for sums
-# Whatever the image: what libraries load with a first case, code and buffers that oneDNN makes, small tensors.
+# Of any first case: code that libraries load, kernels and buffers of oneDNN, small tensors.
 FIRST_CASE_BYTES = 64 * 2**20
-_LIBRARY_BYTES = 80 * 2**20  # matplotlib and its figure, or highdicom
-# Where freed memory is kept (see `keep_freed_memory`), as a share of what the tensors take: the holes that they leave,
-# if the image is looked at in one size, and in several.
+# Fragmentation if freed memory is kept (see `keep_freed_memory`), as a share of the memory of the tensors: with one
+# test-time scale, and with several.
 _HOLES, _HOLES_OF_SEVERAL = 0.25, 1.0
-_RESERVE = 0.05  # of what is free is left to others
-CURE_OF_SIZE = "close other programs, crop the CT to the abdomen, or use a machine with more"
-CURE_OF_WINDOWS = (
+_RESERVE = 0.05  # share of the free memory that is left to other processes
+HINT_FOR_SIZE = "close other programs, crop the CT to the abdomen, or use a machine with more"
+HINT_FOR_WINDOWS = (
     "close other programs, use a machine with more, or allow_smaller_windows=True, whose mask is not that of full ones"
 )
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a case will take.
+    """Memory that a case is expected to take.
 
     Attributes:
-        peak_bytes: predicted peak of this process, at most: which windows the image needs is known when it is there.
-        allowed_bytes: what this process may take at most, or None where it is unknown.
-        limit_voxels: voxels that may go through the network at once, or None if nothing has to be limited.
-        elsewhere_bytes: predicted peak of this process, but for the network.
-        beside_bytes: on the network's device, while it runs, without what runs through it.
-        bytes_per_voxel: on that device, for each voxel that goes through the network at once.
-        room_bytes: on that device, for both.
-        on_gpu: whether that device has a memory of its own.
+        peak_bytes: upper bound of the peak of this process; the windows are only known once the image is read.
+        allowed_bytes: most that this process may take; None if unknown.
+        limit_voxels: most voxels per forward pass; None if they need no limit.
+        elsewhere_bytes: predicted peak of this process outside the network.
+        beside_bytes: held on the network's device while it runs, without its own tensors.
+        bytes_per_voxel: of the network's tensors, for each voxel of a forward pass.
+        room_bytes: free on that device for both; None if unknown.
+        on_gpu: whether that device has memory of its own.
     """
 
     peak_bytes: int
@@ -63,23 +61,23 @@ class MemoryPlan:
     on_gpu: bool = False
 
     def has_room_for(self, more_bytes: int) -> bool:
-        """Whether something else fits beside the case."""
+        """Whether so much more fits beside the case."""
         return self.allowed_bytes is None or self.peak_bytes + more_bytes <= self.allowed_bytes
 
     def network_bytes(self, voxels: int) -> int:
-        """On the network's device, where so many voxels go through it at once."""
+        """Bytes on the network's device with so many voxels per forward pass."""
         return self.beside_bytes + voxels * self.bytes_per_voxel
 
     def peak_with(self, voxels: int, holes: int = 0) -> int:
-        """Predicted peak of this process, bytes, where so many voxels go through the network at once."""
+        """Predict the peak of this process, bytes, with so many voxels per forward pass."""
         return self.elsewhere_bytes if self.on_gpu else max(self.elsewhere_bytes, self.network_bytes(voxels) + holes)
 
     def holes(self, voxels: int, several: bool) -> int | None:
-        """What is lost where freed memory is kept, bytes; None where there is no room for them, so that it must not be.
+        """Bytes lost to fragmentation if freed memory is kept; None if there is no room, so that it must not be kept.
 
         Args:
-            voxels: that go through the network at once.
-            several: whether the image is looked at in several sizes.
+            voxels: per forward pass.
+            several: whether there are several test-time scales.
         """
         if self.on_gpu or has_huge_pages():  # nothing is kept
             return 0
@@ -99,40 +97,38 @@ def plan_memory(
     smallest_voxels: int = SMALLEST_SIDE**3,
     oblique: bool = False,
     keeps_ct: bool = False,
-    dicom_seg: bool = False,
+    writing_bytes: int = 0,
     maps: int = 0,
     limit_bytes: int | None = None,
 ) -> MemoryPlan:
-    """Predict a case's peak from its header, and what may go through the network at once.
+    """Predict a case's peak from its header, and how many voxels may go through the network at once.
 
     Args:
         shape: voxels of the CT.
         model_shape: voxels on the model grid.
-        window_voxels: voxels that go through the network at once, at most.
-        bytes_per_voxel: of the network, see `network_bytes_per_voxel`.
+        window_voxels: most voxels per forward pass.
+        bytes_per_voxel: of the network's tensors, see `network_bytes_per_voxel`.
         device: where the network runs.
-        base_bytes: what this process holds without the case's images.
-        smallest_voxels: the fewest that can go through the network at once.
-        oblique: whether the CT's axes are turned against the model grid's.
+        base_bytes: held by this process without the case's images.
+        smallest_voxels: fewest voxels per forward pass.
+        oblique: whether the CT's axes are oblique to the model grid's.
         keeps_ct: whether the CT is needed until the end, for a picture.
-        dicom_seg: whether the mask is written as one.
-        maps: attention maps, made beside the logits and kept on the model grid; one at a time is brought to the CT's.
-        limit_bytes: most that this process may take; by default what the machine has left.
+        writing_bytes: taken while results are written, beside the CT if that is kept, see `Outputs.writing_bytes`.
+        maps: number of attention maps, held beside the logits on the model grid and resampled one at a time.
+        limit_bytes: most that this process may take; by default what is free on the machine.
 
     Raises:
-        MemoryLimitError: it does not fit, however small the windows; the message says what is needed and what there is.
+        MemoryLimitError: the case does not fit with the smallest windows; the message tells needed and free memory.
     """
     voxels, model, pixels = math.prod(shape), math.prod(model_shape), shape[0] * shape[1]
     hu, mask, image = 2 * voxels, voxels, 4 * model
     images = (_IMAGES_BESIDE_NETWORK + maps) * image
-    # Stage by stage; the CT goes when it has been resampled, unless it is kept. Turned, it is copied for that.
+    # Stage by stage. The CT is freed once it is resampled, unless it is kept; an oblique one is copied for that.
     kept = hu if keeps_ct else 0
     there = (2 * hu if oblique else hu) + image + _SLAB_BYTES_PER_PIXEL * pixels
     slab = _OBLIQUE_BYTES_PER_PIXEL if oblique else _SLAB_BYTES_PER_PIXEL
     back = kept + 2 * mask + (1 + maps) * image + slab * pixels
-    # The mask is copied to find its fullest slices, and for a DICOM SEG, which is read again and compared.
-    written = kept + max(keeps_ct * (3 * mask + _LIBRARY_BYTES), dicom_seg * (5 * mask + _LIBRARY_BYTES))
-    elsewhere = base_bytes + max(there, back, written)
+    elsewhere = base_bytes + max(there, back, kept + writing_bytes)
     allowed = _allowed_bytes(base_bytes, limit_bytes)
     on_gpu = device.type == "cuda"
     room: int | None
@@ -149,10 +145,10 @@ def plan_memory(
     ):
         if bytes_there is not None and bytes_needed > bytes_there:
             helps = max(least, beside + SMALLEST_SIDE**3 * bytes_per_voxel) <= bytes_there and bytes_needed > least
-            cure = CURE_OF_WINDOWS if helps else CURE_OF_SIZE + (", or device cpu" if where else "")
+            hint = HINT_FOR_WINDOWS if helps else HINT_FOR_SIZE + (", or device cpu" if where else "")
             raise MemoryLimitError(
                 f"a CT of {by_axis(shape)} voxels needs {gib(bytes_needed)} of memory{where}, and there are "
-                f"{gib(bytes_there)}: {cure}",
+                f"{gib(bytes_there)}: {hint}",
                 arguments=("allow_smaller_windows",) if helps else ("device",) if where else (),
             )
     limit = None if room is None else (room - beside) // bytes_per_voxel
@@ -164,23 +160,23 @@ def plan_memory(
 
 
 def _allowed_bytes(base: int, limit_bytes: int | None) -> int | None:
-    """What this process may hold: with what it held beyond ``base`` given back, and some left to others."""
+    """Most that this process may hold; what it holds beyond ``base`` is freed, and a reserve is left."""
     available = available_bytes()
     free = None if available is None else int((available + (resident_bytes() or base)) * (1 - _RESERVE))
     return min((n for n in (free, limit_bytes) if n is not None), default=None)
 
 
 def _free_on(device: torch.device) -> int:
-    """Memory of a GPU that this process may take, with what torch keeps there for itself and does not use."""
+    """Memory of a GPU that this process may take, with what torch has reserved there and does not use."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + max(kept, 0)
 
 
 def by_axis(shape: Sequence[int]) -> str:
-    """Voxels by axis for a reader: "512 x 512 x 300"."""
+    """Format a shape for messages: "512 x 512 x 300"."""
     return " x ".join(map(str, shape))
 
 
 def gib(n: int) -> str:
-    """Bytes for a reader."""
+    """Format bytes for messages: "1.50 GiB"."""
     return f"{n / 2**30:.2f} GiB"

@@ -1,23 +1,20 @@
-"""What comes out of a case, and its files: mask, record, picture and attention maps, all of them or none."""
+"""Results of a case and their files: masks, record, picture and attention maps, written as one."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from attunet3d.checkpoint import file_sha256
-from attunet3d.errors import ConfigError
 from attunet3d.io.cases import case_name
 from attunet3d.io.json_text import parse_json
+from attunet3d.io.output_formats import FORMATS, PICTURE_SUFFIX, RECORD_SUFFIX, MaskSource, OutputFormat, find_formats
 from attunet3d.io.paths import PathLike
 from attunet3d.io.slabs import StoredImage
 from attunet3d.io.writer import (
@@ -25,16 +22,15 @@ from attunet3d.io.writer import (
     remove_left_behind,
     replace_as_one,
     save_map,
-    save_mask,
     temporary_path,
 )
 from attunet3d.runtime.process_memory import peak_bytes
 from attunet3d.segmenter.attention import MEANING
 from attunet3d.segmenter.reading import PlannedCT
-from attunet3d.segmenter.record import megabytes
+from attunet3d.segmenter.record import CaseRecord, megabytes
 
-MASK_SUFFIXES = {"nifti": ".nii.gz", "dicom-seg": ".dcm", "dicom-seg-labelmap": ".dcm"}  # of each output format
-SEG_TYPES = {"dicom-seg": "BINARY", "dicom-seg-labelmap": "LABELMAP"}  # SegmentationType of the DICOM formats
+_MATPLOTLIB_BYTES = 80 * 2**20  # with a figure
+_MASK_COPIES_OF_PICTURE = 3  # made to find the slices with most of the pancreas
 
 
 @dataclass(frozen=True)
@@ -45,53 +41,63 @@ class Segmentation:
         mask: uint8 (X, Y, Z), 1 is pancreas.
         affine: voxel -> RAS+ mm, the CT's own.
         path: the mask's file, if one was written.
-        record: how the mask came about (see `Segmenter.segment`).
+        record: how the mask was made, see `CaseRecord`.
         attention: if it was asked for, each gate's map by its name ("level2", ...), finest level first: uint8
-            (X, Y, Z), 255 is a weight of 1. A map is made anew whenever it is asked for, see `MapsOnCT`.
+            (X, Y, Z), 255 is a weight of 1. A map is computed at each access, see `MapsOnCT`.
     """
 
     mask: np.ndarray
     affine: np.ndarray
     path: Path | None
-    record: dict[str, Any]
+    record: CaseRecord
     attention: Mapping[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What is wanted of each case of a session.
+    """Results that are wanted of each case of a session.
 
     Attributes:
-        folder: where files are written; None: nowhere.
-        output_format: of the mask, one of `MASK_SUFFIXES`.
+        folder: where files are written; None writes none.
+        output_format: names of `FORMATS`, one or several. The file of the first one stands for the result: it is
+            `Segmentation.path` and the record's ``output``.
         qc: a picture of the mask over the CT.
         attention: the attention gates' maps.
         keep_uids: whether the record names the DICOM series.
 
     Raises:
-        ConfigError: the format does not exist, or its library is not installed.
+        ConfigError: as `find_formats`.
     """
 
     folder: PathLike | None = None
-    output_format: str = "nifti"
+    output_format: str | list[str] | tuple[str, ...] = "nifti"
     qc: bool = False
     attention: bool = False
     keep_uids: bool = True
 
     def __post_init__(self) -> None:
-        check_format(self.output_format)
+        find_formats(self.output_format)
+
+    @property
+    def formats(self) -> tuple[OutputFormat, ...]:
+        """The formats of `output_format`."""
+        return find_formats(self.output_format)
 
     def remove_left_behind(self) -> None:
-        """Clear the folder of what processes that are dead did not finish there."""
+        """Remove unfinished files of dead processes from the folder."""
         if self.folder is not None:
             remove_left_behind(self.folder)
 
-    def check_source(self, image: StoredImage) -> None:
-        """Raise UnsupportedImageError for a CT that a mask of this format cannot refer to; its header is enough."""
-        if self.output_format in SEG_TYPES:
-            from attunet3d.io.dicom.seg import check_images
+    def check_header(self, image: StoredImage) -> None:
+        """Raise UnsupportedImageError if one of the formats cannot be written for a CT; its voxels are not read."""
+        for output in self.formats:
+            if output.check_header is not None:
+                output.check_header(image)
 
-            check_images(image)
+    def writing_bytes(self, voxels: int) -> int:
+        """Memory that is needed to write the results of a CT of so many voxels, one after another, bytes."""
+        picture = _MASK_COPIES_OF_PICTURE * voxels + _MATPLOTLIB_BYTES if self.qc else 0
+        return max(picture, *(output.writing_bytes(voxels) for output in self.formats))
 
 
 class CaseWriter:
@@ -100,12 +106,12 @@ class CaseWriter:
     Args:
         outputs: what is wanted.
         ct: as it was given.
-        name: what the files are called; by default as the CT.
+        name: of the case, which the names of its files begin with; by default as the CT.
         read: the CT.
         checkpoint_sha256: of the weights.
 
     Raises:
-        UnsupportedImageError, UnreadableInputError, OutputError: a DICOM SEG cannot be made of the CT's images.
+        UnsupportedImageError, UnreadableInputError, OutputError: a format cannot be written for this CT.
     """
 
     def __init__(
@@ -113,49 +119,37 @@ class CaseWriter:
     ) -> None:
         self._outputs = outputs
         self._name = name or case_name(ct)
-        self._mask_suffix = MASK_SUFFIXES[outputs.output_format]
-        self._affine = read.grid.affine
-        self._facts = read.facts
-        self._save: Callable[[Path, np.ndarray, np.ndarray], None] = partial(save_mask, like=read.facts)
-        if outputs.output_format in SEG_TYPES:
-            from attunet3d.io.dicom.seg import save_seg, source_headers
-
-            kind = SEG_TYPES[outputs.output_format]
-            self._save = partial(
-                save_seg,
-                sources=source_headers(ct, read.files, self._affine, read.facts["warnings"], read.frames, kind),
-                frames=read.frames,
-                checkpoint_sha256=checkpoint_sha256,
-                segmentation_type=kind,
-            )
+        self._source = MaskSource(ct, read.grid.affine, read.facts, read.files, read.frames, checkpoint_sha256)
+        self._savers = {output: output.prepare(self._source) for output in outputs.formats}
 
     def write(
         self,
         mask: np.ndarray,
-        record: dict[str, Any],
+        record: CaseRecord,
         maps: Mapping[str, np.ndarray],
         hu: np.ndarray | None,
-        writing: AbstractContextManager[None],
+        writing: AbstractContextManager[object],
     ) -> Path | None:
-        """Write what is wanted, and give the mask's path; None where nothing is written.
+        """Write the files of a case atomically, and return the path of the first mask; None if nothing is written.
 
-        A former result of the same name is replaced as one, with all its files: also those that are not written again.
+        They replace those of a former result of the same name, also files that are not written again.
 
         Args:
             mask: uint8 (X, Y, Z).
-            record: gets the names of the files.
+            record: the names of the files are added to it.
             maps: as `Segmentation.attention`.
             hu: int16 (X, Y, Z), for the picture.
-            writing: entered while images are written; the record, which may hold what it measures, is written after it.
+            writing: entered while images are written, and left before the record is, which may hold its measurements.
 
         Raises:
-            OutputError: the folder cannot be made, a file not be written, or a DICOM SEG is not the mask.
+            OutputError: the folder cannot be made, a file cannot be written, or a DICOM SEG is not the mask.
         """
         if self._outputs.folder is None:
             return None
         folder = make_folder(self._outputs.folder)
-        place = {suffix: folder / f"{self._name}_seg{suffix}" for suffix in (self._mask_suffix, ".json", ".png")}
-        map_places = {level: folder / f"{self._name}_attention_{level}.nii.gz" for level in maps}
+        masks = {output.name: folder / f"{self._name}{output.suffix}" for output in self._savers}
+        map_files = {level: folder / f"{self._name}_attention_{level}.nii.gz" for level in maps}
+        picture_file, record_file = (folder / f"{self._name}{suffix}" for suffix in (PICTURE_SUFFIX, RECORD_SUFFIX))
         new: list[tuple[Path, Path]] = []
         with ExitStack() as files:
 
@@ -165,57 +159,53 @@ class CaseWriter:
 
             # All or nothing: each file is complete before the first one takes its place.
             with writing:
-                self._save(temporary(place[self._mask_suffix]), mask, self._affine)
+                for output, save in self._savers.items():
+                    save(temporary(masks[output.name]), mask)
                 record["mask_sha256"] = file_sha256(new[0][0])
-                for level, path in map_places.items():
-                    save_map(temporary(path), maps[level], self._affine, like=self._facts)
+                for level, path in map_files.items():
+                    save_map(temporary(path), maps[level], self._source.affine, like=self._source.facts)
                 picture = None if hu is None else self._picture(mask, record, hu)
                 if picture is not None:
-                    temporary(place[".png"]).write_bytes(picture)
-            record |= {"output": place[self._mask_suffix].name, "output_format": self._outputs.output_format}
+                    temporary(picture_file).write_bytes(picture)
+            first_format, first = next(iter(masks.items()))
+            record["output"], record["output_format"] = first.name, first_format
+            if len(masks) > 1:
+                record["outputs"] = {name: path.name for name, path in masks.items()}
             if maps:
-                names = {level: path.name for level, path in map_places.items()}
-                record |= {"attention": names, "attention_meaning": MEANING}
+                record["attention"] = {level: path.name for level, path in map_files.items()}
+                record["attention_meaning"] = MEANING
             record["memory_mb"]["peak"] = megabytes(peak_bytes())
-            temporary(place[".json"]).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            # The mask stands for the result. The record goes before what it describes: it says what belongs to it.
-            mask_file, *others, record_file = new
-            former = self._former(folder, place[".json"])
-            replace_as_one([record_file, *others, mask_file], former)
-        return place[self._mask_suffix]
+            temporary(record_file).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            # The first mask stands for the result, so it comes last; the record, which names the rest, first.
+            mask_file, *others, new_record = new
+            replace_as_one([new_record, *others, mask_file], self._former(folder, record_file))
+        return first
 
-    def _former(self, folder: Path, record: Path) -> list[Path]:
+    def _former(self, folder: Path, record_file: Path) -> list[Path]:
         """The files of the result that a record in the same place describes, but for the record: its mask first.
 
         Files that no record names are not known to be of a result; so without a record there are none.
         """
-        if not record.is_file():  # a pipe would be waited for
+        if not record_file.is_file():  # a pipe would be waited for
             return []
         try:
-            described = parse_json(record.read_bytes())
-            named = [described["output"], *described.get("attention", {}).values(), f"{self._name}_seg.png"]
+            record = parse_json(record_file.read_bytes())
+            named = [record["output"], *record.get("outputs", {}).values(), *record.get("attention", {}).values()]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return []
-        own = (f"{self._name}_seg.", f"{self._name}_attention_")
+        named.append(f"{self._name}{PICTURE_SUFFIX}")
+        own = tuple(f"{self._name}{part}" for part in ("_seg.", "_attention_", *(f.suffix for f in FORMATS.values())))
         return [folder / file for file in named if isinstance(file, str) and file.startswith(own) and "/" not in file]
 
-    def _picture(self, mask: np.ndarray, record: dict[str, Any], hu: np.ndarray) -> bytes | None:
-        """A PNG; None, and a warning in the record, where it cannot be drawn: that must not cost the mask."""
+    def _picture(self, mask: np.ndarray, record: CaseRecord, hu: np.ndarray) -> bytes | None:
+        """Draw the picture as PNG. If that fails, the record gets a warning and there is none: the mask is kept."""
         title = f"{self._name}: {record['volume_ml']:.1f} mL (research use only)"
         png = BytesIO()
         try:
             from attunet3d.pictures.qc import qc_picture
 
-            qc_picture(png, hu, mask, self._affine, title)
+            qc_picture(png, hu, mask, self._source.affine, title)
         except Exception as error:  # matplotlib's fonts, layouts and settings fail in ways of their own
             record["warnings"].append(f"the picture could not be drawn ({type(error).__name__}); the mask is complete")
             return None
         return png.getvalue()
-
-
-def check_format(output_format: str) -> None:
-    """Raise ConfigError for an output format that does not exist, or whose library is not installed."""
-    if output_format not in MASK_SUFFIXES:
-        raise ConfigError(f"output format {output_format!r}: unknown; there are {', '.join(MASK_SUFFIXES)}")
-    if output_format in SEG_TYPES and importlib.util.find_spec("highdicom") is None:
-        raise ConfigError("DICOM SEG needs highdicom, which is not installed; run: pip install 'attunet3d[seg]'")

@@ -1,4 +1,4 @@
-"""Read CTs for a session: what fits into memory, and the next one while the network works on another."""
+"""Read CTs that fit into memory, the next one while the network works on another."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from attunet3d.transforms.grid import Grid, model_grid
 
 
 class PlannedCT:
-    """A CT that has been read, and the plan that was made from its header.
+    """A CT that has been read, and the memory plan that was made from its header.
 
     Attributes:
-        grid: its own.
-        model: the network's grid for it.
+        grid: grid of the CT.
+        model: grid that the network works on.
         facts: what its reader said, see `Volume.source`.
         files, frames: its DICOM images, see `StoredImage`.
-        memory: what the case will take.
-        seconds: how long it took to read.
+        memory: plan of the case.
+        seconds: time that reading took.
     """
 
     def __init__(self, image: StoredImage, model: Grid, memory: MemoryPlan, start: float) -> None:
@@ -41,7 +41,7 @@ class PlannedCT:
         self.seconds = round(time.perf_counter() - start, 3)
 
     def take(self) -> np.ndarray:
-        """The voxels, HU int16 (X, Y, Z). They are given away: whoever takes them can free them."""
+        """Hand over the voxels, HU int16 (X, Y, Z), once: the caller can free them."""
         hu, self._hu = self._hu, None
         if hu is None:
             raise RuntimeError("the voxels have been taken already")
@@ -53,16 +53,16 @@ class CaseReader:
 
     Args:
         spacing: of the model grid, mm.
-        plan: from the header of a CT, its model grid, and whether a picture is wanted, to what it will take; raises
-            where that is too much, or where its mask could not be written. Voxels are read after it.
+        plan: from a CT of which only the header has been read, and its model grid, to the memory that the case takes;
+            raises if that is too much, or if its results could not be written. Voxels are read after it.
         allow_uneven: see `open_ct`.
-        results: folder that results are written to, which is no part of a CT in whose folder it lies.
+        results: folder that results are written to; it may lie in the folder of a CT, and is not taken as part of it.
     """
 
     def __init__(
         self,
         spacing: tuple[float, float, float],
-        plan: Callable[[StoredImage, Grid, bool], MemoryPlan],
+        plan: Callable[[StoredImage, Grid], MemoryPlan],
         allow_uneven: bool = False,
         results: PathLike | None = None,
     ) -> None:
@@ -71,43 +71,45 @@ class CaseReader:
         self._allow_uneven = allow_uneven
         self._plan = plan
 
-    def read(self, ct: PathLike, series_uid: str | None, qc: bool) -> PlannedCT:
+    def read(self, ct: PathLike, series_uid: str | None = None) -> PlannedCT:
         """Plan the memory from a CT's header, then read its voxels.
 
-        Errors as `open_ct` and `plan_memory`; UnreadableInputError also for a CT that was written to meanwhile.
+        Raises:
+            AttUNet3dError: as `open_ct` and the plan; UnreadableInputError also if the CT was written to meanwhile.
         """
         start = time.perf_counter()
         image, files = self._open(ct, series_uid)
-        return self._read(image, files, qc, start)
+        return self._read(image, files, start)
 
-    def read_all(self, cts: Sequence[PathLike], series_uid: str | None, qc: bool) -> Iterator[PlannedCT | Exception]:
-        """Each CT, or what went wrong with it.
+    def read_all(self, cts: Sequence[PathLike], series_uid: str | None = None) -> Iterator[PlannedCT | Exception]:
+        """Read each CT in order, and the next one in the background, if both fit into memory.
 
-        While the caller works on one, the next one is read in the background, if there is room for it beside.
+        Yields:
+            The CT, or the error that was raised when it was read.
         """
         waiting: Future[PlannedCT | None] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="read") as background:
             for index, ct in enumerate(cts):
                 ahead, waiting = waiting, None
                 try:
-                    given = (ahead.result() if ahead else None) or self.read(ct, series_uid, qc)
+                    given = (ahead.result() if ahead else None) or self.read(ct, series_uid)
                 except Exception as error:
                     yield error
                     continue
                 if index + 1 < len(cts):
-                    waiting = background.submit(self.read_beside, cts[index + 1], series_uid, qc, given.memory)
+                    waiting = background.submit(self.read_beside, cts[index + 1], given.memory, series_uid)
                 yield given
 
-    def read_beside(self, ct: PathLike, series_uid: str | None, qc: bool, current: MemoryPlan) -> PlannedCT | None:
-        """As `read`, while another case has its plan; None where there is no room for both."""
+    def read_beside(self, ct: PathLike, current: MemoryPlan, series_uid: str | None = None) -> PlannedCT | None:
+        """Like `read`, while another case is at work with its plan; None if both do not fit into memory."""
         start = time.perf_counter()
         image, files = self._open(ct, series_uid)
         if not current.has_room_for(2 * math.prod(image.shape)):
             return None
-        return self._read(image, files, qc, start)
+        return self._read(image, files, start)
 
     def _open(self, ct: PathLike, series_uid: str | None) -> tuple[StoredImage, FileStates]:
-        """The CT, and its files as they were before."""
+        """Open a CT; return it with the states that its files had before."""
         files = input_files(ct, self._results)
         try:
             image = open_ct(ct, series_uid=series_uid, allow_uneven=self._allow_uneven)
@@ -117,10 +119,10 @@ class CaseReader:
         image.facts["state"] = input_sha256(ct, series_uid, files)
         return image, files
 
-    def _read(self, image: StoredImage, files: FileStates, qc: bool, start: float) -> PlannedCT:
+    def _read(self, image: StoredImage, files: FileStates, start: float) -> PlannedCT:
         check_affine(image.path, image.affine)  # before a grid is made from it
         model = model_grid(Grid(image.shape, image.affine), self._spacing)
-        memory = self._plan(image, model, qc)
+        memory = self._plan(image, model)
         of_ct = {file: files.get(file) for file in map(str, image.files)} or files
         try:
             read = PlannedCT(image, model, memory, start)

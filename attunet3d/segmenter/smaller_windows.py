@@ -1,4 +1,4 @@
-"""Windows in the memory that there is: what changes no voxel is reduced first, and smaller ones are no surprise."""
+"""Run the windows of an image within the free memory: first fewer at once, then smaller ones if allowed."""
 
 from __future__ import annotations
 
@@ -6,105 +6,126 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor, nn
 
 from attunet3d.errors import MemoryLimitError
+from attunet3d.inferers.stitching import Cancel, Progress
 from attunet3d.inferers.windows import SMALLEST_SIDE, SlidingWindow, WindowPlan
 from attunet3d.runtime.process_memory import has_huge_pages, is_out_of_memory, keep_freed_memory
-from attunet3d.segmenter.memory_plan import CURE_OF_SIZE, CURE_OF_WINDOWS, MemoryPlan, by_axis, gib
+from attunet3d.segmenter.memory_plan import HINT_FOR_SIZE, HINT_FOR_WINDOWS, MemoryPlan, by_axis, gib
 
 logger = logging.getLogger(__name__)
 
 
-def windows_in_memory(
-    window: SlidingWindow, image: Tensor, plan: WindowPlan, memory: MemoryPlan, smaller: bool
-) -> WindowPlan:
-    """An image's windows, fewer of them at once where memory is short, and smaller ones only if that is allowed.
+class WindowRun:
+    """The windows of one image, and how they are run.
 
     Args:
-        window: the windows' settings.
+        window: settings of the windows.
         image: (1, C, X, Y, Z).
-        plan: the windows that these settings give for the image.
-        memory: the case's.
-        smaller: whether windows may be smaller than that.
+        memory: plan of the case.
+        allow_smaller: whether windows may be smaller than configured if memory is short.
+        several_scales: whether the network runs at several test-time scales.
+
+    Attributes:
+        plan: the windows; changed by `logits` if memory runs out.
+        predicted_bytes: peak of this process that is expected with these windows.
+        warnings: differences to the configured windows, for the record.
 
     Raises:
-        MemoryLimitError: one window does not fit, and smaller ones were not allowed.
+        MemoryLimitError: one window does not fit, and smaller ones are not allowed.
     """
-    limit, one = memory.limit_voxels, math.prod(plan.roi)
-    if limit is None or plan.voxels <= limit:
-        return plan
-    if one <= limit:
-        return replace(plan, batch=limit // one)
-    if not smaller:
-        where = f" on {image.device}" if memory.on_gpu else ""
-        raise MemoryLimitError(
-            f"windows of {by_axis(plan.roi)} voxels need {gib(memory.network_bytes(one))} of memory{where}, and there "
-            f"are {gib(memory.room_bytes or 0)}: {CURE_OF_WINDOWS}",
-            arguments=("allow_smaller_windows",),
-        )
-    return window.plan(image, limit)
+
+    def __init__(
+        self, window: SlidingWindow, image: Tensor, memory: MemoryPlan, allow_smaller: bool, several_scales: bool
+    ) -> None:
+        self._window = window
+        self._allow_smaller = allow_smaller
+        self._configured = window.plan(image)
+        self.plan = self._fit(image, memory)
+        holes = memory.holes(self.plan.voxels, several_scales)
+        self._keep_freed = holes is not None
+        self.predicted_bytes = memory.peak_with(self.plan.voxels, holes or 0)
+        self.warnings: list[str] = []
+
+    def _fit(self, image: Tensor, memory: MemoryPlan) -> WindowPlan:
+        plan, limit = self._configured, memory.limit_voxels
+        one = math.prod(plan.roi)
+        if limit is None or plan.voxels <= limit:
+            return plan
+        if one <= limit:
+            return replace(plan, batch=limit // one)
+        if not self._allow_smaller:
+            where = f" on {image.device}" if memory.on_gpu else ""
+            raise MemoryLimitError(
+                f"windows of {by_axis(plan.roi)} voxels need {gib(memory.network_bytes(one))} of memory{where}, and "
+                f"there are {gib(memory.room_bytes or 0)}: {HINT_FOR_WINDOWS}",
+                arguments=("allow_smaller_windows",),
+            )
+        return self._window.plan(image, limit)
+
+    def logits(self, image: Tensor, network: nn.Module, progress: Progress, cancel: Cancel | None) -> Tensor:
+        """Run a network on the windows, see `SlidingWindow.run`.
+
+        If memory runs out, fewer windows are run at once, and then smaller ones if they are allowed.
+
+        Raises:
+            CancelledError: ``cancel`` returned true.
+            MemoryLimitError: one window does not fit, and no smaller one is allowed or fits.
+        """
+        run = partial(self._window.run, progress=progress, cancel=cancel)
+        logits, self.plan = self._run(run, image, network)
+        self.warnings += _differences(self._configured, self.plan)
+        return logits
+
+    def maps(self, image: Tensor, network: nn.Module, progress: Progress, cancel: Cancel | None) -> Tensor:
+        """Run a network whose output are maps, see `SlidingWindow.average`; after `logits`, whose errors it has."""
+        run = partial(self._window.average, progress=progress, cancel=cancel)
+        maps, plan = self._run(run, image, network)
+        self.warnings += [f"attention maps: {line}" for line in _differences(self.plan, plan)]
+        return maps
+
+    def _run(
+        self, run: Callable[[Tensor, nn.Module, WindowPlan], Tensor], image: Tensor, network: nn.Module
+    ) -> tuple[Tensor, WindowPlan]:
+        """Return what ``run`` does, and the windows with which it did."""
+        plan, keep_freed = self.plan, self._keep_freed
+        while True:
+            try:
+                with keep_freed_memory(never=not keep_freed):
+                    return run(image, network, plan), plan
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if keep_freed and not has_huge_pages():
+                    keep_freed = False
+                    continue
+                if plan.batch > 1:
+                    plan = replace(plan, batch=plan.batch // 2)
+                    continue
+                where = f"out of memory on {image.device} with windows of {by_axis(plan.roi)} voxels"
+                if not self._allow_smaller:
+                    raise MemoryLimitError(
+                        f"{where}: {HINT_FOR_WINDOWS}", arguments=("allow_smaller_windows",)
+                    ) from error
+                limit_voxels = plan.voxels // 2
+                if limit_voxels < SMALLEST_SIDE**3:
+                    raise MemoryLimitError(f"{where}, and there are no smaller ones: {HINT_FOR_SIZE}") from error
+                logger.warning("%s: smaller ones are tried", where)
+                plan = self._window.plan(image, limit_voxels)
 
 
-def said_of_windows(full: WindowPlan, run: WindowPlan) -> list[str]:
-    """What a record says where windows were not run as the settings give them."""
-    if run.roi != full.roi:
+def _differences(configured: WindowPlan, run: WindowPlan) -> list[str]:
+    if run.roi != configured.roi:
         return [
-            f"memory was short: windows of {by_axis(run.roi)} voxels were run in place of {by_axis(full.roi)}; they "
-            "see less around each voxel, and the mask is not that of full windows"
+            f"memory was short: windows of {by_axis(run.roi)} voxels were run in place of {by_axis(configured.roi)}; "
+            "they see less around each voxel, and the mask is not that of full windows"
         ]
-    if run.batch != full.batch:  # libraries choose other kernels for it
+    if run.batch != configured.batch:  # libraries choose other kernels for it
         return [
-            f"memory was short: {run.batch} windows were run at once in place of {full.batch}; that may round "
+            f"memory was short: {run.batch} windows were run at once in place of {configured.batch}; that may round "
             "differently, which can move single voxels of the mask's surface"
         ]
     return []
-
-
-def run_in_memory(
-    window: SlidingWindow,
-    run: Callable[[Tensor, nn.Module, WindowPlan], Tensor],
-    image: Tensor,
-    network: nn.Module,
-    plan: WindowPlan,
-    smaller: bool = False,
-    keep: bool = False,
-) -> tuple[Tensor, WindowPlan]:
-    """``run(image, network, plan)`` and the plan that it took, where memory runs out all the same.
-
-    Then fewer windows are run at once, and if one is too much, smaller ones where they are allowed.
-
-    Args:
-        window: what the plan is of.
-        run: a method of it.
-        image: (1, C, X, Y, Z).
-        network: what is run on the windows.
-        plan: the windows to begin with.
-        smaller: whether windows may become smaller.
-        keep: whether there is room to keep freed memory, see `MemoryPlan.holes`.
-
-    Raises:
-        MemoryLimitError: one window does not fit, and none that is smaller was allowed or fits.
-    """
-    while True:
-        try:
-            with keep_freed_memory(never=not keep):
-                return run(image, network, plan), plan
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if keep and not has_huge_pages():
-                keep = False
-                continue
-            if plan.batch > 1:
-                plan = replace(plan, batch=plan.batch // 2)
-                continue
-            where = f"out of memory on {image.device} with windows of {by_axis(plan.roi)} voxels"
-            if not smaller:
-                raise MemoryLimitError(f"{where}: {CURE_OF_WINDOWS}", arguments=("allow_smaller_windows",)) from error
-            limit_voxels = plan.voxels // 2
-            if limit_voxels < SMALLEST_SIDE**3:
-                raise MemoryLimitError(f"{where}, and there are no smaller ones: {CURE_OF_SIZE}") from error
-            logger.warning("%s: smaller ones are tried", where)
-            plan = window.plan(image, limit_voxels)

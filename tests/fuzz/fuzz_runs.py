@@ -133,8 +133,8 @@ class Records:
 
     def run(self, kind: str, folder: Path) -> str:
         """See `Target`."""
-        from attunet3d.many.ended import finished, state_of_input
         from attunet3d.many.manifest import ManyCase
+        from attunet3d.many.outcome import find_outcome, state_of_input
         from attunet3d.many.results import COLUMNS, ResultsTable
         from attunet3d.many.status import Status
         from attunet3d.segmenter.outputs import Outputs
@@ -149,7 +149,7 @@ class Records:
         keep_uids = kind == "records found"
         case = ManyCase("case", str(self._ct))
         state = state_of_input(masks, case)
-        ended = finished(masks, Outputs(masks, keep_uids=keep_uids), self._session.made_with, case, state)
+        ended = find_outcome(masks, Outputs(masks, keep_uids=keep_uids), self._session.made_with, case, state)
         if ended is None:
             return ""
         table = ResultsTable(masks)
@@ -217,13 +217,13 @@ class Tables:
 
     def _go_on(self, folder: Path, row: Any, table_of: Any) -> str:
         from attunet3d.many.manifest import ManyCase
-        from attunet3d.many.run import ended_before
+        from attunet3d.many.run import finished_before
 
         table = table_of(folder)
         try:
             cases = [ManyCase(name, str(folder / "results.csv")) for name in ("a", "b", "c", "d")]
             job: Any = SimpleNamespace(output=str(folder), output_format="nifti")
-            before = ended_before(cases, job, table, {"done", "failed", "set aside"})
+            before = finished_before(cases, job, table, {"done", "failed", "set aside"})
             if before:
                 raise Fault(f"ended before: {before}")
             table.add(row("d", "done", state="d" * 64))

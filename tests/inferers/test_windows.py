@@ -427,8 +427,8 @@ def test_a_gpu_gets_some_million_voxels_at_a_time_and_a_cpu_one_window() -> None
 def test_progress_reaches_its_total(sw_batch_size: int, steps: int) -> None:
     seen: list[tuple[int, int]] = []
     window = SlidingWindow((16, 16, 16), sw_batch_size, overlap=0.0)
-    window.progress = lambda done, total: seen.append((done, total))
-    window(torch.zeros(1, 1, 32, 32, 32), Foreground())
+    image = torch.zeros(1, 1, 32, 32, 32)
+    window.run(image, Foreground(), window.plan(image), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(step + 1, steps) for step in range(steps)]
 
 
@@ -437,8 +437,7 @@ def test_progress_counts_only_windows_that_are_run() -> None:
     x[..., 31] = 1.0
     seen: list[tuple[int, int]] = []
     window = SlidingWindow((16, 16, 16), 1, overlap=0.0, skip_below=0.0)
-    window.progress = lambda done, total: seen.append((done, total))
-    window(x, Foreground())
+    window.run(x, Foreground(), window.plan(x), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -446,18 +445,18 @@ def test_progress_counts_only_windows_that_are_run() -> None:
 def test_cancelling_ends_before_the_next_forward_pass(after: int) -> None:
     network = Recording(Foreground())
     window = SlidingWindow((16, 16, 16), 2, overlap=0.0)  # 4 forward passes
-    window.cancel = lambda: len(network.windows) == after
+    image = torch.zeros(1, 1, 32, 32, 32)
     with pytest.raises(CancelledError):
-        window(torch.zeros(1, 1, 32, 32, 32), network)
+        window.run(image, network, window.plan(image), cancel=lambda: len(network.windows) == after)
     assert network.batches == [2] * after
 
 
 def test_cancelling_is_asked_where_all_is_air_too() -> None:
     network = Recording(Foreground())
     window = SlidingWindow((16, 16, 16), skip_below=0.0)
-    window.cancel = lambda: True
+    image = torch.zeros(1, 1, 32, 32, 32)
     with pytest.raises(CancelledError):
-        window(torch.zeros(1, 1, 32, 32, 32), network)
+        window.run(image, network, window.plan(image), cancel=lambda: True)
     assert network.batches == []
 
 

@@ -12,6 +12,7 @@ from dicom_files import phantom, write_series
 
 from attunet3d.io.cases import segmentable_series
 from attunet3d.io.identity import input_files, input_sha256, own_files
+from attunet3d.io.output_formats import FORMATS, OutputFormat
 
 
 def touch(path: Path) -> None:
@@ -88,9 +89,12 @@ def test_names_that_are_no_text_and_what_is_not_there(tmp_path: Path) -> None:
     assert len({input_sha256(tmp_path), input_sha256(tmp_path / "no"), input_sha256(tmp_path / "round")}) == 3
 
 
-def test_results_by_the_record_beside_them() -> None:
+def test_results_by_the_record_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = {"a_seg.json", "a_seg.nii.gz", "a_seg.png", "a_attention_level2.nii.gz", ".tmp-0123abcd-b_seg.nii.gz"}
+    ours |= {"a_seg.dcm", "a_attention_level3_gate2.nii.gz"}
     theirs = {"b_seg.nii.gz", "a.nii.gz", "results.csv", "a_attention.nii.gz", "c_seg.dcm"}
     assert own_files(ours | theirs) == ours
+    monkeypatch.setitem(FORMATS, "new", OutputFormat("new", "_new.dcm", lambda source: lambda path, mask: None))
+    assert own_files({"a_seg.json", "a_new.dcm", "b_new.dcm"}) == {"a_seg.json", "a_new.dcm"}
     run = {".run.lock", "results.csv", "run.json", "summary.json", "d_failed.json"}
     assert own_files(run | {"e.nii.gz"}) == run

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from attunet3d.many.actors import WorkerDiedError, WorkerLostError
-from attunet3d.many.deaths import Deaths
-from attunet3d.many.ended import Ended
+from attunet3d.many.crashes import Crashes
 from attunet3d.many.manifest import ManyCase
+from attunet3d.many.outcome import Outcome
 from attunet3d.many.pool import Pool
 from attunet3d.many.results import DONE, ResultsTable, Row
 from attunet3d.many.status import Status
@@ -121,7 +121,7 @@ class Cluster:
             if call.left <= 0 and call.case in self.deadly:
                 self._die(actor, "SIGSEGV")
             elif call.left <= 0 and call.case not in self.hanging:
-                call.answer = Ended(Row(str(call.case), DONE, seconds="1.0"), {"network": 1.0})
+                call.answer = Outcome(Row(str(call.case), DONE, seconds="1.0"), {"network": 1.0})
                 actor.calls.remove(call)
 
     # As `Actors`.
@@ -164,7 +164,7 @@ class Cluster:
 
 
 @dataclass
-class Outcome:
+class SimulatedRun:
     """Ids by status, the reason of each that is not done, and when the run ended, s."""
 
     by_status: dict[str, list[str]]
@@ -173,7 +173,7 @@ class Outcome:
     status: Status
 
 
-def simulate(folder: Path, cluster: Cluster, cases: Sequence[str], workers: int, **options: Any) -> Outcome:
+def simulate(folder: Path, cluster: Cluster, cases: Sequence[str], workers: int, **options: Any) -> SimulatedRun:
     """A run of these cases, each of which must end once."""
     table = Rows(folder)
     status = Status(len(cases), 0)
@@ -187,14 +187,14 @@ def simulate(folder: Path, cluster: Cluster, cases: Sequence[str], workers: int,
 
     pool = Pool(
         todo, job, cluster, workers, status, table, watch,  # type: ignore[arg-type]
-        deaths=Deaths(lambda: cluster.now), clock=lambda: cluster.now, **options,
+        crashes=Crashes(lambda: cluster.now), clock=lambda: cluster.now, **options,
     )  # fmt: skip
     pool.run()
     assert sorted(row.id for row in table.all) == sorted(cases)
     by_status: dict[str, list[str]] = {}
     for row in sorted(table.all, key=lambda row: row.id):
         by_status.setdefault(row.status, []).append(row.id)
-    return Outcome(by_status, {row.id: row.message for row in table.all}, cluster.now, status)
+    return SimulatedRun(by_status, {row.id: row.message for row in table.all}, cluster.now, status)
 
 
 class Rows(ResultsTable):

@@ -19,10 +19,10 @@ import pytest
 from conftest import HANG
 
 from attunet3d.errors import ConfigError
-from attunet3d.many import noted
+from attunet3d.many import address_file
+from attunet3d.many.address_file import read_address_file
 from attunet3d.many.cluster import connected
-from attunet3d.many.embedded import set_token
-from attunet3d.many.noted import noted_address
+from attunet3d.many.local_cluster import set_token
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -163,7 +163,7 @@ def test_what_another_user_can_have_noted_is_not_joined(
     if how == "owner":
         other = os.getuid() + 1
         monkeypatch.setattr(os, "getuid", lambda: other)
-        monkeypatch.setattr(noted, "_answers", lambda host, port: True)
+        monkeypatch.setattr(address_file, "_answers", lambda host, port: True)
     elif how == "link":
         note.rename(note.with_name("other"))
         note.symlink_to("other")
@@ -175,18 +175,18 @@ def test_what_another_user_can_have_noted_is_not_joined(
         monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name=group[0], gr_mem=group[1]))
         note.chmod(0o664)
     elif how == "listener":
-        monkeypatch.setattr(noted, "_listeners", lambda port: {os.getuid(), os.getuid() + 1})
+        monkeypatch.setattr(address_file, "_listeners", lambda port: {os.getuid(), os.getuid() + 1})
     elif how == "silent":
         listener.close()
     elif how == "torn":
         note.write_bytes(b"127.0.0.1:\xff")
     elif how == "far":
         note.write_text("127.0.0.1:99999999999")
-        monkeypatch.setattr(noted, "_is_here", lambda host: False)
+        monkeypatch.setattr(address_file, "_is_here", lambda host: False)
     else:
         note.unlink()
         os.mkfifo(note)
-    assert noted_address() is None
+    assert read_address_file() is None
     assert joined(asked) == ["local"]
 
 
@@ -194,14 +194,14 @@ def test_a_group_that_is_the_users_alone_may_write_the_note(note: Path, monkeypa
     user = pwd.getpwuid(os.getuid()).pw_name
     monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name=user, gr_mem=[]))
     note.chmod(0o664)
-    assert noted_address() == note.read_text()
+    assert read_address_file() == note.read_text()
 
 
 def test_the_users_who_listen_on_a_port(listener: socket.socket) -> None:
     port = listener.getsockname()[1]
-    assert noted._listeners(port) == {os.getuid()}
+    assert address_file._listeners(port) == {os.getuid()}
     listener.close()
-    assert noted._listeners(port) == set()
+    assert address_file._listeners(port) == set()
 
 
 def test_a_cluster_that_is_named_is_joined_whoever_runs_it(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from simulated import Actor, Call, Cluster, Outcome, simulate
+from simulated import Actor, Call, Cluster, SimulatedRun, simulate
 
 from attunet3d.errors import ConfigError, OutputError
 from attunet3d.many.actors import WorkerLostError
-from attunet3d.many.deaths import HEALTH_SECONDS, MOST_IN_ALL, WAVE_SECONDS
+from attunet3d.many.crashes import HEALTH_SECONDS, MOST_IN_ALL, WAVE_SECONDS
 from attunet3d.many.manifest import ManyCase
 
 SIMULATION = settings(
@@ -23,7 +23,7 @@ def names(count: int) -> list[str]:
     return [f"c{number:02d}" for number in range(count)]
 
 
-def all_done(outcome: Outcome, count: int) -> bool:
+def all_done(outcome: SimulatedRun, count: int) -> bool:
     return outcome.by_status == {"done": names(count)}
 
 

@@ -15,8 +15,8 @@ import pytest
 from attunet3d.errors import ConfigError, InputNotFoundError, OutputError
 from attunet3d.io.locking import locked
 from attunet3d.io.writer import remove_left_behind
-from attunet3d.many.ended import failed
 from attunet3d.many.manifest import ManyCase
+from attunet3d.many.outcome import failed
 from attunet3d.many.results import COLUMNS, DONE, FAILED, ResultsTable, Row, check_settings
 
 

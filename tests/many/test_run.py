@@ -23,8 +23,8 @@ from dicom_files import phantom, write_series
 
 from attunet3d import Segmenter
 from attunet3d.datasets.phantom import make_phantom
-from attunet3d.many import deaths, segment_many
-from attunet3d.many.ended import Ended
+from attunet3d.many import crashes, segment_many
+from attunet3d.many.outcome import Outcome
 from attunet3d.many.run import Status
 
 pytest.importorskip("ray")
@@ -67,7 +67,7 @@ def nodes() -> Iterator[list[Any]]:
     paths = (str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
-        patch.setattr(deaths, "HEALTH_SECONDS", 5.0)
+        patch.setattr(crashes, "HEALTH_SECONDS", 5.0)
         cluster = Cluster(
             initialize_head=True, head_node_args={**each, "include_dashboard": False, "_system_config": QUICK}
         )
@@ -155,7 +155,7 @@ def test_runs_that_are_killed_and_terminated(
     (tmp_path / f"{rows_of(tmp_path)[0]['id']}_seg.nii.gz").unlink()
     add = Status.add
 
-    def terminated(status: Status, ended: Ended) -> None:
+    def terminated(status: Status, ended: Outcome) -> None:
         add(status, ended)
         os.kill(os.getpid(), signal.SIGTERM)
 

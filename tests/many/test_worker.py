@@ -21,8 +21,8 @@ from dicom_files import phantom, write_series
 
 from attunet3d.errors import OutputError
 from attunet3d.io.locking import LOCK
-from attunet3d.many.ended import finished, is_unchanged, state_of_input
 from attunet3d.many.manifest import ManyCase
+from attunet3d.many.outcome import find_outcome, is_unchanged, state_of_input
 from attunet3d.many.results import Row
 from attunet3d.many.worker import Job, Worker
 from attunet3d.segmenter import outputs
@@ -253,7 +253,7 @@ def test_a_record_that_no_run_writes_is_not_gone_by(loaded: Worker, out: Path, c
     record = out / "a_seg.json"
     sound = record.read_text()
     state = state_of_input(out, case)
-    found = partial(finished, out, Outputs(out), loaded._session.made_with, case, state)
+    found = partial(find_outcome, out, Outputs(out), loaded._session.made_with, case, state)
     ended = found()
     assert ended is not None
     assert ended.row == row
@@ -268,12 +268,12 @@ def test_a_record_with_uids_is_not_gone_by_where_none_are_wanted(loaded: Worker,
     sound = json.loads(record.read_text())
     state = state_of_input(out, case)
     made_with = loaded._session.made_with
-    assert finished(out, Outputs(out, keep_uids=False), made_with, case, state) is not None
+    assert find_outcome(out, Outputs(out, keep_uids=False), made_with, case, state) is not None
     for change in (
         {"warnings": ["series 1.2.840.113619.2.55.3: slices are missing"]},
         {"input": "1.2.840.113619.2.55.3"},
         {"source": {**sound["source"], "series_uid": "1.2.840.113619.2.55.3"}},
     ):
         record.write_text(json.dumps({**sound, **change}))
-        assert finished(out, Outputs(out, keep_uids=False), made_with, case, state) is None
-        assert finished(out, Outputs(out), made_with, case, state) is not None
+        assert find_outcome(out, Outputs(out, keep_uids=False), made_with, case, state) is None
+        assert find_outcome(out, Outputs(out), made_with, case, state) is not None

@@ -356,11 +356,11 @@ def test_maps_take_smaller_windows_where_memory_runs_out(
     average = session._window.average
     run: list[int] = []
 
-    def narrow(image: torch.Tensor, network: torch.nn.Module, plan: WindowPlan) -> torch.Tensor:
+    def narrow(image: torch.Tensor, network: torch.nn.Module, plan: WindowPlan, **kwargs: Any) -> torch.Tensor:
         if plan.voxels >= size:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
         run.append(len(plan.jobs))
-        return average(image, network, plan)
+        return average(image, network, plan, **kwargs)
 
     monkeypatch.setattr(session._window, "average", narrow)
     with pytest.raises(MemoryLimitError, match="allow-smaller-windows"):

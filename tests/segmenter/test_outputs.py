@@ -16,8 +16,9 @@ import pytest
 
 from attunet3d.errors import OutputError
 from attunet3d.io import writer
-from attunet3d.many.ended import finished
+from attunet3d.io.output_formats import FORMATS, OutputFormat
 from attunet3d.many.manifest import ManyCase
+from attunet3d.many.outcome import find_outcome
 from attunet3d.segmenter.outputs import CaseWriter, Outputs
 from attunet3d.segmenter.reading import PlannedCT
 from attunet3d.transforms.grid import Grid
@@ -30,19 +31,24 @@ class Killed(BaseException):
     """Stands for the process's end: nothing but `finally` runs after it."""
 
 
+def write_first_byte(path: Path, mask: np.ndarray) -> None:
+    path.write_bytes(mask.tobytes()[:1])
+
+
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path | None]:
     """write(run, qc=False, maps=(), suffix=".nii.gz"): a result whose every file says which run made it."""
+    first_byte = OutputFormat("first-byte", "_seg.dcm", lambda *_: write_first_byte)
+    monkeypatch.setitem(FORMATS, first_byte.name, first_byte)
     monkeypatch.setattr(
         "attunet3d.pictures.qc.qc_picture", lambda file, hu, mask, *rest: file.write(b"%d" % hu[0, 0, 0])
     )
 
     def call(run: int, qc: bool = False, maps: tuple[str, ...] = (), suffix: str = ".nii.gz") -> Path | None:
         read = SimpleNamespace(grid=Grid(SHAPE, np.eye(4)), facts={"warnings": []}, files=(), frames=())
-        case = CaseWriter(Outputs(tmp_path, qc=qc), "case.nii.gz", None, cast(PlannedCT, read), "")
-        if suffix == ".dcm":  # as of a DICOM SEG, without its images
-            case._mask_suffix = suffix
-            case._save = lambda path, mask, affine: path.write_bytes(mask.tobytes()[:1])
+        output_format = "first-byte" if suffix == ".dcm" else "nifti"
+        outputs = Outputs(tmp_path, output_format, qc)
+        case = CaseWriter(outputs, "case.nii.gz", None, cast(PlannedCT, read), "")
         array = np.full(SHAPE, run, np.uint8)
         record: dict[str, Any] = {"run": run, "volume_ml": 0.0, "memory_mb": {}, "warnings": []}
         hu = np.full(SHAPE, run, np.int16) if qc else None
@@ -213,13 +219,13 @@ def test_the_folder_is_on_the_disk_before_and_after_the_mask_takes_its_place(
 def test_a_record_that_is_none_says_nothing(write: Callable[..., Path | None], tmp_path: Path, text: str) -> None:
     """Neither of what is replaced, nor that a case of `segment-many` is done."""
     (tmp_path / RECORD).write_text(text)
-    assert finished(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
+    assert find_outcome(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
     assert write(1) == tmp_path / MASK
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
 def test_a_record_that_is_a_pipe_is_not_waited_for(write: Callable[..., Path | None], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / RECORD)
-    assert finished(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
+    assert find_outcome(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
     assert write(1) == tmp_path / MASK
     assert run_of(tmp_path / RECORD) == 1

@@ -75,7 +75,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 
 def reader(plan: Callable[..., MemoryPlan] | None = None) -> CaseReader:
-    return CaseReader((2.0, 2.0, 2.0), plan or (lambda image, model, qc: AMPLE))
+    return CaseReader((2.0, 2.0, 2.0), plan or (lambda image, model: AMPLE))
 
 
 def hu_of(read: PlannedCT | Exception) -> int:
@@ -90,12 +90,12 @@ def background() -> list[str]:
 def test_a_ct_comes_with_its_grids_and_its_voxels_once(cts: list[Path]) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def plan(image: StoredImage, model: Grid, qc: bool) -> MemoryPlan:
-        asked.append((image.shape, model.shape, qc))
+    def plan(image: StoredImage, model: Grid) -> MemoryPlan:
+        asked.append((image.shape, model.shape))
         return AMPLE
 
-    read = reader(plan).read(cts[2], None, True)
-    assert asked == [(SHAPE, (3, 3, 4), True)]  # 6 x 5 x 8 mm in steps of 2
+    read = reader(plan).read(cts[2])
+    assert asked == [(SHAPE, (3, 3, 4))]  # 6 x 5 x 8 mm in steps of 2
     assert (read.grid.shape, read.model.shape, read.memory) == (SHAPE, (3, 3, 4), AMPLE)
     np.testing.assert_array_equal(read.grid.affine, np.diag([1.0, 1.0, 2.0, 1.0]))
     assert read.facts["format"] == "nifti"
@@ -112,14 +112,14 @@ def test_what_does_not_fit_is_refused_from_its_header(cts: list[Path], watch: Wa
         raise MemoryLimitError("too large")
 
     with pytest.raises(MemoryLimitError, match="too large"):
-        reader(refuse).read(cts[0], None, False)
-    assert [type(read) for read in reader(refuse).read_all(cts, None, False)] == [MemoryLimitError] * 4
+        reader(refuse).read(cts[0])
+    assert [type(read) for read in reader(refuse).read_all(cts)] == [MemoryLimitError] * 4
     assert watch.read == []
 
 
 def test_the_next_ct_is_read_while_the_caller_works_on_one_and_no_more_than_that(cts: list[Path], watch: Watch) -> None:
     found = []
-    reading = reader().read_all(cts, None, False)
+    reading = reader().read_all(cts)
     for index, read in enumerate(reading):
         ahead = min(index + 2, len(cts))
         watch.wait_for(ahead)  # without asking for the next one
@@ -139,7 +139,7 @@ def test_the_next_ct_is_read_while_the_caller_works_on_one_and_no_more_than_that
 def test_nothing_is_read_ahead_where_there_is_no_room(cts: list[Path], watch: Watch, room: bool) -> None:
     """The voxels of the next CT beside the case: to the byte."""
     memory = MemoryPlan(peak_bytes=1000, allowed_bytes=1000 + VOXELS - (not room), limit_voxels=None)
-    found = [hu_of(read) for read in reader(lambda *_: memory).read_all(cts, None, False)]
+    found = [hu_of(read) for read in reader(lambda *_: memory).read_all(cts)]
     assert found == [10, 11, 12, 13]
     here = threading.current_thread().name
     assert [thread == here for _, thread in watch.read] == [True, *[not room] * 3]
@@ -148,7 +148,7 @@ def test_nothing_is_read_ahead_where_there_is_no_room(cts: list[Path], watch: Wa
 def test_what_goes_wrong_comes_in_its_place(cts: list[Path], watch: Watch) -> None:
     cts[1].write_bytes(cts[1].read_bytes()[:-20])
     cts[3].unlink()
-    given = list(reader().read_all(cts, None, False))
+    given = list(reader().read_all(cts))
     assert isinstance(given[1], AttUNet3dError)
     assert "ct1.nii.gz" in str(given[1])
     assert isinstance(given[3], AttUNet3dError)
@@ -156,26 +156,21 @@ def test_what_goes_wrong_comes_in_its_place(cts: list[Path], watch: Watch) -> No
     assert [hu_of(given[0]), hu_of(given[2])] == [10, 12]
 
 
-def test_series_uid_and_qc_reach_each_ct(cts: list[Path], watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str | None, bool]] = []
+def test_the_series_uid_reaches_each_ct(cts: list[Path], watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
     original = reading.open_ct
 
     def opened(path: Path, *, series_uid: str | None, allow_uneven: bool) -> StoredImage:
-        image = original(path, allow_uneven=allow_uneven)
-        image.facts["asked"] = series_uid
-        return image
-
-    def plan(image: StoredImage, model: Grid, qc: bool) -> MemoryPlan:
-        asked.append((image.facts["asked"], qc))
-        return AMPLE
+        asked.append(series_uid)
+        return original(path, allow_uneven=allow_uneven)
 
     monkeypatch.setattr(reading, "open_ct", opened)
-    assert len(list(reader(plan).read_all(cts, "1.2.3", True))) == 4
-    assert asked == [("1.2.3", True)] * 4
+    assert len(list(reader().read_all(cts, "1.2.3"))) == 4
+    assert asked == ["1.2.3"] * 4
 
 
 def test_a_caller_that_stops_leaves_no_thread_behind(cts: list[Path], watch: Watch) -> None:
-    reading: Iterator[PlannedCT | Exception] = reader().read_all(cts, None, False)
+    reading: Iterator[PlannedCT | Exception] = reader().read_all(cts)
     next(reading)
     watch.wait_for(2)
     assert background() != []
@@ -198,7 +193,7 @@ def test_a_ct_that_is_written_to_while_it_is_read(
 
     monkeypatch.setattr(reading, "to_hu", overwritten)
     with pytest.raises(UnreadableInputError, match=r"ct0\.nii\.gz was written to while the CT was read"):
-        reader().read(cts[0], None, False)
+        reader().read(cts[0])
 
 
 def test_only_what_is_read_must_stay_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +208,7 @@ def test_only_what_is_read_must_stay_as_it_is(tmp_path: Path, monkeypatch: pytes
         return to_hu(image)
 
     monkeypatch.setattr(reading, "to_hu", touch_one)
-    assert len(reader().read(tmp_path, "1.2.3.1", False).facts["state"]) == 64
+    assert len(reader().read(tmp_path, "1.2.3.1").facts["state"]) == 64
     touched = tmp_path / "x"
     with pytest.raises(UnreadableInputError, match="written to while the CT was read"):
-        reader().read(tmp_path, "1.2.3.1", False)
+        reader().read(tmp_path, "1.2.3.1")

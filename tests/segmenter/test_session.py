@@ -277,9 +277,9 @@ def test_the_next_ct_is_read_while_the_network_works_on_one(
             second.set()
         return original_open(ct, **kwargs)
 
-    def run_when_the_second_is_open(*args: Any) -> torch.Tensor:
+    def run_when_the_second_is_open(*args: Any, **kwargs: Any) -> torch.Tensor:
         assert second.wait(timeout=HANG)
-        return original_run(*args)
+        return original_run(*args, **kwargs)
 
     monkeypatch.setattr(reading, "open_ct", watched_open)
     monkeypatch.setattr(session._window, "run", run_when_the_second_is_open)

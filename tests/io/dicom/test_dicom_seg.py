@@ -23,11 +23,12 @@ from attunet3d.errors import ConfigError, OutputError, UnsupportedImageError
 from attunet3d.io.dicom import seg as dicom_seg
 from attunet3d.io.dicom.seg import check_images, save_seg, source_headers
 from attunet3d.io.reader import open_ct
-from attunet3d.segmenter import outputs, reading
+from attunet3d.segmenter import reading
 
 pytest.importorskip("highdicom", reason="needs highdicom: pip install 'attunet3d[seg]'")
 
 SHAPE = (12, 10, 6)
+SEG_TYPES = {"dicom-seg": "BINARY", "dicom-seg-labelmap": "LABELMAP"}
 WEIGHTS = "0123456789abcdef" * 4  # a SHA-256
 COS, SIN = 0.8, 0.6
 SERIES: dict[str, dict[str, Any]] = {
@@ -192,7 +193,7 @@ def series(write_phantom: Callable[..., Path], tmp_path: Path) -> Path:
     return tmp_path / "series"
 
 
-@pytest.mark.parametrize(("output_format", "seg_type"), outputs.SEG_TYPES.items())
+@pytest.mark.parametrize(("output_format", "seg_type"), SEG_TYPES.items())
 def test_segment_writes_a_seg_in_place_of_nifti(
     session: Segmenter, series: Path, tmp_path: Path, output_format: str, seg_type: str
 ) -> None:
@@ -253,7 +254,7 @@ def test_what_a_seg_cannot_refer_to_is_refused_before_voxels_are_read(
     session: Segmenter, series: Path, write_phantom: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "to_hu", None)
-    for output_format in outputs.SEG_TYPES:
+    for output_format in SEG_TYPES:
         with pytest.raises(UnsupportedImageError, match=r"not DICOM.*output_format=.nifti"):
             session.segment(write_phantom("LPS"), output_format=output_format)
     monkeypatch.setattr(reading, "open_ct", lambda *a, **k: replace(open_ct(series), files=()))

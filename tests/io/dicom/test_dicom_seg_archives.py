@@ -19,7 +19,7 @@ from attunet3d.console import set_up_logging
 from attunet3d.errors import OutputError, UnsupportedImageError
 from attunet3d.io.dicom.seg import save_seg, source_headers
 from attunet3d.io.reader import open_ct
-from attunet3d.segmenter.outputs import SEG_TYPES, CaseWriter, Outputs
+from attunet3d.segmenter.outputs import CaseWriter, Outputs
 
 hd = pytest.importorskip("highdicom", reason="needs highdicom: pip install 'attunet3d[seg]'")
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_repeated_is_named_before_the_network_runs(
     assert "PLANTED" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", SEG_TYPES)
+@pytest.mark.parametrize("kind", ["dicom-seg", "dicom-seg-labelmap"])
 def test_what_highdicom_refuses_is_found_before_the_network_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

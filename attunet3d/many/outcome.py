@@ -1,4 +1,4 @@
-"""Cases that have ended: what the table says of them, what lies in the folder, and whether that is still so."""
+"""Outcomes of cases: their rows in the table, their files in the folder, and whether both are still valid."""
 
 from __future__ import annotations
 
@@ -15,53 +15,60 @@ from attunet3d.checkpoint import file_sha256
 from attunet3d.errors import InputNotFoundError
 from attunet3d.io.identity import input_files, input_sha256
 from attunet3d.io.json_text import parse_json
+from attunet3d.io.output_formats import FORMATS, PICTURE_SUFFIX, RECORD_SUFFIX
 from attunet3d.io.printable import one_line, without_uids
 from attunet3d.io.writer import write_text_atomic
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.results import DONE, FAILED, Row, done_state
-from attunet3d.segmenter.outputs import MASK_SUFFIXES, Outputs
+from attunet3d.segmenter.outputs import Outputs
 from attunet3d.version import __version__
 
 _LARGEST = 1e9  # mL, seconds
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A case that has ended: its line in the table, and the seconds of its stages."""
+class Outcome:
+    """Outcome of a case: its row in the table, and the seconds of its stages."""
 
     row: Row
     stages: dict[str, float] = field(default_factory=dict)
 
 
 def state_of_input(folder: Path, case: ManyCase) -> str:
-    """What the case's input is known by now: `input_sha256`, without what lies in the output folder."""
+    """Hash the present state of a case's input, see `input_sha256`; files in the output folder do not count."""
     return input_sha256(case.path, case.series_uid, input_files(case.path, folder))
 
 
 def is_unchanged(folder: Path, output_format: str, case: ManyCase, status: str, state: str) -> bool:
-    """Whether a case that ended so is still as it was, by names, sizes and times of its input and its mask alone."""
+    """Whether a case with a row is unchanged, by names, sizes and times of its input and its mask alone."""
     now = state_of_input(folder, case)
     return bool(state) and state == (done_state(now, _mask(folder, case, output_format)) if status == DONE else now)
 
 
-def finished(
+def find_outcome(
     folder: Path, outputs: Outputs, made_with: Callable[[Mapping[str, Any]], bool], case: ManyCase, state: str
-) -> Ended | None:
-    """The result of a case whose mask is there, and is what this run would make: input, values, weights and content.
+) -> Outcome | None:
+    """Find the outcome of a case in the folder, if its files are what this run would write; None if they are not.
 
-    `state` is that of its input, and `made_with` tells of a record whether it is of the session's values and weights.
+    That is so for a case whose worker or driver was killed after the mask, the last file, was put in its place.
 
-    It is so for one whose worker or driver was killed after the mask had taken its place, which is the last.
+    Args:
+        folder: of the results.
+        outputs: of the run.
+        made_with: whether a record is of the session's values and weights.
+        case: what to look for.
+        state: of its input, see `state_of_input`.
     """
-    mask = _mask(folder, case, outputs.output_format)
-    described = folder / f"{case.id}_seg.json"
+    output = outputs.formats[0]
+    mask = _mask(folder, case, output.name)
+    described = folder / f"{case.id}{RECORD_SUFFIX}"
     if not described.is_file():  # a pipe would be waited for
         return None
     try:
         record = parse_json(described.read_bytes())
         same = (
             record["output"] == mask.name
-            and record["output_format"] == outputs.output_format
+            and record["output_format"] == output.name
             and record["input_state"] == state
             and _is_ours(record, outputs.keep_uids)
             and made_with(record)
@@ -73,7 +80,7 @@ def finished(
 
 
 def _is_ours(record: Mapping[str, Any], keep_uids: bool) -> bool:
-    """Whether all that the table repeats is as a run writes it: finite numbers, and no UIDs where none are wanted."""
+    """Whether the values that the table repeats are valid: finite numbers, and no UIDs if none are wanted."""
     numbers = [record["volume_ml"], *(record["seconds"].values() if isinstance(record["seconds"], dict) else [None])]
     if not all(type(number) in (int, float) and 0 <= number <= _LARGEST for number in numbers):
         return False
@@ -81,8 +88,8 @@ def _is_ours(record: Mapping[str, Any], keep_uids: bool) -> bool:
     return keep_uids or ("series_uid" not in record["source"] and all(without_uids(text) == text for text in told))
 
 
-def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Ended:
-    """A case with its record and its mask."""
+def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Outcome:
+    """Make the outcome of a case with a mask from its record."""
     with suppress(FileNotFoundError):
         os.unlink(folder / _failed_name(case))
     stages = {name: float(seconds) for name, seconds in record["seconds"].items()}
@@ -93,10 +100,10 @@ def done(folder: Path, case: ManyCase, record: Mapping[str, Any]) -> Ended:
         seconds=f"{sum(stages.values()):.3f}",
         flags=one_line(" | ".join(record["warnings"])),
         output=record["output"],
-        record=f"{case.id}_seg.json",
+        record=f"{case.id}{RECORD_SUFFIX}",
         state=done_state(record["input_state"], folder / record["output"]),
     )
-    return Ended(row, stages)
+    return Outcome(row, stages)
 
 
 def failed(
@@ -108,11 +115,11 @@ def failed(
     status: str = FAILED,
     *,
     keep_uids: bool = True,
-) -> Ended:
-    """A case without a mask, and why, with its record in ``<id>_failed.json``.
+) -> Outcome:
+    """Make the outcome of a case that failed, and write its record, ``<id>_failed.json``.
 
-    A mask that lies there is of another input or of other values, and is removed; but not where the input cannot be
-    found, which may be back tomorrow.
+    An existing mask is of another input or other values, and is removed, unless the input cannot be found: storage may
+    be back tomorrow.
 
     Raises:
         OutputError: the record cannot be written.
@@ -140,19 +147,19 @@ def failed(
         "message": row.message,
     }
     write_text_atomic(folder / row.record, json.dumps(record, indent=2) + "\n")
-    return Ended(row)
+    return Outcome(row)
 
 
 def _remove_result(folder: Path, case: ManyCase) -> None:
-    record = folder / f"{case.id}_seg.json"
-    if record.exists():  # what has none is no result of ours
-        for suffix in (*set(MASK_SUFFIXES.values()), ".png", ".json"):
+    record = folder / f"{case.id}{RECORD_SUFFIX}"
+    if record.exists():  # files without a record are not ours
+        for suffix in (*(output.suffix for output in FORMATS.values()), PICTURE_SUFFIX, RECORD_SUFFIX):
             with suppress(FileNotFoundError):
-                os.unlink(folder / f"{case.id}_seg{suffix}")
+                os.unlink(folder / f"{case.id}{suffix}")
 
 
 def _mask(folder: Path, case: ManyCase, output_format: str) -> Path:
-    return folder / f"{case.id}_seg{MASK_SUFFIXES[output_format]}"
+    return folder / f"{case.id}{FORMATS[output_format].suffix}"
 
 
 def _failed_name(case: ManyCase) -> str:

@@ -1,4 +1,4 @@
-"""The cluster that `ray start` made on this machine: Ray notes its address where others can write, too."""
+"""The address file of `ray start`, by which a cluster on this machine is found; other users may be able to write it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ _LISTENS = "0A"
 _SECONDS = 5.0
 
 
-def noted_address() -> str | None:
-    """Address of the cluster that this user has started here, and that answers; None if there is none.
+def read_address_file() -> str | None:
+    """Read the address of the cluster that this user has started here, and that answers; None if there is none.
 
-    A driver loads pickles that its cluster sends, so that to join another user's is to run his code. Neither a note of
-    his counts, nor a cluster of his at the address of this user's, nor what the list of processes says, as for Ray.
+    A driver loads pickles that its cluster sends, so that joining another user's cluster runs their code. Therefore an
+    address file of another user is ignored, and so is their cluster at the address of this user's, and, unlike in Ray,
+    the list of processes.
     """
     from ray._common.utils import get_ray_address_file
 
-    note = Path(get_ray_address_file(None))
+    path = Path(get_ray_address_file(None))
     try:
-        with open(os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), errors="replace") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), errors="replace") as file:
             state = os.fstat(file.fileno())
             text = file.read(300).strip()
     except OSError:
         return None
     if state.st_uid != os.getuid() or _others_can_write(state):
-        logger.warning("%s: another user can have written it; give the cluster's address to join it", note)
+        logger.warning("%s: another user can have written it; give the cluster's address to join it", path)
         return None
     host, _, port = text.rpartition(":")
     with suppress(OSError, ValueError, OverflowError):
@@ -39,7 +40,7 @@ def noted_address() -> str | None:
 
 
 def _others_can_write(state: os.stat_result) -> bool:
-    """Whether another user can, for one a member of the group; many systems give each user a group for him alone."""
+    """Whether another user can write, such as a member of the group, unless this user is the only member."""
     import grp  # none on Windows
     import pwd
 
@@ -53,7 +54,7 @@ def _others_can_write(state: os.stat_result) -> bool:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether somebody listens there, and on this machine nobody else than this user.
+    """Whether a process listens there, which on this machine must be of this user.
 
     Raises OSError, ValueError, OverflowError.
     """
@@ -66,7 +67,7 @@ def _answers(host: str, port: int) -> bool:
 
 
 def _is_here(host: str) -> bool:
-    """Whether it is an address of this machine."""
+    """Whether a host is this machine."""
     family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         try:
@@ -77,7 +78,7 @@ def _is_here(host: str) -> bool:
 
 
 def _listeners(port: int) -> set[int] | None:
-    """The users who listen on a TCP port of this machine; None where the system does not tell."""
+    """The users who listen on a TCP port of this machine; None if the system does not tell."""
     owners = set()
     tables = [table for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if table.is_file()]
     for table in tables:

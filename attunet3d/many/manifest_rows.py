@@ -1,4 +1,4 @@
-"""The rows of a manifest as spreadsheets, scripts and people write them; what is ambiguous is refused with its line."""
+"""Read the rows of a manifest as spreadsheets, scripts and people write them; ambiguous ones are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attunet3d.io.slabs import IMAGE_SUFFIXES
 COLUMNS = ("path", "id", "series_uid")
 Row = dict[str, Any]
 
-# Other names of the columns, in small letters and without what stands between words.
+# Other names of the columns, in lower case and without separators.
 _NAMES = {
     **dict.fromkeys(("path", "file", "filename", "filepath", "image", "imagepath", "ct", "ctpath"), "path"),
     **dict.fromkeys(("id", "case", "caseid"), "id"),
@@ -39,12 +39,12 @@ _MARKS = {
 _HEADER = "path,id,series_uid"
 
 
-def rows_of(path: Path) -> Iterator[tuple[int, Row]]:
-    """Each row of a manifest with its line, from 1: texts by the names of `COLUMNS`, and by what else is there.
+def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Read each row of a manifest with the number of its line, from 1: texts by the names of `COLUMNS`, and others.
 
-    A table has a header, with commas, semicolons, tabs or bars between the columns, and the columns' usual other names;
-    lines of paths alone need none. JSON lines have an object each. The encoding is UTF-8, or what its mark says.
-    Raises ConfigError for what cannot be read, or can be read in several ways.
+    A table has a header, in which columns may have usual other names; separators are commas, semicolons, tabs or bars.
+    Lines of paths alone need no header. JSON lines have an object each. The encoding is UTF-8, or that of the byte
+    order mark. Raises ConfigError for a manifest that cannot be read, or that is ambiguous.
     """
     text = _decoded(path)
     json_lines = path.suffix.lower() in (".jsonl", ".ndjson") or text.lstrip().startswith("{")
@@ -114,7 +114,7 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, Row]]:
 
 
 def _whole(path: Path, lines: list[tuple[int, str]], separator: str) -> Iterator[tuple[int, str]]:
-    """Lines without their ends, those over which a quoted value goes as one, with the number of the first."""
+    """Yield lines without their ends; lines that a quoted value spans are one, with the number of the first."""
     reader = csv.reader((line for _, line in lines), delimiter=separator, skipinitialspace=True)
     begin = 0
     try:
@@ -132,7 +132,7 @@ def _unreadable(path: Path, number: int, error: Exception) -> ConfigError:
 
 
 def _paths(path: Path, lines: Iterable[tuple[int, str]], separator: str) -> Iterator[tuple[int, Row]]:
-    """Lines that hold a path alone, which may hold a separator if there is such a file."""
+    """Yield lines that hold only a path, which may hold a separator if there is such a file."""
     for number, line in lines:
         whole = _unquoted(line)
         values = (
@@ -158,7 +158,7 @@ def _fields(path: Path, number: int, line: str, separator: str) -> list[str]:
 
 
 def _unquoted(line: str) -> str:
-    """The path of a line that holds nothing else, whatever separators are in it."""
+    """The path of a line that holds nothing else, even with separators in it."""
     line = line.strip(_BLANKS)
     return line[1:-1].replace('""', '"') if len(line) > 1 and line[0] == line[-1] == '"' else line
 

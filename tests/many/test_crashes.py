@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from attunet3d.many.deaths import HEALTH_SECONDS, MOST_DEATHS, MOST_IN_ALL, WAVE_SECONDS, Deaths
+from attunet3d.many.crashes import HEALTH_SECONDS, MOST_DEATHS, MOST_IN_ALL, WAVE_SECONDS, Crashes
 
 
 class History:
-    """Deaths with a clock that is set by hand, on nodes "a" and "b", which are there unless they are taken away."""
+    """Crashes with a clock that is set by hand, on nodes "a" and "b", which are there unless they are taken away."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.nodes = {"a", "b"}
         self.asked = 0
-        self.deaths = Deaths(lambda: self.now)
+        self.crashes = Crashes(lambda: self.now)
 
     def alive(self) -> set[str]:
         self.asked += 1
@@ -22,12 +22,12 @@ class History:
 
     def judge(self, after: float = HEALTH_SECONDS) -> list[tuple[str, str]]:
         self.now += after
-        return self.deaths.judge(self.alive)
+        return self.crashes.judge(self.alive)
 
     def trial(self, case: str, node: str = "a", reason: str = "SIGSEGV") -> None:
         """The case dies alone."""
-        self.deaths.begin_trial(case)
-        self.deaths.died([case], node, reason)
+        self.crashes.begin_trial(case)
+        self.crashes.worker_died([case], node, reason)
 
 
 @pytest.fixture
@@ -36,27 +36,27 @@ def history() -> History:
 
 
 def test_three_deaths_alone_and_the_system_s_reason(history: History) -> None:
-    history.deaths.died(["x", "y"], "a", "SIGKILL")
-    history.deaths.ended("y")
+    history.crashes.worker_died(["x", "y"], "a", "SIGKILL")
+    history.crashes.clear("y")
     for number in range(MOST_DEATHS):
-        assert history.deaths.waiting() == "x"
+        assert history.crashes.next_suspect() == "x"
         history.trial("x", reason=f"reason {number}")
-        assert history.deaths.waiting() is None, "not before the node has been asked for"
+        assert history.crashes.next_suspect() is None, "not before the node has been asked for"
         found = history.judge()
         assert bool(found) == (number == MOST_DEATHS - 1)
     assert found == [("x", "its worker died 3 times with this case alone: reason 2")]
-    assert history.deaths.suspects == set()
+    assert history.crashes.suspects == set()
 
 
 def test_deaths_with_others_are_nobody_s(history: History) -> None:
     for _ in range(20):
-        history.deaths.died(["x", "y"], "a", "SIGKILL")
+        history.crashes.worker_died(["x", "y"], "a", "SIGKILL")
         assert history.judge() == []
-    assert history.deaths.suspects == {"x", "y"}
+    assert history.crashes.suspects == {"x", "y"}
 
 
 def test_a_node_is_asked_for_when_it_would_have_been_missed(history: History) -> None:
-    history.deaths.suspect(["x"])
+    history.crashes.suspect(["x"])
     history.trial("x")
     assert history.judge(HEALTH_SECONDS - 1) == []
     assert history.asked == 0
@@ -71,17 +71,17 @@ def test_a_node_is_asked_for_when_it_would_have_been_missed(history: History) ->
 @pytest.mark.parametrize("cases", [[], ["done"], ["done", "failed"]])
 @pytest.mark.parametrize("after", [-WAVE_SECONDS, 0, WAVE_SECONDS])
 def test_what_dies_near_what_holds_no_suspect_is_not_charged(history: History, cases: list[str], after: float) -> None:
-    history.deaths.suspect(["x"])
+    history.crashes.suspect(["x"])
     if after <= 0:
-        history.deaths.died(cases, "b", "SIGKILL")
+        history.crashes.worker_died(cases, "b", "SIGKILL")
         history.now -= after
     history.trial("x")
     if after > 0:
         history.judge()
         history.now += after - HEALTH_SECONDS
-        history.deaths.died(cases, "b", "SIGKILL")
+        history.crashes.worker_died(cases, "b", "SIGKILL")
     for case in cases:
-        history.deaths.ended(case)
+        history.crashes.clear(case)
     for number in range(MOST_DEATHS):
         history.judge(WAVE_SECONDS + HEALTH_SECONDS)
         history.trial("x")
@@ -90,7 +90,7 @@ def test_what_dies_near_what_holds_no_suspect_is_not_charged(history: History, c
 
 def one_death_before_judgement(history: History) -> None:
     """Two suspects, of which x has died as often as counts, and y once less: it is still open."""
-    history.deaths.suspect(["x", "y"])
+    history.crashes.suspect(["x", "y"])
     for _ in range(MOST_DEATHS - 1):
         history.trial("x")
         history.trial("y", "b")
@@ -102,11 +102,11 @@ def one_death_before_judgement(history: History) -> None:
 def test_a_wave_that_hits_several_on_trial(history: History) -> None:
     """One has its third death while it is open whether another that died then is good: it is, and none is charged."""
     one_death_before_judgement(history)
-    assert history.deaths.waiting() == "y"
-    history.deaths.begin_trial("y")
-    history.deaths.ended("y")
+    assert history.crashes.next_suspect() == "y"
+    history.crashes.begin_trial("y")
+    history.crashes.clear("y")
     assert history.judge(0) == []
-    assert history.deaths.waiting() == "x"
+    assert history.crashes.next_suspect() == "x"
 
 
 def test_several_deadly_cases(history: History) -> None:
@@ -117,27 +117,27 @@ def test_several_deadly_cases(history: History) -> None:
 
 
 def test_it_ends_even_where_something_else_is_always_killed_too(history: History) -> None:
-    history.deaths.suspect(["x"])
+    history.crashes.suspect(["x"])
     for number in range(MOST_IN_ALL):
-        history.deaths.died([], "b", "SIGKILL")
+        history.crashes.worker_died([], "b", "SIGKILL")
         history.trial("x")
         assert bool(history.judge()) == (number == MOST_IN_ALL - 1)
 
 
 def test_trials_go_round_and_to_other_nodes(history: History) -> None:
-    history.deaths.suspect(["x", "y"])
+    history.crashes.suspect(["x", "y"])
     history.trial("x", "a")
     history.judge()
-    assert history.deaths.waiting("a") == "y"
+    assert history.crashes.next_suspect("a") == "y"
     history.trial("y", "b")
     history.judge()
-    assert history.deaths.waiting("a") == "y"
-    assert history.deaths.waiting("b") == "x"
+    assert history.crashes.next_suspect("a") == "y"
+    assert history.crashes.next_suspect("b") == "x"
 
 
 def test_a_trial_without_a_result_is_had_again(history: History) -> None:
-    history.deaths.suspect(["x"])
-    history.deaths.begin_trial("x")
-    assert history.deaths.waiting() is None
-    history.deaths.released("x")
-    assert history.deaths.waiting() == "x"
+    history.crashes.suspect(["x"])
+    history.crashes.begin_trial("x")
+    assert history.crashes.next_suspect() is None
+    history.crashes.release("x")
+    assert history.crashes.next_suspect() == "x"

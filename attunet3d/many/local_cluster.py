@@ -1,4 +1,4 @@
-"""Ray of this machine alone: on the loopback interface, behind a token, in a folder that only its user can read."""
+"""A Ray cluster of this machine alone: on the loopback interface, with a token, in a private folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 100_000_000  # only records travel; the default is a third of the memory
-# Bytes that the path of a Unix socket leaves for where temporary files are wanted.
+# Bytes that the path of a Unix socket leaves for the folder of temporary files.
 _MOST = (107 if sys.platform == "linux" else 103) - len(
     "/attunet3d-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 )
@@ -23,15 +23,15 @@ _MOST = (107 if sys.platform == "linux" else 103) - len(
 _PLAIN = re.compile(r"[\w :./+~-]+", re.ASCII)
 
 
-def start(stack: ExitStack, **options: Any) -> None:
-    """Start it, with changes of the environment, which the caller is to `put_back`.
+def start_local_cluster(stack: ExitStack, **options: Any) -> None:
+    """Start a local cluster. It changes environment variables, which the caller restores by `restore_environment`.
 
     Args:
-        stack: gets what is to be done when it is no longer needed.
+        stack: gets callbacks that stop the cluster.
         options: of `ray.init`.
 
     Raises:
-        OSError, RuntimeError: it does not start, or not on the loopback interface.
+        OSError, RuntimeError: the cluster does not start, or not on the loopback interface.
     """
     import ray
 
@@ -54,9 +54,9 @@ def start(stack: ExitStack, **options: Any) -> None:
 
 
 def _private_folder() -> tempfile.TemporaryDirectory[str]:
-    """Of mode 0700, where temporary files are wanted; in /tmp if that is too deep for Unix sockets, or no path for Ray.
+    """Make a folder of mode 0700 among temporary files; in /tmp if their path does not suit Ray.
 
-    It does not start where the path holds quotes, backslashes, or letters that are not in ASCII.
+    It must be short enough for Unix sockets, and hold no quotes, backslashes, or letters outside ASCII.
     """
     wanted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
     fits = len(str(wanted)) <= _MOST and _PLAIN.fullmatch(wanted.as_posix())
@@ -78,7 +78,7 @@ def _keep_to_loopback(stack: ExitStack) -> None:
 
 
 def set_token(folder: Path) -> None:
-    """Ask for token authentication, with a random token in `folder`; what the environment says of either stays."""
+    """Request token authentication, with a random token in `folder`, unless the environment sets either."""
     if not os.environ.get("RAY_AUTH_MODE"):
         os.environ["RAY_AUTH_MODE"] = "token"
     if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
@@ -89,7 +89,7 @@ def set_token(folder: Path) -> None:
 
 
 def use_token_of_user() -> None:
-    """Ask for token authentication if there is a token, as Ray does for a cluster that it finds by itself."""
+    """Request token authentication if the user has a token, as Ray does for a cluster that it finds by itself."""
     if not os.environ.get("RAY_AUTH_MODE") and _raylet().AuthenticationTokenLoader.instance().has_token(
         ignore_auth_mode=True
     ):
@@ -98,25 +98,25 @@ def use_token_of_user() -> None:
 
 
 def read_authentication() -> None:
-    """Have Ray read again what it has read of the environment: how to authenticate, and with which token."""
+    """Have Ray read the mode of authentication and the token from the environment again."""
     raylet = _raylet()
     raylet.Config.initialize("")  # first: without a token, a thread that is still at work would abort the process
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _raylet() -> Any:
-    """Ray's compiled part, which tells no types."""
+    """The compiled module of Ray, which has no types."""
     return importlib.import_module("ray._raylet")
 
 
-def environment_of_ray() -> dict[str, str]:
-    """The environment variables that are Ray's, or that it sets."""
+def ray_environment() -> dict[str, str]:
+    """Return the environment variables that are Ray's, or that it sets."""
     return {name: value for name, value in os.environ.items() if name.startswith("RAY_") or name == "PYTHONBREAKPOINT"}
 
 
-def put_back(environment: dict[str, str]) -> None:
-    """Undo what has been changed in `environment_of_ray`, here or by Ray."""
-    for name in environment_of_ray().keys() - environment.keys():
+def restore_environment(environment: dict[str, str]) -> None:
+    """Undo changes of `ray_environment`, made here or by Ray."""
+    for name in ray_environment().keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
     read_authentication()

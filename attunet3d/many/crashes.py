@@ -1,10 +1,10 @@
-"""Which case is to blame when workers die; nothing here knows Ray.
+"""Find the cases that crash workers; independent of Ray.
 
-Workers are killed by much that is no case's fault: a node that goes away, the kernel short of memory, an operator. What
-was in a worker that died is therefore only a suspect, and tried alone on its node after all other cases. It is charged
-with a death in such a trial if the node is still there when a node that had gone with it would have been missed. It is
-set aside with `MOST_DEATHS` of them, without those near which a worker died that held no suspect: something else was
-killing then.
+Workers also die through no fault of a case: a node goes away, the kernel runs out of memory, an operator kills them.
+The cases in a worker that died are therefore only suspects, and each is tried alone on a node after all other cases. If
+the worker dies in such a trial, the case is charged with it, provided that the node is still there when its loss would
+have been noticed. A case with `MOST_DEATHS` charges is set aside; charges do not count near the death of a worker that
+held no suspect, as something else was killing workers then.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-MOST_DEATHS = 3  # alone, that count
-MOST_IN_ALL = 10  # alone, whatever else was killed then: runs end
-# Ray asks a node every 3 s and misses it after 5 failures. Trials of a case are as far apart, so that a wave of kills
-# that is shorter charges it once.
+MOST_DEATHS = 3  # charges that count
+MOST_IN_ALL = 10  # charges, counting or not, so that runs end
+# Ray checks a node every 3 s and declares it dead after 5 failures. Trials of a case are as far apart, so that a
+# shorter wave of kills charges it once.
 HEALTH_SECONDS = 20.0
-WAVE_SECONDS = 120.0  # what dies within them may have one cause
+WAVE_SECONDS = 120.0  # deaths within this time may have one cause
 
 
 @dataclass(frozen=True)
 class _Death:
-    """Of a worker: when, with which cases in it, where, and what the system says of it."""
+    """Death of a worker: time, cases in it, node, and the reason that the system gives."""
 
     at: float
     cases: frozenset[str]
@@ -36,59 +36,59 @@ class _Death:
 
 @dataclass
 class _Suspect:
-    """`unproven` is its last death alone until the node has been asked for again."""
+    """`unproven` is the death in its last trial until the node has been checked again."""
 
     on_trial: bool = False
     unproven: _Death | None = None
     charges: list[_Death] = field(default_factory=list)
 
 
-class Deaths:
-    """The workers' deaths of a run, and the cases that are suspected of them.
+class Crashes:
+    """The deaths of a run's workers, and the cases that are suspected of them.
 
     Args:
-        clock: seconds.
-        health_seconds: after which a node that has gone is known to have.
+        clock: time, s.
+        health_seconds: time after which the loss of a node has been noticed; by default `HEALTH_SECONDS`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, health_seconds: float | None = None) -> None:
         self._clock = clock
         self._health_seconds = HEALTH_SECONDS if health_seconds is None else health_seconds
-        self._deaths: list[_Death] = []
+        self._crashes: list[_Death] = []
         self._suspects: dict[str, _Suspect] = {}
         self._guilty: set[str] = set()
 
     @property
     def suspects(self) -> set[str]:
-        """Cases that are neither finished nor set aside."""
+        """Suspects that are neither cleared nor set aside."""
         return set(self._suspects)
 
     def suspect(self, cases: Iterable[str]) -> None:
-        """Cases that are to be tried alone, without a death."""
+        """Add suspects without a death."""
         for case in cases:
             self._suspects.setdefault(case, _Suspect())
 
-    def died(self, cases: Iterable[str], node: str, reason: str) -> None:
-        """A worker is dead, and these cases were in it: none, one on trial, or some that are suspects from now on."""
+    def worker_died(self, cases: Iterable[str], node: str, reason: str) -> None:
+        """Record the death of a worker with the cases in it: none, one on trial, or several, which become suspects."""
         death = _Death(self._clock(), frozenset(cases), node, reason)
-        self._deaths.append(death)
+        self._crashes.append(death)
         self.suspect(death.cases)
         for case in death.cases:
             suspect = self._suspects[case]
             if suspect.on_trial:
                 suspect.on_trial, suspect.unproven = False, death
 
-    def released(self, case: str) -> None:
-        """A trial has ended without a result, and that is not the case's fault."""
+    def release(self, case: str) -> None:
+        """End a trial without a verdict: it was interrupted through no fault of the case."""
         if case in self._suspects:
             self._suspects[case].on_trial = False
 
-    def ended(self, case: str) -> None:
-        """A case has ended: it did not kill its workers."""
+    def clear(self, case: str) -> None:
+        """Drop a suspect that has an outcome: it did not crash its worker."""
         self._suspects.pop(case, None)
 
-    def waiting(self, node: str = "") -> str | None:
-        """The suspect whose trial is next, on a node where it died least often; None while none can be tried."""
+    def next_suspect(self, node: str = "") -> str | None:
+        """Return the suspect to be tried next on a node, by the fewest charges there; None if none can be tried."""
         free = {
             case: suspect
             for case, suspect in self._suspects.items()
@@ -101,14 +101,14 @@ class Deaths:
         )
 
     def begin_trial(self, case: str) -> None:
-        """A suspect is in a worker now, and nothing else is on that node."""
+        """Begin the trial of a suspect, which is alone on its node."""
         self._suspects[case].on_trial = True
 
     def judge(self, alive: Callable[[], Collection[str]]) -> list[tuple[str, str]]:
-        """Cases that are to be set aside, each with the reason; call it from time to time.
+        """Return the cases that are to be set aside, each with the reason; to be called from time to time.
 
         Args:
-            alive: gives the nodes that are there now; it is only asked when a death is to be proven.
+            alive: returns the ids of the nodes that are alive; called only if there is a death to prove.
         """
         now = self._clock()
         due = [
@@ -138,11 +138,11 @@ class Deaths:
         ]
 
     def _standing(self, case: str) -> list[_Death]:
-        """A suspect's charges without those near which something else was killing."""
-        others = [d for d in self._deaths if case not in d.cases and d.cases.isdisjoint(self._guilty | self.suspects)]
+        """The charges of a suspect that count: none near the death of a worker without suspects."""
+        others = [d for d in self._crashes if case not in d.cases and d.cases.isdisjoint(self._guilty | self.suspects)]
         return [charge for charge in self._suspects[case].charges if not any(map(charge.is_near, others))]
 
     def _suspects_near(self, case: str, charges: list[_Death]) -> set[str]:
-        """Other suspects that died near a case's charges: if they turn out to be innocent, so may this one."""
-        near = [d for d in self._deaths if case not in d.cases and any(map(d.is_near, charges))]
+        """Other suspects whose workers died near a case's charges: if they are innocent, this one may be too."""
+        near = [d for d in self._crashes if case not in d.cases and any(map(d.is_near, charges))]
         return {other for death in near for other in death.cases if other in self._suspects}

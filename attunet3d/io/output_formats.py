@@ -1,0 +1,156 @@
+"""Formats that the results of a case can be written in.
+
+To add one: a module that writes it, such as `attunet3d.io.dicom.seg`, and an entry in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attunet3d.errors import ConfigError
+
+if TYPE_CHECKING:  # the command line lists the formats, and must not load numpy and torch for that
+    import numpy as np
+
+    from attunet3d.io.paths import PathLike
+    from attunet3d.io.slabs import StoredImage
+
+RECORD_SUFFIX, PICTURE_SUFFIX = "_seg.json", "_seg.png"
+_HIGHDICOM_BYTES = 80 * 2**20
+
+Save = Callable[[Path, "np.ndarray"], None]
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """What a mask is made from.
+
+    Attributes:
+        ct: the CT as it was given, for messages.
+        affine: voxel -> RAS+ mm, of the CT and of the mask.
+        facts: metadata of the CT, see `StoredImage`; a format may add to its list of "warnings".
+        files, frames: DICOM images of the CT, see `StoredImage`.
+        checkpoint_sha256: of the weights.
+    """
+
+    ct: PathLike
+    affine: np.ndarray
+    facts: Mapping[str, Any]
+    files: Sequence[Path]
+    frames: Sequence[int]
+    checkpoint_sha256: str
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """A format of a case's result.
+
+    Attributes:
+        name: value of ``output_format``.
+        suffix: of the file, after the name of the case.
+        prepare: called before the network runs; returns the function that writes a mask, uint8 (X, Y, Z), to a path.
+            Raises AttUNet3dError if that cannot work with this CT.
+        check_header: raises UnsupportedImageError for a CT, of which only the header has been read, that has no
+            result in this format; None if any CT has one.
+        library: optional dependency that is needed to write it.
+        extra: of this package, which installs the library.
+        mask_copies: masks in memory while one is written, itself included.
+        library_bytes: taken by the library.
+    """
+
+    name: str
+    suffix: str
+    prepare: Callable[[MaskSource], Save]
+    check_header: Callable[[StoredImage], None] | None = None
+    library: str | None = None
+    extra: str | None = None
+    mask_copies: int = 1
+    library_bytes: int = 0
+
+    def writing_bytes(self, voxels: int) -> int:
+        """Memory that is needed to write a mask of so many voxels, bytes."""
+        return self.mask_copies * voxels + self.library_bytes
+
+    def check_installed(self) -> None:
+        """Raise ConfigError if the library is not installed."""
+        if self.library is not None and importlib.util.find_spec(self.library) is None:
+            raise ConfigError(
+                f"output format {self.name} needs {self.library}, which is not installed; "
+                f"run: pip install 'attunet3d[{self.extra}]'"
+            )
+
+
+def _prepare_nifti(source: MaskSource) -> Save:
+    from attunet3d.io.writer import save_mask
+
+    return partial(save_mask, affine=source.affine, like=source.facts)
+
+
+def _prepare_seg(source: MaskSource, segmentation_type: str) -> Save:
+    from attunet3d.io.dicom.seg import save_seg, source_headers
+
+    warnings = source.facts["warnings"]
+    return partial(
+        save_seg,
+        affine=source.affine,
+        sources=source_headers(source.ct, source.files, source.affine, warnings, source.frames, segmentation_type),
+        frames=source.frames,
+        checkpoint_sha256=source.checkpoint_sha256,
+        segmentation_type=segmentation_type,
+    )
+
+
+def _check_images(image: StoredImage) -> None:
+    from attunet3d.io.dicom.seg import check_images
+
+    check_images(image)
+
+
+def _dicom_seg(name: str, segmentation_type: str) -> OutputFormat:
+    return OutputFormat(
+        name,
+        "_seg.dcm",
+        partial(_prepare_seg, segmentation_type=segmentation_type),
+        _check_images,
+        library="highdicom",
+        extra="seg",
+        mask_copies=5,  # it is read again and compared
+        library_bytes=_HIGHDICOM_BYTES,
+    )
+
+
+FORMATS = {
+    entry.name: entry
+    for entry in (
+        OutputFormat("nifti", "_seg.nii.gz", _prepare_nifti),
+        _dicom_seg("dicom-seg", "BINARY"),
+        _dicom_seg("dicom-seg-labelmap", "LABELMAP"),
+    )
+}
+# Names, for help.
+FOR_ANY_CT = tuple(name for name, entry in FORMATS.items() if entry.check_header is None)
+FOR_DICOM = tuple(name for name in FORMATS if name not in FOR_ANY_CT)
+
+
+def find_formats(names: str | list[str] | tuple[str, ...]) -> tuple[OutputFormat, ...]:
+    """Look up output formats by name, one or several.
+
+    Raises:
+        ConfigError: a format does not exist, its library is not installed, or two would be written to one file.
+    """
+    names = names if isinstance(names, list | tuple) else [names]
+    unknown = [name for name in names if not isinstance(name, str) or name not in FORMATS]
+    if unknown or not names:
+        found = f"{unknown[0]!r}: unknown" if unknown else "none given"
+        raise ConfigError(f"output format {found}; there are {', '.join(FORMATS)}")
+    formats = tuple(FORMATS[name] for name in names)
+    if len({entry.suffix for entry in formats}) < len(formats):
+        raise ConfigError(f"output formats {', '.join(names)}: written to files of one name; choose one of those")
+    for entry in formats:
+        entry.check_installed()
+    return formats
