@@ -163,7 +163,13 @@ class _Contender:
         if settings["name"] == "monai":
             environment["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's own default: what importing this package sets is ours
         command = [sys.executable, "-W", "ignore", "-m", "attunet3d.benchmarks.training", json.dumps(settings)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "encoding": "utf-8",
+            "errors": "replace",
+        }
         self.process = subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload]
 
     def __enter__(self) -> _Contender:

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one not on Windows
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # Windows has no SIGHUP, and alone has SIGBREAK: Ctrl-Break
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work; `code` is the exit code that shells know for it: 130, 143 or 129."""
+    """A signal ended the work; `code` is the exit code that shells know for it: 130, 143 or 129; 149 on Windows for
+    Ctrl-Break, or a console that is closed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -67,6 +68,8 @@ def products() -> Iterator[Callable[[object], None]]:
             except BrokenPipeError:
                 raise
             except OSError as error:
+                if sys.platform == "win32" and error.errno == errno.EINVAL:  # so it says that the reader went away
+                    raise BrokenPipeError from error
                 raise OutputError(f"stdout: cannot be written ({error.strerror})") from error
 
         yield product

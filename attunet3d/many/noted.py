@@ -20,11 +20,15 @@ def noted_address() -> str | None:
     A driver loads pickles that its cluster sends, so that to join another user's is to run his code. Neither a note of
     his counts, nor a cluster of his at the address of this user's, nor what the list of processes says, as for Ray.
     """
+    if not hasattr(os, "getuid"):  # Windows, where nothing says whose a cluster is
+        return None
     from ray._common.utils import get_ray_address_file
 
     note = Path(get_ray_address_file(None))
     try:
-        with open(os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), errors="replace") as file:
+        with open(
+            os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), encoding="utf-8", errors="replace"
+        ) as file:
             state = os.fstat(file.fileno())
             text = file.read(300).strip()
     except OSError:
@@ -40,7 +44,7 @@ def noted_address() -> str | None:
 
 def _others_can_write(state: os.stat_result) -> bool:
     """Whether another user can, for one a member of the group; many systems give each user a group for him alone."""
-    import grp  # none on Windows
+    import grp
     import pwd
 
     if not state.st_mode & 0o022:
@@ -81,7 +85,7 @@ def _listeners(port: int) -> set[int] | None:
     owners = set()
     tables = [table for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if table.is_file()]
     for table in tables:
-        for line in table.read_text().splitlines()[1:]:
+        for line in table.read_text(encoding="ascii").splitlines()[1:]:
             _, local, _, state, _, _, _, owner, *_ = line.split()
             if state == _LISTENS and int(local.rpartition(":")[2], 16) == port:
                 owners.add(int(owner))

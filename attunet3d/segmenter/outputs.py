@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -177,7 +177,7 @@ class CaseWriter:
                 names = {level: path.name for level, path in map_places.items()}
                 record |= {"attention": names, "attention_meaning": MEANING}
             record["memory_mb"]["peak"] = megabytes(peak_bytes())
-            temporary(place[".json"]).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            temporary(place[".json"]).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8", newline="\n")
             # The mask stands for the result. The record goes before what it describes: it says what belongs to it.
             mask_file, *others, record_file = new
             former = self._former(folder, place[".json"])
@@ -197,7 +197,11 @@ class CaseWriter:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return []
         own = (f"{self._name}_seg.", f"{self._name}_attention_")
-        return [folder / file for file in named if isinstance(file, str) and file.startswith(own) and "/" not in file]
+        return [
+            folder / file
+            for file in named
+            if isinstance(file, str) and file.startswith(own) and PurePath(file).name == file
+        ]
 
     def _picture(self, mask: np.ndarray, record: dict[str, Any], hu: np.ndarray) -> bytes | None:
         """A PNG; None, and a warning in the record, where it cannot be drawn: that must not cost the mask."""

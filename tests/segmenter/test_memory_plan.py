@@ -190,30 +190,6 @@ def test_room_beside_a_case() -> None:
 # --- what there is
 
 
-@pytest.fixture
-def system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[dict[str, str]], None]:
-    """system({"/proc/self/statm": text, ...}): the only files that there are."""
-
-    def write(files: dict[str, str]) -> None:
-        for name, text in files.items():
-            path = tmp_path / name.lstrip("/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        monkeypatch.setattr(process_memory, "Path", lambda name: tmp_path / name.lstrip("/"))
-
-    return write
-
-
-def test_resident_memory_is_read_in_pages(
-    system: Callable[[dict[str, str]], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process_memory.os, "sysconf", {"SC_PAGE_SIZE": 4096}.__getitem__)
-    system({"/proc/self/statm": "900 300 20 1 0 100 0\n"})
-    assert process_memory.resident_bytes() == 300 * 4096
-    system({"/proc/self/statm": "\n"})
-    assert process_memory.resident_bytes() is None
-
-
 def test_this_machine_says_something_believable() -> None:
     held, peak, left = process_memory.resident_bytes(), process_memory.peak_bytes(), free_memory.available_bytes()
     if held is None or peak is None or left is None:
