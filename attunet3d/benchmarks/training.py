@@ -23,7 +23,7 @@ from attunet3d.config.files import read_config
 from attunet3d.datasets.phantom import make_phantom
 from attunet3d.errors import AttUNet3dError, ConfigError
 from attunet3d.networks import AttentionUNet
-from attunet3d.runtime.device import choose_device, choose_precision
+from attunet3d.runtime.device import choose_device, choose_precision, wait_for
 from attunet3d.runtime.fast_network import prepare
 from attunet3d.runtime.process_memory import peak_bytes
 from attunet3d.training.averaging import AverageWeights
@@ -211,8 +211,7 @@ class _Clock:
         self.seconds.append(time.perf_counter() - self._started)
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
 
 
 def _ours(device: torch.device, precision: str) -> tuple[nn.Module, nn.Module, list[Any]]:

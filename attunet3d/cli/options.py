@@ -33,7 +33,7 @@ AllowCode = Annotated[
         help="Let presets and --set run code, which can be any program: only for those that you trust as your own.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 AllowUneven = Annotated[
     bool, typer.Option("--allow-uneven", help="Interpolate DICOM slices that are missing or at uneven distances.")

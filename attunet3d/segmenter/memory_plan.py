@@ -128,9 +128,10 @@ def plan_memory(
     images = (_IMAGES_BESIDE_NETWORK + maps) * image
     # Stage by stage; the CT goes when it has been resampled, unless it is kept. Turned, it is copied for that.
     kept = hu if keeps_ct else 0
-    there = (2 * hu if oblique else hu) + image + _SLAB_BYTES_PER_PIXEL * pixels
+    copied = device.type == "mps"  # to the GPU, in the same memory
+    there = (1 + oblique + copied) * hu + image + _SLAB_BYTES_PER_PIXEL * pixels
     slab = _OBLIQUE_BYTES_PER_PIXEL if oblique else _SLAB_BYTES_PER_PIXEL
-    back = kept + 2 * mask + (1 + maps) * image + slab * pixels
+    back = kept + (2 + copied) * mask + (1 + maps) * image + slab * pixels
     # The mask is copied to find its fullest slices, and for a DICOM SEG, which is read again and compared.
     written = kept + max(keeps_ct * (3 * mask + _LIBRARY_BYTES), dicom_seg * (5 * mask + _LIBRARY_BYTES))
     elsewhere = base_bytes + max(there, back, written)

@@ -24,7 +24,7 @@ from attunet3d.io.cases import case_name
 from attunet3d.io.paths import PathLike
 from attunet3d.io.slabs import StoredImage
 from attunet3d.networks.memory import network_bytes_per_voxel
-from attunet3d.runtime.device import PRECISIONS, choose_device, choose_precision
+from attunet3d.runtime.device import PRECISIONS, choose_device, choose_precision, wait_for
 from attunet3d.runtime.fast_network import FastNetwork
 from attunet3d.runtime.loading import build_network
 from attunet3d.runtime.process_memory import is_out_of_memory, keep_freed_memory, peak_bytes, resident_bytes
@@ -61,7 +61,7 @@ class Segmenter:
 
     Args:
         checkpoint: weights; the bundle's own by default.
-        device: "auto", "cpu", "cuda", "cuda:1".
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: "auto", "fp32", "bf16" or "fp16".
         presets: preset names or files, merged in order over the weights' recipe, or else the bundle's config.
         memory_limit: most that this process may take, GB; by default what the machine, or its cgroups, have left.
@@ -368,8 +368,7 @@ class Segmenter:
             raise MemoryLimitError(
                 f"{ct}: out of memory in stage {name}: close other programs, or use a machine with more"
             ) from error
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         seconds[name] = round(time.perf_counter() - start, 3)
 
 
