@@ -73,8 +73,10 @@ def _machine_elsewhere() -> int | None:
 
 def _own_limits(root: Path) -> Iterator[int]:
     """What ``ulimit -v`` and ``ulimit -d`` leave."""
-    import resource  # none on Windows
-
+    try:
+        import resource
+    except ImportError:
+        return
     status = _sizes(root / "proc/self/status")
     for limit, taken, apart in (
         (resource.RLIMIT_AS, "VmSize", _ADDRESSES_OF_A_THREAD),

@@ -510,6 +510,18 @@ def test_what_torch_keeps_of_a_gpu_for_itself_is_free(gpu: Callable[..., None]) 
     assert plan_on_gpu().limit_voxels is None
 
 
+def test_an_apple_gpu_takes_the_machines_own_memory() -> None:
+    """There CT, image and mask are once more, as what the GPU works on."""
+    device = torch.device("mps")
+    with machine(None):
+        here, there = (plan_memory(SHAPE, MODEL, 1, 1, on, base_bytes=0, limit_bytes=100 * GB) for on in (CPU, device))
+    assert not there.on_gpu
+    assert there.allowed_bytes == 100 * GB
+    assert 2 * math.prod(SHAPE) >= there.elsewhere_bytes - here.elsewhere_bytes >= math.prod(SHAPE)
+    with machine(None), pytest.raises(MemoryLimitError, match=r"needs .* of memory, and there are 1\.00 GiB"):
+        plan_memory(SHAPE, MODEL, 2_500_000, 3000, device, base_bytes=2**30, limit_bytes=2**30)
+
+
 def test_a_gpu_that_is_tight_limits_the_voxels_and_a_full_one_is_refused(gpu: Callable[..., None]) -> None:
     gpu(free=600 * MB)
     images = 4 * 4 * math.prod(MODEL)
