@@ -37,6 +37,8 @@ def temporary_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     if os.path.isdir(path):  # not Path.is_dir, which raises for names that are too long
         raise OutputError(f"{path}: is a folder; give a file name")
+    if sys.platform == "win32" and ":" in path.name:  # what follows it would be a stream of another file
+        raise OutputError(f"{path}: a file name cannot hold a colon on Windows; choose another name")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it or choose another")
     temporary = path.with_name(temporary_name(path.name))

@@ -289,6 +289,12 @@ def test_on_windows_a_scanner_that_has_the_file_open_is_waited_for(
     assert len(pauses) == 3
 
 
+def test_on_windows_no_stream_of_another_file_is_written(tmp_path: Path, pauses: list[float]) -> None:
+    with pytest.raises(OutputError, match=r"ct:1_seg\.json: a file name cannot hold a colon on Windows"):
+        write_text_atomic(tmp_path / "ct:1_seg.json", "{}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_on_windows_a_program_that_keeps_the_file_open_is_named_as_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
