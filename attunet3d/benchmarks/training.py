@@ -23,7 +23,7 @@ from attunet3d.config.files import read_config
 from attunet3d.datasets.phantom import make_phantom
 from attunet3d.errors import AttUNet3dError, ConfigError
 from attunet3d.networks import AttentionUNet
-from attunet3d.runtime.device import choose_device, choose_precision
+from attunet3d.runtime.device import choose_device, choose_precision, wait_for
 from attunet3d.runtime.fast_network import prepare
 from attunet3d.runtime.process_memory import peak_bytes
 from attunet3d.training.averaging import AverageWeights
@@ -163,7 +163,13 @@ class _Contender:
         if settings["name"] == "monai":
             environment["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's default, which importing this package changes
         command = [sys.executable, "-W", "ignore", "-m", "attunet3d.benchmarks.training", json.dumps(settings)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "encoding": "utf-8",
+            "errors": "replace",
+        }
         self.process = subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload]
 
     def __enter__(self) -> _Contender:
@@ -205,8 +211,7 @@ class _Clock:
         self.seconds.append(time.perf_counter() - self._started)
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
 
 
 def _ours(device: torch.device, precision: str) -> tuple[nn.Module, nn.Module, list[Any]]:

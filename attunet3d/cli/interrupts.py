@@ -7,14 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one not on Windows
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # Windows has no SIGHUP, and alone has SIGBREAK: Ctrl-Break
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the work.
 
     Attributes:
-        code: exit code by convention of shells: 130, 143 or 129.
+        code: exit code by convention of shells: 130, 143 or 129; on Windows 149 for Ctrl-Break or a closed console.
     """
 
     def __init__(self, number: int) -> None:

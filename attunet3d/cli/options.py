@@ -5,6 +5,7 @@ Parameters are named as the Python arguments that they become: that is how an er
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ def memory(help: str) -> Any:
 
 # The network and its config
 Checkpoint = Annotated[Path | None, checkpoint("Weights; default: the bundle's own.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Presets = Annotated[
     list[str] | None, typer.Option("--preset", "-c", metavar="PRESET", help="Preset name or YAML file; repeatable.")
@@ -110,6 +111,8 @@ def products() -> Iterator[Callable[[object], None]]:
             except BrokenPipeError:
                 raise
             except OSError as error:
+                if sys.platform == "win32" and error.errno == errno.EINVAL:  # so it says that the reader went away
+                    raise BrokenPipeError from error
                 raise OutputError(f"stdout: cannot be written ({error.strerror})") from error
 
         yield product

@@ -10,6 +10,7 @@ from attunet3d.datasets.datalist import read_datalist
 from attunet3d.datasets.prepare import RawCase, RawData
 from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io import case_name
+from attunet3d.io.paths import path_as_listed
 
 FACTS = {
     "name": "MSD Task07 Pancreas",
@@ -41,7 +42,7 @@ def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
     cases, refused = [], []
     for number, entry in enumerate(listed):
         paths = [entry.get(key) if isinstance(entry, dict) else None for key in ("image", "label")]
-        image, label = (value if isinstance(value, str) else "" for value in paths)
+        image, label = (path_as_listed(raw, value) if isinstance(value, str) else "" for value in paths)
         name = case_name(image) if image else f"case {number} of dataset.json"
         if os.path.basename(image).startswith("._"):
             continue  # written by macOS beside each file of the archive
@@ -56,4 +57,5 @@ def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
 
 
 def _leads_outside(path: str) -> bool:
-    return os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir
+    drive, place = os.path.splitdrive(path)
+    return bool(drive) or os.path.isabs(place) or os.path.normpath(place).split(os.sep)[0] == os.pardir

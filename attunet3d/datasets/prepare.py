@@ -237,4 +237,4 @@ def _move_all(source: Path, target: Path) -> None:
 
 def _in_datalist(path: Path, root: Path) -> str:
     absolute, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
-    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
+    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()

@@ -12,6 +12,7 @@ from typing import Any
 
 from attunet3d.datasets.datalist import read_datalist
 from attunet3d.errors import ConfigError, InputNotFoundError
+from attunet3d.io.paths import path_as_listed
 
 SECTIONS = ("training", "validation", "test")
 # What others call them. MONAI's Auto3DSeg has "testing" for "test".
@@ -238,8 +239,8 @@ def _path(entry: _Entry, key: str, datalist: str | Path, dataset_dir: str | Path
 
 
 def _there(dataset_dir: str | Path, value: Any) -> str | None:
-    """The path of a file that is there, if not as it is written then with Windows' backslashes as slashes."""
+    """The path of a file that is there, see `path_as_listed`."""
     if not isinstance(value, str):
         return None
-    paths = [os.path.join(dataset_dir, text) for text in dict.fromkeys((value, value.replace("\\", "/")))]
-    return next((path for path in paths if os.path.exists(path)), None)
+    path = os.path.join(dataset_dir, path_as_listed(dataset_dir, value))
+    return path if os.path.exists(path) else None

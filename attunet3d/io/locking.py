@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from attunet3d.errors import OutputError
 from attunet3d.io.printable import one_line
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".run.lock"
 _MOST_TOLD = 300  # characters, of what the file says of the other run
+_LOCKED_BYTE = 2**30
 _held: dict[str, ExitStack] = {}
 
 
@@ -81,8 +83,33 @@ def release_folder(folder: str | Path) -> None:
 
 
 def _lock(file: IO[str]) -> None:
+    """Lock an open file until it is closed, at the latest when the process ends.
+
+    Raises:
+        BlockingIOError: another one has it locked.
+        OSError: the storage, or the system, has no such locks.
+    """
     try:
         import fcntl
+    except ImportError:
+        _lock_on_windows(file)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock_on_windows(file: IO[str]) -> None:
+    try:
+        import msvcrt
     except ImportError as error:
-        raise OSError(0, "this system has no such locks") from error
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise OSError(errno.ENOTSUP, "this system has no such locks") from error
+    windows: Any = msvcrt
+    # Others cannot even read what is locked: a byte far behind the text, where a file need not reach.
+    os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
+    try:
+        windows.locking(file.fileno(), windows.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EDEADLK):
+            raise BlockingIOError(error.errno, "locked by another") from error
+        raise
+    finally:
+        os.lseek(file.fileno(), 0, os.SEEK_END)

@@ -40,3 +40,12 @@ def existing(path: PathLike) -> Path:
     if not os.path.exists(path):  # not Path.exists, which raises for names that are too long
         raise InputNotFoundError(f"{path}: does not exist; check the path")
     return path
+
+
+def path_as_listed(folder: PathLike, text: str) -> str:
+    """Read a path, relative to a folder, in a file that may have been written on Windows.
+
+    Returns:
+        The path with backslashes as slashes, unless something is called as it is written.
+    """
+    return text if os.path.lexists(os.path.join(folder, text)) else text.replace("\\", "/")

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 from nibabel.spatialimages import HeaderDataError
 
 from attunet3d.errors import OutputError
@@ -22,6 +24,7 @@ from attunet3d.errors import OutputError
 QFORM_TOLERANCE = 1e-4
 # Of a temporary file: random, then where and by which process it is written; before version 0.6 random alone.
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(?:(?P<place>[0-9a-f]{8})-(?P<process>\d+)-)?.+", re.DOTALL)
+_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.4)  # seconds
 _LEFT_BEHIND_SECONDS = 7 * 24 * 3600
 
 
@@ -34,6 +37,8 @@ def temporary_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     if os.path.isdir(path):  # not Path.is_dir, which raises for names that are too long
         raise OutputError(f"{path}: is a folder; give a file name")
+    if sys.platform == "win32" and ":" in path.name:  # what follows it would be a stream of another file
+        raise OutputError(f"{path}: a file name cannot hold a colon on Windows; choose another name")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it or choose another")
     temporary = path.with_name(temporary_name(path.name))
@@ -41,11 +46,18 @@ def temporary_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
     except OSError as e:
         reason = e.strerror or " ".join(str(e).split())
-        cure = "free some space" if e.errno == errno.ENOSPC else "choose another folder"
-        raise OutputError(f"{path}: cannot be written ({reason}); {cure}") from e
+        raise OutputError(f"{path}: cannot be written ({reason}); {_hint(e)}") from e
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _hint(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "free some space"
+    if sys.platform == "win32" and isinstance(error, PermissionError):  # no file that is open is replaced there
+        return "close the program that has it open, or choose another folder"
+    return "choose another folder"
 
 
 @contextmanager
@@ -80,10 +92,22 @@ def replace_as_one(new: Sequence[tuple[Path, Path]], former: Sequence[Path] = ()
                 os.unlink(old)
         _sync_folder(place.parent)
         for file, other in new[:-1]:
-            os.replace(file, other)
+            _replace(file, other)
         _sync_folder(place.parent)
-    os.replace(temporary, place)
+    _replace(temporary, place)
     _sync_folder(place.parent)
+
+
+def _replace(file: Path, place: Path) -> None:
+    """`os.replace`; on Windows again for a second, where virus scanners have files open for a moment."""
+    for pause in _PAUSES if sys.platform == "win32" else ():
+        try:
+            os.replace(file, place)
+        except PermissionError:
+            time.sleep(pause)
+        else:
+            return
+    os.replace(file, place)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -135,15 +159,10 @@ def _place() -> str:
 
 
 def _is_alive(process: int) -> bool:
-    if os.name == "nt":  # there, asking by a signal would end it
-        return True
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # another user's
+        return bool(psutil.pid_exists(process))
+    except (psutil.Error, OSError, OverflowError):  # nothing is known of it
         return True
-    return True
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -157,7 +176,9 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def no_link(path: str, flags: int) -> int:
-    """An opener for `open`: a link, which came with a folder and may lead anywhere, is an OSError. Not on Windows."""
+    """An opener for `open`: a link, which came with a folder and may lead anywhere, is an OSError."""
+    if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):  # Windows
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 

@@ -207,9 +207,9 @@ def _computing(devices: Collection[str]) -> dict[str, Parameter]:
 
 def _device(devices: Collection[str]) -> Parameter:
     return Parameter(
-        ", ".join(["cpu", "cuda", "cuda:N", *(name for name in devices if name != "cpu")]),
+        ", ".join(["cpu", "cuda", "cuda:N", "mps", *(name for name in devices if name not in ("cpu", "mps"))]),
         lambda value: (
-            isinstance(value, str) and (value in devices or bool(re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", value)))
+            isinstance(value, str) and (value in devices or bool(re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,2})?", value)))
         ),
     )
 

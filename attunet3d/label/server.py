@@ -29,8 +29,12 @@ def serve(app: Path, studies: str, host: str, port: int, access: Access, epistem
             training; else only on request (``POST /scoring/``).
     """
     with tempfile.TemporaryDirectory(prefix="attunet3d-", ignore_cleanup_errors=True) as folder:
+        before = os.getcwd()
         _work_in(folder, app)
-        _serve(app, studies, host, port, access, epistemic)
+        try:
+            _serve(app, studies, host, port, access, epistemic)
+        finally:
+            os.chdir(before)  # Windows removes no folder in which a process works
 
 
 def _work_in(folder: str, app: Path) -> None:
@@ -43,7 +47,8 @@ def _work_in(folder: str, app: Path) -> None:
         os.environ[name] = os.path.abspath(os.environ.get(name, app / place))
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
-    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    tempfile.tempdir = folder
+    os.environ.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder))  # Windows' own programs heed the last two
     os.chdir(folder)
 
 
@@ -140,7 +145,8 @@ def check_address(host: str, port: int) -> None:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform != "win32":  # there it would take a port that is taken
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", "not a host name")

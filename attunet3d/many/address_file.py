@@ -21,11 +21,15 @@ def read_address_file() -> str | None:
     address file of another user is ignored, and so is their cluster at the address of this user's, and, unlike in Ray,
     the list of processes.
     """
+    if not hasattr(os, "getuid"):  # Windows, where nothing says whose a cluster is
+        return None
     from ray._common.utils import get_ray_address_file
 
     path = Path(get_ray_address_file(None))
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), errors="replace") as file:
+        with open(
+            os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), encoding="utf-8", errors="replace"
+        ) as file:
             state = os.fstat(file.fileno())
             text = file.read(300).strip()
     except OSError:
@@ -41,7 +45,7 @@ def read_address_file() -> str | None:
 
 def _others_can_write(state: os.stat_result) -> bool:
     """Whether another user can write, such as a member of the group, unless this user is the only member."""
-    import grp  # none on Windows
+    import grp
     import pwd
 
     if not state.st_mode & 0o022:
@@ -82,7 +86,7 @@ def _listeners(port: int) -> set[int] | None:
     owners = set()
     tables = [table for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if table.is_file()]
     for table in tables:
-        for line in table.read_text().splitlines()[1:]:
+        for line in table.read_text(encoding="ascii").splitlines()[1:]:
             _, local, _, state, _, _, _, owner, *_ = line.split()
             if state == _LISTENS and int(local.rpartition(":")[2], 16) == port:
                 owners.add(int(owner))

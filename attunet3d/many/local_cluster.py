@@ -60,7 +60,8 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
     """
     wanted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
     fits = len(str(wanted)) <= _MOST and _PLAIN.fullmatch(wanted.as_posix())
-    parent = wanted if fits else Path("/tmp")
+    # On Windows Ray has no such sockets, and temporary files lie in a folder of the user's own.
+    parent = wanted if fits or sys.platform == "win32" else Path("/tmp")
     parent.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryDirectory(prefix="attunet3d-", dir=parent, ignore_cleanup_errors=True)
 
@@ -83,7 +84,7 @@ def set_token(folder: Path) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
     if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
         path = folder / "token"
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
             file.write(secrets.token_hex(32))
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
 

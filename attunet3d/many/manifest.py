@@ -14,6 +14,7 @@ from typing import NamedTuple
 from attunet3d.errors import AmbiguousSeriesError, AttUNet3dError, ConfigError, InputNotFoundError
 from attunet3d.io.cases import ALIKE, alike, alike_names, case_name, segmentable_series
 from attunet3d.io.identity import own_files
+from attunet3d.io.paths import path_as_listed
 from attunet3d.io.printable import UID, printable
 from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES
 from attunet3d.many.manifest_rows import COLUMNS, read_rows
@@ -57,7 +58,7 @@ def read_manifest(path: Path) -> list[ManyCase]:
             raise ConfigError(f"{path}, line {line}: expected texts for {', '.join(COLUMNS)}, and nothing else")
         if values["path"] is None:
             raise ConfigError(f"{path}, line {line}: no path; each case needs one")
-        ct = os.path.abspath(path.parent / values["path"])
+        ct = os.path.abspath(path.parent / path_as_listed(path.parent, values["path"]))
         given = values["id"]
         cases.append(ManyCase(_without_uid(case_name(ct)) if given is None else given, ct, values["series_uid"]))
     check_cases(cases, path)
@@ -163,11 +164,11 @@ def name_cases(found: Iterable[Found], root: Path) -> list[ManyCase]:
     """
     found = list(found)
     names = [case.name for case in found]
-    places = [os.path.relpath(case.path, root.resolve()) for case in found]
+    places = [_place(case.path, root) for case in found]
     often = Counter(map(alike, names))
     for index, place in enumerate(places):
         if often[alike(names[index])] > 1:
-            folders = os.path.dirname(place).split(os.sep)
+            folders = os.path.dirname(place).split("/")
             names[index] = "_".join([*(_without_uid(f) for f in folders if f not in ("", ".", "..")), names[index]])
     often = Counter(map(alike, names))
     cases = []
@@ -214,7 +215,18 @@ def _holds_results_only(folder: Path, results: str | None) -> bool:
 def _is_round(path: Path, within: str) -> bool:
     """Whether an entry is a link to a folder that is searched anyway, or that contains this one."""
     target = os.path.realpath(path)
-    return path.is_symlink() and os.path.commonpath([target, within]) in (target, within)
+    try:
+        return path.is_symlink() and os.path.commonpath([target, within]) in (target, within)
+    except ValueError:  # on another drive of Windows
+        return False
+
+
+def _place(path: Path, root: Path) -> str:
+    """The path of a case relative to its folder, with slashes on every system."""
+    try:
+        return Path(os.path.relpath(path, root.resolve())).as_posix()
+    except ValueError:  # Windows resolves a drive that stands for a server's folder to that
+        return Path(os.path.relpath(path, root)).as_posix()
 
 
 def _is_file(path: Path) -> bool:

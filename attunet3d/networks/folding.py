@@ -54,9 +54,9 @@ def _fold_heads(network: AttentionUNet, difference: bool) -> None:
     """final(cat(up(head_l(f_l)))) = sum_l up(head'_l(f_l)): interpolation commutes with 1x1x1 convolutions."""
     heads = [head for head in network.heads if isinstance(head, nn.Conv2d | nn.Conv3d)]
     classes = heads[0].out_channels
-    finest_last = [(h.weight.detach().double().flatten(1), _bias(h)) for h in heads]
+    finest_last = [(_double(h.weight).flatten(1), _bias(h)) for h in heads]
     if network.final is not None:
-        final = network.final.weight.detach().double().flatten(1)  # (classes, levels * classes), finest first
+        final = _double(network.final.weight).flatten(1)  # (classes, levels * classes), finest first
         parts = final.split(classes, dim=1)[::-1]
         folded = [(part @ w, part @ b) for part, (w, b) in zip(parts, finest_last, strict=True)]
         folded[-1] = (folded[-1][0], folded[-1][1] + _bias(network.final))
@@ -67,9 +67,9 @@ def _fold_heads(network: AttentionUNet, difference: bool) -> None:
     for index, (head, (weight, bias)) in enumerate(zip(heads, finest_last, strict=True)):
         new = type(head)(head.in_channels, len(weight), 1).to(head.weight)
         with torch.no_grad():
-            new.weight.copy_(weight.view_as(new.weight))
+            new.weight.copy_(weight.view(new.weight.shape).to(new.weight.dtype))
             if new.bias is not None:
-                new.bias.copy_(bias)
+                new.bias.copy_(bias.to(new.bias.dtype))
         network.heads[index] = new.requires_grad_(False)
 
 
@@ -130,8 +130,13 @@ def _split_joins(network: AttentionUNet) -> None:
         level.join = _ListOf()
 
 
+def _double(values: Tensor) -> Tensor:
+    """In float64, which not every GPU has, on the CPU."""
+    return values.detach().cpu().double()
+
+
 def _bias(conv: nn.Module) -> Tensor:
     bias = getattr(conv, "bias", None)
     if isinstance(bias, Tensor):
-        return bias.detach().double()
+        return _double(bias)
     return torch.zeros(int(conv.out_channels), dtype=torch.float64)  # type: ignore[arg-type]

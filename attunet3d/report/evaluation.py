@@ -106,8 +106,8 @@ def write_report(
         places = [folder / name for name in ("metrics.csv", "summary.json", "report.html")]
         new = [files.enter_context(temporary_path(place)) for place in places]
         write_metrics_csv(new[0], rows)
-        new[1].write_text(text + "\n", encoding="utf-8")
-        new[2].write_text(html, encoding="utf-8")
+        new[1].write_text(text + "\n", encoding="utf-8", newline="\n")
+        new[2].write_text(html, encoding="utf-8", newline="\n")
         replace_as_one(list(zip(new, places, strict=True)))
     return folder / "report.html"
 

@@ -14,30 +14,37 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device to run on: "auto" is the GPU if there is one, else the CPU.
+    """The device to run on: "auto" is the GPU if there is one ("cuda", or Apple's: "mps"), else the CPU.
 
     Raises:
         ConfigError: the name is no device, or this machine lacks it.
     """
     if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f'device {device!r} is not known: use "auto", "cpu" or "cuda" (or "cuda:1")') from error
+        raise ConfigError(
+            f'device {device!r} is not known: use "auto", "cpu", "cuda" (or "cuda:1") or "mps"'
+        ) from error
     if chosen.type == "cuda" and not (torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()):
         raise ConfigError(
             f'device "{device}" is not there: torch sees {torch.cuda.device_count()} CUDA devices; use "cpu"'
         )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f'device "{device}" is not there: torch sees no GPU of Apple; use "cpu"')
     if chosen.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f'device "{device}" is not supported: use "auto", "cpu" or "cuda"')
+        raise ConfigError(f'device "{device}" is not supported: use "auto", "cpu", "cuda" or "mps"')
     return chosen
 
 
 def choose_precision(precision: str, device: torch.device, training: bool = False) -> torch.dtype:
     """The dtype of the network's arithmetic: "fp32", "bf16", "fp16", or "auto" for the fastest the device does well.
 
-    fp16 is never chosen for training: its gradients underflow without loss scaling.
+    fp16 is never chosen for training: its gradients underflow without loss scaling. On Apple's GPUs it is fp32 unless
+    something else is asked for.
 
     Raises:
         ConfigError: an unknown name, fp16 on a CPU, or fp16 for training.
@@ -57,6 +64,14 @@ def choose_precision(precision: str, device: torch.device, training: bool = Fals
     if precision == "fp16" and training:
         raise ConfigError('precision "fp16" is for inference: train with "auto", "bf16" or "fp32"')
     return PRECISIONS[precision]
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait for the work that a GPU was given; a CPU has done its own."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -35,13 +36,15 @@ class MixedPrecision(nn.Module):
 
     def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.network = network.to(device=device, memory_format=torch.channels_last_3d)
         self.device_type = device.type
+        # Channels last are a detour on Apple's GPUs, where convolutions have taken them for contiguous.
+        self.memory_format = torch.contiguous_format if device.type == "mps" else torch.channels_last_3d
+        self.network = network.to(device=device, memory_format=self.memory_format)
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Image (B, C, X, Y, Z) -> logits (B, classes, X, Y, Z), float32."""
-        x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = x.contiguous(memory_format=self.memory_format)
         low = self.dtype != torch.float32 and not (torch.is_grad_enabled() and self._gradients_break(x.shape[2]))
         with torch.autocast(self.device_type, self.dtype, enabled=low):
             logits: Tensor = self.network(x)
@@ -80,7 +83,8 @@ class FastNetwork(MixedPrecision):
         threshold: probability from which on a voxel is foreground, with ``difference``.
 
     Raises:
-        ConfigError: an unknown backend, or scales or a threshold that cannot be.
+        ConfigError: an unknown backend, or scales or a threshold that cannot be; at the first image, an Apple GPU on
+            which torch does not give what it does on the CPU.
         MemoryLimitError: at the first image, there is not even memory for the test.
 
     Attributes:
@@ -140,7 +144,7 @@ class FastNetwork(MixedPrecision):
         example = torch.rand((1, x.shape[1], *([size] * (x.ndim - 2))), generator=generator).to(x.device)
         plain = self._plain()
         with torch.inference_mode():
-            exact = plain(example)
+            exact = self._on_cpu(example) if self.device_type == "mps" else plain(example)
             for name, dtype, build in self._forms():
                 try:
                     form = build(example)
@@ -157,7 +161,14 @@ class FastNetwork(MixedPrecision):
                     logger.info("network runs as %s (error %.1e beside plain fp32)", name, error)
                     return name, form
                 logger.warning("%s fails its self-test (error %.1e): the next form is tried", name, error)
+        if self.device_type == "mps":
+            raise ConfigError('device "mps": this torch does not run the network rightly there; use device "cpu"')
         return "torch float32, plain", plain
+
+    def _on_cpu(self, example: Tensor) -> Tensor:
+        """What `_plain` gives on the CPU: on Apple's GPUs operators of torch have been wrong, or not there."""
+        logits: Tensor = copy.deepcopy(self.network).cpu()(example.cpu())
+        return (_difference(logits) if self.difference else logits).to(example.device)
 
     def _forms(self) -> Iterator[tuple[str, torch.dtype, Callable[[Tensor], Form]]]:
         """Name, dtype, and builder from an example image, best first."""
@@ -182,8 +193,8 @@ class FastNetwork(MixedPrecision):
 
     def _torch_form(self, dtype: torch.dtype, split: bool, example: Tensor) -> Form:
         folded = fold(self.network, self.difference, split)
-        network = folded.to(dtype=dtype, memory_format=torch.channels_last_3d)
-        return self._finish(lambda x: network(x.to(dtype).contiguous(memory_format=torch.channels_last_3d)))
+        network = folded.to(dtype=dtype, memory_format=self.memory_format)
+        return self._finish(lambda x: network(x.to(dtype).contiguous(memory_format=self.memory_format)))
 
     def _plain(self) -> Form:
         def run(x: Tensor) -> Tensor:

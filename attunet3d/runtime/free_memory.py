@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 _ROOT = Path("/")
 # Where the hierarchies are if nothing says so: version 2 alone, or beside version 1, and version 1.
@@ -46,9 +49,13 @@ _VERSIONS = {
 def available_bytes(root: Path = _ROOT) -> int | None:
     """Memory that this process could still take, with what the kernel can drop for it; None where nothing is known.
 
+    On macOS and Windows it is what the machine has.
+
     Args:
-        root: where /proc and /sys are.
+        root: where /proc and /sys are, on Linux.
     """
+    if sys.platform != "linux":
+        return _machine_elsewhere()
     found = [_machine(root), *_cgroups(root), *_own_limits(root)]
     return min((n for n in found if n is not None), default=None)
 
@@ -57,11 +64,18 @@ def _machine(root: Path) -> int | None:
     return _sizes(root / "proc/meminfo").get("MemAvailable")
 
 
+def _machine_elsewhere() -> int | None:
+    try:
+        return int(psutil.virtual_memory().available)
+    except (psutil.Error, OSError, RuntimeError):
+        return None
+
+
 def _own_limits(root: Path) -> Iterator[int]:
     """What ``ulimit -v`` and ``ulimit -d`` leave."""
     try:
         import resource
-    except ImportError:  # Windows
+    except ImportError:
         return
     status = _sizes(root / "proc/self/status")
     for limit, taken, apart in (
@@ -135,6 +149,6 @@ def _droppable(stat: Mapping[str, str], files: _Files) -> int:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # mallopt's parameters in glibc
@@ -27,25 +28,32 @@ def is_out_of_memory(error: BaseException) -> bool:
 def resident_bytes() -> int | None:
     """Memory that this process holds now; None where the system does not say."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
+        return int(psutil.Process().memory_info().rss)
+    except (psutil.Error, OSError, ValueError):
         return None
 
 
 def peak_bytes() -> int | None:
-    """Peak resident memory of this process so far; unknown on Windows."""
+    """Peak resident memory of this process so far; None where the system does not say."""
     try:
-        # Linux's other account goes on from that of the process that started this one.
-        lines = Path("/proc/self/status").read_text().splitlines()
+        # psutil has none for Linux, whose rusage goes on from that of the process that started this one.
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, ValueError, IndexError, StopIteration):
         pass
     try:
         import resource
     except ImportError:
-        return None
+        return _peak_on_windows()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peak_on_windows() -> int | None:
+    try:
+        return int(psutil.Process().memory_info().peak_wset)
+    except (psutil.Error, OSError, AttributeError):
+        return None
 
 
 def has_huge_pages() -> bool:

@@ -125,9 +125,10 @@ def plan_memory(
     images = (_IMAGES_BESIDE_NETWORK + maps) * image
     # Stage by stage. The CT is freed once it is resampled, unless it is kept; an oblique one is copied for that.
     kept = hu if keeps_ct else 0
-    there = (2 * hu if oblique else hu) + image + _SLAB_BYTES_PER_PIXEL * pixels
+    copied = device.type == "mps"  # to the GPU, in the same memory
+    there = (1 + oblique + copied) * hu + image + _SLAB_BYTES_PER_PIXEL * pixels
     slab = _OBLIQUE_BYTES_PER_PIXEL if oblique else _SLAB_BYTES_PER_PIXEL
-    back = kept + 2 * mask + (1 + maps) * image + slab * pixels
+    back = kept + (2 + copied) * mask + (1 + maps) * image + slab * pixels
     elsewhere = base_bytes + max(there, back, kept + writing_bytes)
     allowed = _allowed_bytes(base_bytes, limit_bytes)
     on_gpu = device.type == "cuda"

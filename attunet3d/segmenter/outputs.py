@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -175,7 +175,7 @@ class CaseWriter:
                 record["attention"] = {level: path.name for level, path in map_files.items()}
                 record["attention_meaning"] = MEANING
             record["memory_mb"]["peak"] = megabytes(peak_bytes())
-            temporary(record_file).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            temporary(record_file).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8", newline="\n")
             # The first mask stands for the result, so it comes last; the record, which names the rest, first.
             mask_file, *others, new_record = new
             replace_as_one([new_record, *others, mask_file], self._former(folder, record_file))
@@ -195,7 +195,11 @@ class CaseWriter:
             return []
         named.append(f"{self._name}{PICTURE_SUFFIX}")
         own = tuple(f"{self._name}{part}" for part in ("_seg.", "_attention_", *(f.suffix for f in FORMATS.values())))
-        return [folder / file for file in named if isinstance(file, str) and file.startswith(own) and "/" not in file]
+        return [
+            folder / file
+            for file in named
+            if isinstance(file, str) and file.startswith(own) and PurePath(file).name == file
+        ]
 
     def _picture(self, mask: np.ndarray, record: CaseRecord, hu: np.ndarray) -> bytes | None:
         """Draw the picture as PNG. If that fails, the record gets a warning and there is none: the mask is kept."""

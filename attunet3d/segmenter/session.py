@@ -58,7 +58,7 @@ class Segmenter:
 
     Args:
         checkpoint: weights; the bundle's own by default.
-        device: "auto", "cpu", "cuda", "cuda:1".
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: "auto", "fp32", "bf16" or "fp16".
         presets: preset names or files, merged in order over the weights' recipe, or else the bundle's config.
         memory_limit: most that this process may take, GB; by default what is free on the machine or in its cgroups.

@@ -12,6 +12,7 @@ import torch
 from attunet3d.errors import CancelledError, MemoryLimitError
 from attunet3d.inferers.stitching import Cancel
 from attunet3d.io.paths import PathLike
+from attunet3d.runtime.device import wait_for
 from attunet3d.runtime.process_memory import is_out_of_memory
 
 Progress = Callable[[str, int, int], None]
@@ -61,8 +62,7 @@ class Stages:
             raise MemoryLimitError(
                 f"{self._ct}: out of memory in stage {name}: close other programs, or use a machine with more"
             ) from error
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        wait_for(self._device)
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
 

@@ -9,6 +9,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 
+# Not ignite's EMAHandler: it rounds twice where `lerp` does once, shares the network's counters, and has no state.
 class AverageWeights:
     """An exponential moving average of a network's weights, a handler for the trainer.
 
@@ -58,8 +59,3 @@ class AverageWeights:
     def state_dict(self) -> dict[str, Tensor | int | dict[str, Tensor]]:
         """The average and how many steps it holds."""
         return {"steps": self.steps, "network": self.network.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """What `state_dict` gave."""
-        self.steps = int(state["steps"])
-        self.network.load_state_dict(state["network"])

@@ -80,7 +80,7 @@ class History:
             self.note(name, float(value))
 
     def _end_epoch(self, engine: Engine) -> None:
-        mean = torch.stack(self._losses).double().mean().item()
+        mean = torch.stack(self._losses).cpu().double().mean().item()
         if idist.get_world_size() > 1:
             mean = float(idist.all_reduce(mean)) / idist.get_world_size()
         row = {"epoch": engine.state.epoch, "loss": mean, "learning_rate": self._rate}

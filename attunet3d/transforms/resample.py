@@ -230,10 +230,11 @@ def _sample_general(
     volume: Tensor, to_source: np.ndarray, shape: tuple[int, int, int], planes: slice, fill: float
 ) -> Tensor:
     device = volume.device
+    exact = torch.device("cpu") if device.type == "mps" else device  # GPUs of Apple have no float64
     index = [
-        torch.arange(shape[0], dtype=torch.float64, device=device).view(-1, 1, 1),
-        torch.arange(shape[1], dtype=torch.float64, device=device).view(1, -1, 1),
-        torch.arange(planes.start, planes.stop, dtype=torch.float64, device=device).view(1, 1, -1),
+        torch.arange(shape[0], dtype=torch.float64, device=exact).view(-1, 1, 1),
+        torch.arange(shape[1], dtype=torch.float64, device=exact).view(1, -1, 1),
+        torch.arange(planes.start, planes.stop, dtype=torch.float64, device=exact).view(1, 1, -1),
     ]
     size = volume.shape[-3:]
     strides = (size[1] * size[2], size[2], 1)
@@ -245,7 +246,7 @@ def _sample_general(
         lower, upper, weight = _neighbours(position, size[axis])
         within = _is_inside(position, size[axis])
         inside = within if inside is None else inside & within
-        corners.append((lower * strides[axis], upper * strides[axis], weight))
+        corners.append(((lower * strides[axis]).to(device), (upper * strides[axis]).to(device), weight.to(device)))
     flat = volume.reshape(*volume.shape[:-3], -1)
     values = torch.zeros((*volume.shape[:-3], *corners[0][2].shape), dtype=torch.float32, device=device)
     for x in (0, 1):
@@ -257,5 +258,5 @@ def _sample_general(
                     weight = weight * (upper_weight if upper_one else 1 - upper_weight)
                 values += flat[..., offset].to(torch.float32) * weight
     if inside is not None:
-        values.masked_fill_(~inside, fill)
+        values.masked_fill_(~inside.to(device), fill)
     return values

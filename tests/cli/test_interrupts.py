@@ -92,6 +92,15 @@ def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.signal(signal.SIGHUP, former)
 
 
+def test_ctrl_break_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the console is closed; there is no SIGHUP."""
+    monkeypatch.delattr(signal, "SIGHUP")
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    with pytest.raises(Interrupted) as stopped, interruptible():
+        signal.raise_signal(signal.SIGUSR1)
+    assert stopped.value.code == 128 + signal.SIGUSR1
+
+
 def test_another_thread_handles_no_signals() -> None:
     done: list[bool] = []
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import ntpath
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from attunet3d.datasets import msd_pancreas
 from attunet3d.datasets.msd_pancreas import find_cases
 from attunet3d.datasets.phantom import make_phantom
 from attunet3d.errors import ConfigError, InputNotFoundError
@@ -116,6 +119,33 @@ def test_good_cases_are_listed_and_bad_ones_named(run: Run, task07: Path, tmp_pa
     assert output.read_bytes() == written
     assert {path: path.read_bytes() for path in task07.rglob("*") if path.is_file()} == before
     assert [path.name for path in output.parent.iterdir()] == ["task07.json"]
+
+
+def test_a_list_that_was_written_on_windows(task07: Path) -> None:
+    """Backslashes are slashes, also in paths that lead out of the folder."""
+    listed = [{"image": rf"imagesTr\{name}.nii.gz", "label": rf".\labelsTr\{name}.nii.gz"} for name in GOOD[:2]] + [
+        {"image": r"imagesTr\..\..\secret.nii.gz", "label": rf"labelsTr\{GOOD[2]}.nii.gz"}
+    ]
+    (task07.parent / "other").mkdir(exist_ok=True)
+    raw = task07.parent / "other"
+    for folder in ("imagesTr", "labelsTr"):
+        if not (raw / folder).exists():
+            (raw / folder).symlink_to(task07 / folder)
+    (raw / "dataset.json").write_text(json.dumps({"training": listed}))
+    found = find_cases(raw)
+    assert [(case.name, case.image, case.label) for case in found.cases] == [
+        (name, raw / "imagesTr" / f"{name}.nii.gz", raw / "labelsTr" / f"{name}.nii.gz") for name in GOOD[:2]
+    ]
+    assert [name for name, _ in found.refused] == ["secret"]
+
+
+@pytest.mark.parametrize(
+    "path", [r"D:\data\a.nii.gz", "D:a.nii.gz", r"\\server\share\a.nii.gz", r"..\a.nii.gz", "/a.nii.gz"]
+)
+def test_what_leads_outside_on_windows(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr(msd_pancreas, "os", SimpleNamespace(path=ntpath, sep="\\", pardir=".."))
+    assert msd_pancreas._leads_outside(path)
+    assert not msd_pancreas._leads_outside(r"imagesTr\a.nii.gz")
 
 
 def test_tumour_as_a_class_and_cases_for_test(run: Run, task07: Path, tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import ntpath
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +22,8 @@ from attunet3d.errors import ConfigError, InputNotFoundError, OutputError
 from attunet3d.transforms.labels import box_of, share_in_body
 
 Run = Callable[..., tuple[int, str, list[str]]]
+
+preparing = importlib.import_module("attunet3d.datasets.prepare")  # the package has a function of that name
 
 
 @pytest.fixture
@@ -207,3 +212,14 @@ def test_share_in_body_counts_the_masks_voxels() -> None:
     assert share_in_body(hu, mask) == pytest.approx(8 / 12)
     hu[1, 1, 1] = 301
     assert share_in_body(hu, mask) == pytest.approx(7 / 12)
+
+
+def test_paths_of_a_datalist_have_slashes_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "Path", PureWindowsPath)
+    monkeypatch.setattr(preparing, "os", SimpleNamespace(path=ntpath))
+    root = PureWindowsPath("C:\\data")
+    written = [
+        preparing._in_datalist(PureWindowsPath(path), root)  # type: ignore[arg-type]
+        for path in (r"C:\data\cts\a.nii.gz", r"D:\labels\a.nii.gz")
+    ]
+    assert written == ["cts/a.nii.gz", "D:/labels/a.nii.gz"]

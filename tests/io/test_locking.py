@@ -4,13 +4,52 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from attunet3d.errors import OutputError
 from attunet3d.io import locking
 from attunet3d.io.locking import hold_folder, locked, release_folder
+
+
+@pytest.fixture(autouse=True, params=["here", "windows"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As it is here, and as on Windows: without `fcntl` and O_NOFOLLOW, with `msvcrt` over the locks of this system."""
+    if request.param == "windows":
+        fcntl = pytest.importorskip("fcntl")
+
+        def lock(descriptor: int, mode: int, size: int) -> None:
+            assert os.lseek(descriptor, 0, os.SEEK_CUR) > 10_000, "others can still read what the file says"
+            assert (mode, size) == (2, 1)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PermissionError(errno.EACCES, "Permission denied") from None
+
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+        monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=lock, LK_NBLCK=2))  # type: ignore[arg-type]
+        monkeypatch.delattr(os, "O_NOFOLLOW")
+    return str(request.param)
+
+
+def test_a_system_without_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("fcntl", "msvcrt"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(OutputError, match=r"cannot be locked \(this system has no such locks\)"), locked(tmp_path):
+        pass
+
+
+def test_a_lock_that_fails_is_not_taken_for_another_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*arguments: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=fail, LK_NBLCK=2))  # type: ignore[arg-type]
+    with pytest.raises(OutputError, match=r"cannot be locked \(Invalid argument\)"), locked(tmp_path):
+        pass
 
 
 def test_what_is_held_keeps_others_out_until_it_is_released(tmp_path: Path) -> None:
@@ -52,7 +91,6 @@ def test_what_another_run_is_called_is_made_fit_for_terminals(tmp_path: Path) ->
             pass
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows opens links")
 def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("text")
     (tmp_path / "run").mkdir()

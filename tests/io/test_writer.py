@@ -243,14 +243,7 @@ def test_a_temporary_file_says_who_writes_it(tmp_path: Path) -> None:
 def test_of_this_machine_the_files_of_dead_processes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However new they are; and those of living ones, of any user, stay however old."""
 
-    def kill(process: int, number: int) -> None:
-        assert number == 0
-        if process == 111:
-            raise ProcessLookupError
-        if process == 222:
-            raise PermissionError
-
-    monkeypatch.setattr(writer.os, "kill", kill)
+    monkeypatch.setattr(writer.psutil, "pid_exists", lambda process: process != 111)
     dead, others, alive = (_left(tmp_path, process) for process in (111, 222, 333))
     _days_ago(others, 99)
     _days_ago(alive, 99)
@@ -269,6 +262,53 @@ def test_of_other_machines_only_what_is_too_old_to_be_written_still(tmp_path: Pa
     writer.remove_left_behind(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([new.name, ".tmp-0123abce-m.nii.gz", ".tmp-mine"])
     assert not old.exists()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long was waited on what is taken for Windows."""
+    waited: list[float] = []
+    monkeypatch.setattr(writer.sys, "platform", "win32")
+    monkeypatch.setattr(writer.time, "sleep", waited.append)
+    return waited
+
+
+def test_on_windows_a_scanner_that_has_the_file_open_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    replace, failures = os.replace, [PermissionError(13, "Access is denied")] * 3
+
+    def busy(old: Path, new: Path) -> None:
+        if failures:
+            raise failures.pop()
+        replace(old, new)
+
+    monkeypatch.setattr("os.replace", busy)
+    write_text_atomic(tmp_path / "a.txt", "a")
+    assert (tmp_path / "a.txt").read_text() == "a"
+    assert len(pauses) == 3
+
+
+def test_on_windows_no_stream_of_another_file_is_written(tmp_path: Path, pauses: list[float]) -> None:
+    with pytest.raises(OutputError, match=r"ct:1_seg\.json: a file name cannot hold a colon on Windows"):
+        write_text_atomic(tmp_path / "ct:1_seg.json", "{}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_windows_a_program_that_keeps_the_file_open_is_named_as_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    def busy(old: Path, new: Path) -> None:
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr("os.replace", busy)
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(
+        OutputError, match=r"a\.txt: cannot be written \(Access is denied\); close the program that has"
+    ):
+        write_text_atomic(tmp_path / "a.txt", "new")
+    assert sum(pauses) < 2
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.txt": "old"}
 
 
 def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,8 +18,8 @@ from attunet3d.checkpoint import file_sha256
 from attunet3d.config.files import BUNDLE, installed_bundle
 from attunet3d.config.recipe import read_recipe
 from attunet3d.errors import CheckpointError, ConfigError, InputNotFoundError
-from attunet3d.label import folder
-from attunet3d.label.access import TOKEN_VARIABLE
+from attunet3d.label import folder, server
+from attunet3d.label.access import TOKEN_VARIABLE, Access
 from attunet3d.label.server import address, check_address, check_studies, is_loopback
 
 Run = Callable[..., tuple[int, str, str]]
@@ -179,3 +181,40 @@ def test_the_url_holds_the_token_and_warnings_say_what_is_open(
     assert {f"pacs:{port}", "pacs", f"0.0.0.0:{port}"} < calls[1][4].hosts
     assert calls[1][4].origins == {"https://ohif"}
     assert calls[2][4].token is None
+
+
+def test_on_windows_a_port_that_is_taken_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There SO_REUSEADDR would let two servers listen on one port."""
+    asked: list[int] = []
+
+    class Probe(socket.socket):
+        def setsockopt(self, *option: Any) -> None:
+            asked.append(option[1])
+
+    monkeypatch.setattr(socket, "socket", Probe)
+    check_address("127.0.0.1", 0)
+    assert asked == [socket.SO_REUSEADDR]
+    monkeypatch.setattr(server.sys, "platform", "win32")
+    check_address("127.0.0.1", 0)
+    assert asked == [socket.SO_REUSEADDR]
+
+
+def test_temporary_files_of_every_program_are_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of Windows heed TMP and TEMP; and it removes no folder in which a process works."""
+    variables = ("TMPDIR", "TEMP", "TMP")
+    seen: set[str] = set()
+
+    def serving(*arguments: object) -> None:
+        seen.update(os.environ[name] for name in variables)
+        seen.add(os.getcwd())
+
+    for name in (*variables, "PYTHONPATH", "MONAI_LABEL_DICOMWEB_CACHE_PATH", "MONAI_LABEL_SESSION_PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(server.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(server, "_serve", serving)
+    before = os.getcwd()
+    server.serve(tmp_path, "", "", 0, Access(frozenset()))
+    (folder_of_server,) = seen
+    assert Path(folder_of_server).parent == tmp_path
+    assert os.getcwd() == before
+    assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ def models(tmp_path: Path) -> Path:
 
 
 GOOD: dict[str, list[Any]] = {
-    "device": ["cpu", "cuda", "cuda:1", "NVIDIA H100:0"],
+    "device": ["cpu", "cuda", "cuda:1", "mps", "NVIDIA H100:0"],
     "max_epochs": [1, 100_000],
     "val_split": [0, 0.0, 0.2, 0.99],
     "pretrained": [True, False],

@@ -19,7 +19,7 @@ import pytest
 from conftest import HANG
 
 from attunet3d.errors import ConfigError
-from attunet3d.many import address_file
+from attunet3d.many import address_file, local_cluster
 from attunet3d.many.address_file import read_address_file
 from attunet3d.many.cluster import connected
 from attunet3d.many.local_cluster import set_token
@@ -250,6 +250,22 @@ def test_where_it_would_listen_elsewhere_it_does_not_run(
         joined(asked, "local")
     assert dict(os.environ) == before
     assert not Path(asked[0]["_temp_dir"]).parent.exists()
+
+
+def test_on_windows_only_a_cluster_that_is_named_is_joined(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing there says whose a cluster is."""
+    assert address_file.read_address_file() is not None
+    monkeypatch.delattr(os, "getuid")
+    assert address_file.read_address_file() is None
+
+
+def test_on_windows_temporary_files_are_where_they_are_wanted(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("deep" * 20)))
+    monkeypatch.setattr(local_cluster.sys, "platform", "win32")
+    with local_cluster._private_folder() as folder:
+        assert Path(folder).parent == tmp_path / ("deep" * 20)
 
 
 def test_a_folder_that_is_too_deep_for_sockets_or_no_path_for_ray(

@@ -236,6 +236,43 @@ def test_two_files_of_one_name_in_one_folder(tmp_path: Path) -> None:
     assert [re.sub("[0-9a-f]{8}$", "#", case.id) for case in walk(tmp_path)[0]] == ["ct-#", "ct-#"]
 
 
+def test_a_manifest_that_was_written_on_windows(tmp_path: Path) -> None:
+    (tmp_path / "cts").mkdir()
+    for name in ("cts/a.nii.gz", "cts\\b.nii.gz"):
+        (tmp_path / name).touch()
+    manifest = tmp_path / "m.csv"
+    manifest.write_bytes(b"path,id\r\ncts\\a.nii.gz,a\r\ncts\\b.nii.gz,b\r\n")
+    assert [case.path for case in read_manifest(manifest)] == [
+        str(tmp_path / "cts" / "a.nii.gz"), str(tmp_path / "cts\\b.nii.gz")
+    ]  # fmt: skip
+
+
+def test_drives_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link may lead to another one, and what stands for a server's folder is resolved to that."""
+    relpath = os.path.relpath
+
+    def apart(path: Path, start: Path) -> str:
+        if str(start) == "resolved":
+            raise ValueError("path is on mount 'Z:', start on mount '//server/share'")
+        return relpath(path, start)
+
+    def no_common(paths: list[str]) -> str:
+        raise ValueError("Paths don't have the same drive")
+
+    for folder in ("a", "b", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ct.nii.gz").touch()
+    (tmp_path / "root").mkdir()
+    for folder in ("a", "b"):
+        (tmp_path / "root" / folder).symlink_to(tmp_path / folder)
+    monkeypatch.setattr(Path, "resolve", lambda path: "resolved")
+    monkeypatch.setattr("os.path.relpath", apart)
+    monkeypatch.setattr("os.path.commonpath", no_common)
+    found, left_out = walk(tmp_path / "root")
+    assert [case.id for case in found] == ["a_ct", "b_ct"]
+    assert not left_out
+
+
 def test_links_that_lead_nowhere_or_round(tmp_path: Path) -> None:
     (tmp_path / "p" / "q").mkdir(parents=True)
     (tmp_path / "p" / "ct.nii.gz").touch()

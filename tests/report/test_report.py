@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ class Page(HTMLParser):
             ["summary", "cases"].index(table)
         ]
         rows = re.findall(r"<tr>(.*?)</tr>", body, flags=re.DOTALL)
-        return [[re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[dh].*?</t[dh]>", row)] for row in rows]
+        cells = [re.findall(r"<t[dh].*?</t[dh]>", row) for row in rows]
+        return [[unescape(re.sub("<.*?>", "", cell)) for cell in row] for row in cells]
 
 
 @pytest.fixture
@@ -140,7 +142,7 @@ def test_three_files_that_agree(tmp_path: Path, ct: dict[str, str]) -> None:
     cases = page.rows("cases")
     assert [row[:3] for row in cases] == [
         ["1", "bad", "0.500"],
-        ["2", "&lt;script&gt;alert(1)&lt;/script&gt;&amp;&quot;", "0.700"],
+        ["2", NASTY, "0.700"],
         ["3", "good", "0.900"],
     ]
     assert cases[0][6:] == ["∞", "∞", "80.0", "90.0", f"{MINUS}10.0"]
@@ -174,7 +176,8 @@ def test_names_that_turn_the_text_or_are_none(tmp_path: Path, ct: dict[str, str]
 
 def test_the_page_fetches_and_runs_nothing(tmp_path: Path, ct: dict[str, str]) -> None:
     results = [
-        result(ct, name, 0.5) for name in (NASTY, "https://example.org/a.png", "膵臓 Bauchspeicheldrüse", "$_$ x")
+        result(ct, name, 0.5)
+        for name in (NASTY, "https://example.org/a.png", "膵臓 Bauchspeicheldrüse", "$_$ x", "{{ 7 * 7 }}{% raw %}")
     ]
     settings = {NASTY: NASTY, "url": "https://example.org", "'>": ["javascript:alert(1)"]}
     page = Page(write_report(tmp_path / "out", results, settings=settings, title=NASTY))

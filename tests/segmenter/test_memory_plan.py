@@ -193,30 +193,6 @@ def test_room_beside_a_case() -> None:
 # --- what there is
 
 
-@pytest.fixture
-def system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[dict[str, str]], None]:
-    """system({"/proc/self/statm": text, ...}): the only files that there are."""
-
-    def write(files: dict[str, str]) -> None:
-        for name, text in files.items():
-            path = tmp_path / name.lstrip("/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        monkeypatch.setattr(process_memory, "Path", lambda name: tmp_path / name.lstrip("/"))
-
-    return write
-
-
-def test_resident_memory_is_read_in_pages(
-    system: Callable[[dict[str, str]], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process_memory.os, "sysconf", {"SC_PAGE_SIZE": 4096}.__getitem__)
-    system({"/proc/self/statm": "900 300 20 1 0 100 0\n"})
-    assert process_memory.resident_bytes() == 300 * 4096
-    system({"/proc/self/statm": "\n"})
-    assert process_memory.resident_bytes() is None
-
-
 def test_this_machine_says_something_believable() -> None:
     held, peak, left = process_memory.resident_bytes(), process_memory.peak_bytes(), free_memory.available_bytes()
     if held is None or peak is None or left is None:
@@ -535,6 +511,18 @@ def test_what_torch_keeps_of_a_gpu_for_itself_is_free(gpu: Callable[..., None]) 
     """After a first case nearly all of the GPU can be torch's: the next case must not be refused for that."""
     gpu(free=100 * MB, kept=10 * GB, used=1 * GB)
     assert plan_on_gpu().limit_voxels is None
+
+
+def test_an_apple_gpu_takes_the_machines_own_memory() -> None:
+    """There CT, image and mask are once more, as what the GPU works on."""
+    device = torch.device("mps")
+    with machine(None):
+        here, there = (plan_memory(SHAPE, MODEL, 1, 1, on, base_bytes=0, limit_bytes=100 * GB) for on in (CPU, device))
+    assert not there.on_gpu
+    assert there.allowed_bytes == 100 * GB
+    assert 2 * math.prod(SHAPE) >= there.elsewhere_bytes - here.elsewhere_bytes >= math.prod(SHAPE)
+    with machine(None), pytest.raises(MemoryLimitError, match=r"needs .* of memory, and there are 1\.00 GiB"):
+        plan_memory(SHAPE, MODEL, 2_500_000, 3000, device, base_bytes=2**30, limit_bytes=2**30)
 
 
 def test_a_gpu_that_is_tight_limits_the_voxels_and_a_full_one_is_refused(gpu: Callable[..., None]) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from attunet3d.io import writer
 from attunet3d.io.output_formats import FORMATS, OutputFormat
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.outcome import find_outcome
+from attunet3d.segmenter import outputs
 from attunet3d.segmenter.outputs import CaseWriter, Outputs
 from attunet3d.segmenter.reading import PlannedCT
 from attunet3d.transforms.grid import Grid
@@ -186,6 +187,22 @@ def test_a_record_that_is_none_names_nothing(write: Callable[..., Path | None], 
     write(1)
     assert run_of(tmp_path / RECORD) == run_of(tmp_path / MASK) == 1
     assert (tmp_path / "other.nii.gz").read_text() == "mine"
+
+
+def test_on_windows_a_backslash_leads_to_another_file(
+    write: Callable[..., Path | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = "case_attention_\\..\\other.nii.gz"
+    record = json.dumps({"output": MASK, "attention": {"level2": named}})
+    (tmp_path / named).write_text("mine")
+    (tmp_path / RECORD).write_text(record)
+    monkeypatch.setattr(outputs, "PurePath", PureWindowsPath)
+    write(1)
+    assert (tmp_path / named).exists()
+    monkeypatch.undo()
+    (tmp_path / RECORD).write_text(record)
+    write(2)
+    assert not (tmp_path / named).exists(), "elsewhere it is a part of the name"
 
 
 def test_a_step_that_fails_is_an_error_of_ours_and_leaves_no_temporary_file(
