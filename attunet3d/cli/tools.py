@@ -1,4 +1,4 @@
-"""Verbs that need no data set: phantoms, networks for other programs, and benchmarks beside MONAI's stock pipeline."""
+"""Commands that need no data set: phantoms, export, and benchmarks against MONAI's stock pipeline."""
 
 from __future__ import annotations
 
@@ -67,14 +67,21 @@ def phantom(
 
 @app.command()
 def export(
-    weights: Annotated[Path, typer.Argument(help="A model.pt that training wrote.")],
+    weights: Annotated[Path, typer.Argument(help="A model.pt that training wrote, or its safetensors file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file, which is replaced.")],
-    format_: Annotated[str, typer.Option("--format", help="onnx or torchscript.")] = "onnx",
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="onnx, torchscript or safetensors; by default that of the suffix .onnx, .ts, .safetensors."
+        ),
+    ] = None,
     preset: Presets = None,
     set_: Overrides = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Write the network for other programs, for images of any size, with the values it was trained with.
+
+    A safetensors file holds the same weights, and can be used wherever a model.pt can.
 
     Example: attunet3d export runs/mine/model.pt -o mine.onnx
     """
