@@ -103,10 +103,10 @@ def read_tensors(path: Path, hint: str) -> Any:
         raise CheckpointError(f"{path}: damaged ({damage}); {hint}")
     try:
         _check_tuples(path)
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             # Torch warns of an old format, or of one that is not its own, which is then refused.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)  # of a path the suffix would count as well
     except Exception as error:  # torch raises many types for files that it did not write
         raise CheckpointError(f"{path}: not a checkpoint of tensors alone, so it is not loaded; {hint}") from error
 

@@ -86,7 +86,7 @@ def read_recipe(checkpoint: str | Path) -> dict[str, Any] | None:
             `RECIPE_IDS`.
     """
     path = Path(checkpoint)
-    text = _stored(path)
+    text = stored_recipe(path)
     if text is None:
         return None
     recipe = parse_recipe(text, path)
@@ -135,8 +135,16 @@ def _excess(recipe: Mapping[str, Any], path: Path) -> str | None:
     return None
 
 
-def _stored(path: Path) -> bytes | None:
-    """Read the text of a file's recipe, at most one byte more than it may have."""
+def stored_recipe(path: Path, name: str = MEMBER) -> bytes | None:
+    """Read the text of a file's recipe, which may be anything; None if it has none, or there is no such file.
+
+    Args:
+        path: of the file.
+        name: of the record that holds it, where the file is an archive of torch.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(START_BYTES)
@@ -144,7 +152,7 @@ def _stored(path: Path) -> bytes | None:
             text = read_metadata(path).get(METADATA)
             return None if text is None else text.encode()
         # Anything else is written by an old torch, or no weights at all, which loading them will say.
-        return member(path, MEMBER) if start.startswith(b"PK\x03\x04") else None
+        return _member(path, name) if start.startswith(b"PK\x03\x04") else None
     except (FileNotFoundError, IsADirectoryError):
         return None
     except (OSError, EOFError, ValueError, IndexError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
@@ -152,7 +160,7 @@ def _stored(path: Path) -> bytes | None:
         raise CheckpointError(f"{path}: {why}; copy it again, or take other weights of the run") from error
 
 
-def member(path: Path, name: str) -> bytes | None:
+def _member(path: Path, name: str) -> bytes | None:
     """Read a record of an archive that torch wrote, at most one byte more than a recipe may have; None if missing."""
     with zipfile.ZipFile(path) as records:
         full_name = f"{_folder(records)}/{name}"
