@@ -7,7 +7,6 @@ import io
 import pickletools
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from attunet3d.config.recipe import METADATA, add_recipe, read_recipe, recipe_text
 from attunet3d.errors import CheckpointError
 from attunet3d.io.safetensors_file import START_BYTES, is_safetensors, read_safetensors, safetensors_bytes
+from attunet3d.io.weights_format import ARCHIVE_ERRORS
 from attunet3d.io.writer import atomic_path
 
 _ZIP = b"PK\x03\x04"  # begins a file of torch; before 1.6 it wrote this many pickles, followed by the numbers
@@ -130,7 +130,7 @@ def archive_damage(path: Path, most_times: int = 1) -> str | None:
                 return "compressed, which torch's files are not"
             # Torch reads nothing of an entry that is marked as a folder, without an error.
             broken = archive.testzip() or next((i.filename for i in archive.infolist() if i.external_attr & 0x10), None)
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except ARCHIVE_ERRORS as error:
         return f"cut short, or {' '.join(str(error).split()) or type(error).__name__}"
     return f"{broken} is not as it was written" if broken else None
 

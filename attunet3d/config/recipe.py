@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +18,7 @@ from attunet3d.config.recipe_values import OF_TRAINING, RECIPE_IDS, is_definitio
 from attunet3d.errors import CheckpointError, ConfigError
 from attunet3d.io.json_text import json_text, parse_json
 from attunet3d.io.safetensors_file import START_BYTES, is_safetensors, read_metadata
+from attunet3d.io.weights_format import ARCHIVE_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def stored_recipe(path: Path, name: str = MEMBER) -> bytes | None:
         return _member(path, name) if start.startswith(b"PK\x03\x04") else None
     except (FileNotFoundError, IsADirectoryError):
         return None
-    except (OSError, EOFError, ValueError, IndexError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except ARCHIVE_ERRORS as error:
         why = f"damaged (cut short, or {' '.join(str(error).split())[:200] or type(error).__name__})"
         raise CheckpointError(f"{path}: {why}; copy it again, or take other weights of the run") from error
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal
 
 from attunet3d.io.safetensors_file import START_BYTES, is_safetensors
 
+# What reading a damaged zip archive raises.
+ARCHIVE_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    IndexError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 WeightsFormat = Literal["torch", "safetensors", "torchscript", "onnx"]
 _BY_SUFFIX: dict[str, WeightsFormat] = {
     ".pt": "torch",
@@ -33,7 +46,7 @@ def weights_format(path: Path) -> WeightsFormat | None:
         with path.open("rb") as file:
             start = file.read(START_BYTES)
         found = _by_content(path, start)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except ARCHIVE_ERRORS:
         found = None
     return found or _BY_SUFFIX.get(path.suffix.lower())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,7 @@ def _parameters(definition: Mapping[str, Any]) -> int:
 
 
 def _torchscript_recipe(path: Path) -> bytes | None:
-    damage = archive_damage(path, _MOST_TIMES)
+    damage = archive_damage(path, _MOST_TIMES) if zipfile.is_zipfile(path) else "cut short, or no archive"
     if damage:
         raise CheckpointError(f"{path}: damaged ({damage}); {_HINT}")
     return stored_recipe(path, f"extra/{MEMBER}")
