@@ -24,6 +24,20 @@ _NAMES = [
     *("archive\\recipe.json", "other/recipe.json", "../recipe.json", "/recipe.json", "archive/recipe.json\0.txt"),
     *("archive/extra/recipe.json", "archive/data.pkl", "archive/data/0", "archive/version", "archive/\u202e", ""),
 ]
+# Most of these are values that a recipe may have, and the next one that it may not.
+_EXTREMES: dict[str, list[Any]] = {
+    "spacing": [[1e-3] * 3, [1e3] * 3, [1e-3, 1e3, 1e3], [1e3, 6.0, 1e-3], [6, 6, 6], [9e-4] * 3],
+    "antialias": [True],
+    "hu_window": [[-1e6, 1e6], [0.0, 5e-324], [-5e-324, 0.0], [1e6 - 1e-9, 1e6], [-1e6, -1e6 + 1], [0, 1], [1e6, 2e6]],
+    "roi_size": [[1, 1, 1], [-1, -1, -1], [2**40] * 3, [-1, 1, 2**40], [16, 16, 16], [2**40 + 1] * 3, [0, 0, 0]],
+    "max_window_voxels": [1, 2**40, None, 4096, 0],
+    "overlap": [0, 1, 0.999, 0.999999999, 1.0, 5e-324, 1.001],
+    "skip_below": [None, -1e6, 1e6, 0],
+    "body_threshold": [None, -1e6, 1e6, 0],
+    "scales": [[0.5], [2], [0.5] * 19, [0.5, 2.0], [1.0, 1.0], [1.0000001], [0.5] * 20, []],
+    "threshold": [0, 1, 5e-324, 1 - 1e-16, -5e-324],
+    "keep_components": [0, 1, 5e-324, 0.999],
+}
 
 
 class Recipes:
@@ -32,6 +46,7 @@ class Recipes:
     kinds = (
         "recipes archive",
         "recipes metadata",
+        "recipes extremes",
         "recipes networks",
         "recipes members",
         "recipes header",
@@ -46,8 +61,9 @@ class Recipes:
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
         """See `Target`."""
         whole = json.dumps(self._recipe)
-        if kind == "recipes networks":
-            text = json.dumps(_other_network(rng, self._recipe)).encode()
+        if kind in ("recipes networks", "recipes extremes"):
+            other = _other_network if kind == "recipes networks" else _with_extremes
+            text = json.dumps(other(rng, self._recipe)).encode()
             data = self._archive(text) if rng.random() < 0.5 else self._safetensors(text)
         elif kind == "recipes members":
             data = _with_odd_members(rng, saved(self._state), whole.encode())
@@ -108,6 +124,14 @@ def _odd_text(rng: Rng, recipe: Mapping[str, Any]) -> bytes:
     for _ in range(int(any_of(rng, [1, 1, 2]))):
         content = damaged_value(rng, content)
     return damaged_text(rng, [lambda: json_text(rng, content)])
+
+
+def _with_extremes(rng: Rng, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe of values that it may have, as far out as they go."""
+    found = dict(recipe)
+    for key in rng.choice(list(_EXTREMES), int(rng.integers(1, 4)), replace=False):
+        found[str(key)] = any_of(rng, _EXTREMES[str(key)])
+    return found
 
 
 def _other_network(rng: Rng, recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def test_every_network_is_exported(run: Run, tmp_path: Path, arguments: dict[str
         assert report.parameters == sum(value.numel() for value in network.parameters())
     session = onnxruntime.InferenceSession(str(tmp_path / "w.onnx"), providers=["CPUExecutionProvider"])
     loaded, again = torch.jit.load(tmp_path / "w.ts"), load_network(tmp_path / "w.safetensors", "cpu", "fp32")
-    for size in ((48, 64, 80), (33, 16, 50)):
+    for size in ((33, 16, 50), (24, 40, 28)):
         image = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():
             wanted = network(image)
