@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # A file begins with the length of its header, 8 bytes, and the header, a JSON object.
 _LENGTH = 8
 START_BYTES = _LENGTH + 1
-MOST_HEADER_BYTES = 2**22  # a network of this package has 20,000, with a recipe of the greatest length
+MOST_HEADER_BYTES = 2**22  # the bundle's weights with their recipe have 20,712
 _METADATA, _CHECKSUM = "__metadata__", "sha256"
 
 
