@@ -1,4 +1,4 @@
-"""Network weights in files: tensors only; no pickle is executed."""
+"""Network weights in files of torch or safetensors: tensors only, no pickle is run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import pickletools
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -15,26 +14,33 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from attunet3d.config.recipe import add_recipe, read_recipe
+from attunet3d.config.recipe import METADATA, add_recipe, read_recipe, recipe_text
 from attunet3d.errors import CheckpointError
+from attunet3d.io.safetensors_file import START_BYTES, is_safetensors, read_safetensors, safetensors_bytes
+from attunet3d.io.weights_format import ARCHIVE_ERRORS
 from attunet3d.io.writer import atomic_path
 
-_ZIP = b"PK\x03\x04"  # start of torch's files; older releases wrote several pickles, followed by the numbers
+_ZIP = b"PK\x03\x04"  # begins a file of torch; before 1.6 it wrote this many pickles, followed by the numbers
 _PICKLES = 5
-_MOST_ITEMS = 1000  # in a tuple, counting nested ones
+_MOST_ITEMS = 1000  # of a tuple, with those of the tuples in it
+_HINT = "copy it again, or take other weights of the run"
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a checkpoint, either the whole file or under the key "model"; no pickle is executed.
+    """Read the state dict in a checkpoint; no pickle is run.
+
+    Args:
+        checkpoint: a file of torch, with nothing but tensors at the top or under the key "model", or of safetensors.
+            Its content decides which, not its name.
 
     Raises:
-        CheckpointError: the file is missing, is not a checkpoint, or contains anything but tensors.
+        CheckpointError: the file is missing, damaged or no checkpoint, or holds anything but tensors.
     """
     path = Path(checkpoint)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; give a model.pt of a training run")
-    content = read_tensors(path, "copy it again, or take other weights of the run")
+        raise CheckpointError(f"{path}: no such checkpoint; give a model.pt that training wrote")
+    content = _safetensors(path) if _is_safetensors(path) else read_tensors(path, _HINT)
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not content:
@@ -48,8 +54,23 @@ def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     return content
 
 
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return is_safetensors(file.read(START_BYTES))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {_HINT}") from error
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_safetensors(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({' '.join(str(error).split()):.200}); {_HINT}") from error
+
+
 def is_plain_tensor(value: Any) -> bool:
-    """Whether a value is a dense tensor with its own storage: not sparse, quantized, nested, meta or expanded."""
+    """Return whether a value is a dense tensor: not sparse, quantized, nested, expanded or meta."""
     return (
         type(value) in (Tensor, nn.Parameter)
         and value.layout == torch.strided
@@ -68,46 +89,54 @@ def _described(value: Any) -> str:
 
 
 def read_tensors(path: Path, hint: str) -> Any:
-    """Read a file of `torch.save`: tensors and plain values. No pickle is executed, and checksums are verified.
+    """Read what `torch.save` wrote: tensors and plain values. No pickle is run, and checksums are compared.
 
     Args:
         path: the file.
-        hint: what to do about a damaged file, for messages.
+        hint: for messages: what to do if it is damaged.
 
     Raises:
-        CheckpointError: the file is truncated or damaged, or contains anything else.
+        CheckpointError: the file is cut short or damaged, or holds anything else.
     """
-    damage = _damage(path)
+    damage = archive_damage(path)
     if damage:
         raise CheckpointError(f"{path}: damaged ({damage}); {hint}")
     try:
         _check_tuples(path)
-        with warnings.catch_warnings():
-            # It warns of foreign and old formats, which are refused.
+        with path.open("rb") as file, warnings.catch_warnings():
+            # Torch warns of an old format, or of one that is not its own, which is then refused.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a file that is not its own
+            return torch.load(file, map_location="cpu", weights_only=True)  # of a path the suffix would count as well
+    except Exception as error:  # torch raises many types for files that it did not write
         raise CheckpointError(f"{path}: not a checkpoint of tensors only, so it is not loaded; {hint}") from error
 
 
-def _damage(path: Path) -> str | None:
-    """Verify a checkpoint's checksums, which torch writes but does not check; the problem, or None."""
+def archive_damage(path: Path, most_times: int = 1) -> str | None:
+    """Compare an archive that torch wrote with its checksums, which torch itself does not.
+
+    Args:
+        path: the file; one that is no archive is left to torch.
+        most_times: the size of the file, beyond which its unpacked content is not read.
+
+    Returns:
+        What is wrong with it, or None.
+    """
     try:
         with path.open("rb") as file:
             if file.read(4) != _ZIP:
-                return None  # torch will judge it
+                return None
         with zipfile.ZipFile(path) as archive:
-            if sum(i.file_size for i in archive.infolist()) > path.stat().st_size:
-                return "compressed, unlike torch's files"
-            # torch silently reads nothing of an entry marked as a folder.
+            if sum(i.file_size for i in archive.infolist()) > most_times * path.stat().st_size:
+                return "compressed, which torch's files are not"
+            # Torch reads nothing of an entry that is marked as a folder, without an error.
             broken = archive.testzip() or next((i.filename for i in archive.infolist() if i.external_attr & 0x10), None)
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        return f"truncated, or {' '.join(str(error).split()) or type(error).__name__}"
-    return f"{broken} does not match its checksum" if broken else None
+    except ARCHIVE_ERRORS as error:
+        return f"cut short, or {' '.join(str(error).split()) or type(error).__name__}"
+    return f"{broken} is not as it was written" if broken else None
 
 
 def _check_tuples(path: Path) -> None:
-    """Raise ValueError for tuples nested so that they expand exponentially: hashing one would never end."""
+    """Raise ValueError for tuples that hold one another many times over: hashing one would never end."""
     with path.open("rb") as file:
         if file.read(4) != _ZIP:
             file.seek(0)
@@ -121,8 +150,8 @@ def _check_tuples(path: Path) -> None:
 
 
 def _check_tuples_in(file: IO[bytes]) -> None:
-    """Apply `_check_tuples` to a pickle, which is not executed."""
-    stack: list[int] = []  # number of items of each object, including those of nested tuples
+    """Do `_check_tuples` for a pickle, without running it."""
+    stack: list[int] = []  # of each object the number of its items, with those of the tuples in it
     marks: list[int] = []
     memo: dict[Any, int] = {}
     for operation, argument, _ in pickletools.genops(file):
@@ -141,7 +170,7 @@ def _check_tuples_in(file: IO[bytes]) -> None:
 
 
 def load_weights(network: nn.Module, checkpoint: str | Path) -> None:
-    """Load a checkpoint of this package's own format (any float precision) into ``network``.
+    """Load a checkpoint, of any float precision, into ``network``.
 
     Raises:
         CheckpointError: the file cannot be read, or its weights belong to another network.
@@ -150,9 +179,14 @@ def load_weights(network: nn.Module, checkpoint: str | Path) -> None:
 
 
 def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load a state dict into a network; ``source`` is its file, for messages.
+    """Load a state dict into a network.
 
     The head of auxiliary classes, which only training uses, may be missing in either.
+
+    Args:
+        network: gets the weights.
+        weights: the state dict.
+        source: the file that it is from, for messages.
 
     Raises:
         CheckpointError: the weights belong to another network.
@@ -167,12 +201,12 @@ def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str |
 
 
 def without_auxiliary(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the head of auxiliary classes, which inference and fine-tuning do not need."""
+    """Return a state dict without the head of auxiliary classes, which inference does not need."""
     return {key: value for key, value in weights.items() if not _auxiliary(key)}
 
 
 def mean_weights(checkpoints: Sequence[str | Path]) -> dict[str, Tensor]:
-    """Average the weights of consecutive runs: the mean generalizes better than the weights of the last.
+    """Return the mean weights of runs, each started from the one before: they transfer better than those of the last.
 
     Source: stochastic weight averaging, Izmailov et al., arXiv:1803.05407.
 
@@ -213,7 +247,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def common_recipe(checkpoints: Sequence[str | Path]) -> dict[str, Any] | None:
-    """Return the recipe that all these weights share; None if one has none, or they differ.
+    """Return the recipe that all these weights share, for weights made of them; None if they differ or one has none.
 
     Raises:
         CheckpointError: a recipe cannot be read.
@@ -232,26 +266,32 @@ def save_weights(
 
     Args:
         weights: the state dict.
-        path: of the file.
-        dtype: of its tensors.
-        recipe: of these weights, see `attunet3d.config.recipe`; as returned by `read_recipe` or `common_recipe`.
+        path: of the file, which is of safetensors if its name ends so, and else of torch.
+        dtype: of the floating-point tensors.
+        recipe: of these weights, see `attunet3d.config.recipe`; as `read_recipe` or `common_recipe` returns it.
 
     Raises:
         OutputError: the file cannot be written.
     """
     compact = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights.items()}
+    as_safetensors = Path(path).suffix.lower() == ".safetensors"
     with atomic_path(Path(path)) as temporary:
-        temporary.write_bytes(saved(compact, recipe))
+        temporary.write_bytes((saved_as_safetensors if as_safetensors else saved)(compact, recipe))
     return Path(path)
 
 
 def saved(content: Any, recipe: Mapping[str, Any] | None = None) -> memoryview:
-    """Serialize with `torch.save`, and add a recipe. In memory, since torch obscures errors such as a full disk."""
-    buffer = io.BytesIO()
+    """Return what `torch.save` writes, with a recipe in it."""
+    buffer = io.BytesIO()  # not the file itself: torch's message of a full disk is unclear
     torch.save(content, buffer)
     if recipe is not None:
         add_recipe(buffer, recipe)
     return buffer.getbuffer()
+
+
+def saved_as_safetensors(weights: Mapping[str, Tensor], recipe: Mapping[str, Any] | None = None) -> bytes:
+    """Return a state dict as the content of a safetensors file, with the recipe in its metadata."""
+    return safetensors_bytes(weights, {} if recipe is None else {METADATA: recipe_text(recipe)})
 
 
 def file_sha256(path: str | Path) -> str:

@@ -72,14 +72,21 @@ def phantom(
 @app.command()
 def export(
     context: typer.Context,
-    weights: Annotated[Path, typer.Argument(help="A model.pt of a training run.")],
+    weights: Annotated[Path, typer.Argument(help="A model.pt of a training run, or its safetensors file.")],
     output: Annotated[Path, options.output("File to write; replaced if it exists.", metavar="FILE")],
-    output_format: Annotated[str, options.output_format("onnx or torchscript.")] = "onnx",
+    output_format: Annotated[
+        str | None,
+        options.output_format(
+            "onnx, torchscript or safetensors; by default that of the suffix .onnx, .ts or .safetensors."
+        ),
+    ] = None,
     presets: Presets = None,
     set_: Overrides = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Export the network for other programs, for images of any size, with the preprocessing values of its training.
+
+    A safetensors file holds the same weights, and can be used wherever a model.pt can.
 
     Example: attunet3d export runs/mine/model.pt -o mine.onnx
     """

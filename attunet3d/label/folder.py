@@ -15,6 +15,7 @@ from attunet3d.config.changes import changed_config, inference_values
 from attunet3d.config.files import BUNDLE, CONFIG_FILES, Mode, defines, installed_bundle
 from attunet3d.config.recipe import read_recipe
 from attunet3d.errors import ConfigError
+from attunet3d.io.weights_format import weights_format
 from attunet3d.io.writer import atomic_path, make_folder, write_text_atomic
 
 logger = logging.getLogger(__name__)
@@ -86,8 +87,18 @@ def make_app(
         write_text_atomic(bundle / "configs" / CONFIG_FILES[mode][0], yaml.safe_dump(config, sort_keys=False))
     if start != weights:
         with atomic_path(weights) as temporary:
-            shutil.copyfile(start, temporary)
+            _copy_weights(start, temporary, recipe)
     return bundle
+
+
+def _copy_weights(source: Path, target: Path, recipe: Mapping[str, Any] | None) -> None:
+    """Copy weights to a model.pt, which MONAI Label takes for a file of torch because of its name."""
+    from attunet3d.checkpoint import read_weights, saved
+
+    if weights_format(source) == "safetensors":
+        target.write_bytes(saved(read_weights(source), recipe))
+    else:
+        shutil.copyfile(source, target)
 
 
 def sample_app() -> Path:

@@ -6,3 +6,5 @@ from .fast_network import MixedPrecision as MixedPrecision
 from .fast_network import prepare as prepare
 from .loading import build_network as build_network
 from .loading import load_network as load_network
+from .weights_report import WeightsReport as WeightsReport
+from .weights_report import inspect_weights as inspect_weights

@@ -1,4 +1,4 @@
-"""Networks for other programs: TorchScript and ONNX, for images of any size, with their recipe."""
+"""Networks for other programs: ONNX and TorchScript, for images of any size, and safetensors, each with its recipe."""
 
 from __future__ import annotations
 
@@ -12,64 +12,99 @@ from typing import Any
 import torch
 from torch import nn
 
-from attunet3d.checkpoint import load_weights
+from attunet3d.checkpoint import fit_weights, read_weights, saved_as_safetensors
 from attunet3d.config.changes import inference_values
-from attunet3d.config.recipe import MEMBER, make_recipe, recipe_text
+from attunet3d.config.recipe import MEMBER, METADATA, make_recipe, read_recipe, recipe_text
 from attunet3d.errors import ConfigError
 from attunet3d.io.writer import atomic_path
 from attunet3d.networks.folding import fold
 from attunet3d.runtime.loading import build_network
 
-FORMATS = ("onnx", "torchscript")
+FORMATS = {"onnx": (".onnx",), "torchscript": (".ts", ".pt"), "safetensors": (".safetensors",)}
 _OPSET = 17
 
 
 def export(
     checkpoint: str | Path,
     output: str | Path,
-    output_format: str,
+    output_format: str | None = None,
     presets: Sequence[str | Path] = (),
     allow_code: bool = False,
-    say: Callable[[str], object] = lambda line: None,
+    warn: Callable[[str], object] = lambda line: None,
     **overrides: Any,
 ) -> Path:
-    """Write the network of a checkpoint, in float32, for programs without this package.
+    """Write the network of a checkpoint for programs without this package.
 
-    It takes images (B, 1, X, Y, Z) on the model grid, the HU window scaled to [0, 1], of at least 2 ** (levels - 1)
-    voxels an axis, and gives logits (B, classes, X, Y, Z). The recipe is JSON: of TorchScript the extra file
-    "recipe.json", of ONNX the metadata "recipe".
+    ONNX and TorchScript hold the network in float32. It takes images (B, 1, X, Y, Z) on the model grid, the HU window
+    scaled to [0, 1], of at least 2 ** (levels - 1) voxels an axis, and returns logits (B, classes, X, Y, Z). A
+    safetensors file holds the weights as they are, and can be used wherever the checkpoint can.
+
+    The recipe is JSON: the metadata "recipe" of ONNX and safetensors, the extra file "recipe.json" of TorchScript.
+    safetensors has none if the checkpoint has none and no preset is given: assumed values are no recipe.
 
     Args:
         checkpoint: weights.
         output: the file, which is replaced.
-        output_format: one of `FORMATS`.
-        presets, allow_code, overrides: as `attunet3d.Segmenter`.
-        say: gets warnings of the recipe.
+        output_format: one of `FORMATS`; by default the one that the suffix of ``output`` stands for.
+        presets: merged in order over the recipe.
+        allow_code: whether presets and overrides may hold code.
+        warn: called with warnings about the recipe.
+        overrides: ids of the inference config and their values.
 
     Raises:
-        ConfigError: there is no such format, or onnx is not installed; a preset or an id does not exist or fit.
+        ConfigError: the format is unknown, missing or not that of the suffix; onnx is not installed; ``output`` is the
+            checkpoint; a preset or an id does not exist or fit.
         CheckpointError: the weights cannot be read or do not fit.
         OutputError: the file cannot be written.
     """
+    checkpoint, output = Path(checkpoint), Path(output)
+    output_format = export_format(output, output_format)
+    if output.exists() and checkpoint.exists() and output.samefile(checkpoint):
+        raise ConfigError(f"{output}: is the checkpoint itself, which would be replaced; give another file")
+    values = inference_values(presets, {**overrides, "checkpoint": checkpoint}, allow_code, warn)
+    network, weights = build_network(values["network_def"], allow_code), read_weights(checkpoint)
+    fit_weights(network, weights, checkpoint)
+    recipe = make_recipe(values | {"network_def": network})
+    if output_format == "safetensors":
+        known = bool(presets) or read_recipe(checkpoint) is not None
+        content = saved_as_safetensors(weights, recipe if known else None)
+    else:
+        content = _traced(network, recipe_text(recipe), _onnx if output_format == "onnx" else _torchscript)
+    with atomic_path(output) as temporary:
+        temporary.write_bytes(content)
+    return output
+
+
+def export_format(output: Path, output_format: str | None) -> str:
+    """Return the format to export to, of its name and the suffix of the file.
+
+    Raises:
+        ConfigError: it is unknown, missing or not that of the suffix; or onnx is not installed.
+    """
+    by_suffix = [name for name, suffixes in FORMATS.items() if output.suffix.lower() in suffixes]
+    if output_format is None:
+        # Weights are called .pt as well, so that it does not stand for TorchScript unless that is asked for.
+        if not by_suffix or output.suffix.lower() == ".pt":
+            raise ConfigError(f"{output}: its suffix is that of no format; name the format: {', '.join(FORMATS)}")
+        output_format = by_suffix[0]
     if output_format not in FORMATS:
         raise ConfigError(f"format {output_format!r} is not known: use {', '.join(FORMATS)}")
+    if by_suffix and output_format not in by_suffix:
+        suffixes = " or ".join(FORMATS[output_format])
+        raise ConfigError(f"{output}: its suffix is that of {by_suffix[0]}, not of {output_format}; use {suffixes}")
     if output_format == "onnx" and importlib.util.find_spec("onnx") is None:
-        raise ConfigError("onnx is not installed: pip install 'attunet3d[onnx]', or choose torchscript")
-    values = inference_values(presets, {**overrides, "checkpoint": Path(checkpoint)}, allow_code, say)
-    network = build_network(values["network_def"], allow_code)
-    load_weights(network, checkpoint)
-    recipe = make_recipe(values | {"network_def": network})
-    write = _onnx if output_format == "onnx" else _torchscript
+        raise ConfigError("onnx is not installed: pip install 'attunet3d[onnx]', or choose torchscript or safetensors")
+    return output_format
+
+
+def _traced(network: nn.Module, recipe: str, write: Callable[[nn.Module, torch.Tensor, str], bytes]) -> bytes:
     smallest = int(getattr(network, "min_size", 16))
     # Axes of three sizes: none is taken for another, and none for a fixed one.
     example = torch.zeros((1, 1, 2 * smallest, 3 * smallest, 4 * smallest))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # branches on sizes are the same for all of them
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's newer exporters fix sizes, or take minutes
-        content = write(fold(network), example, recipe_text(recipe))
-    with atomic_path(Path(output)) as temporary:
-        temporary.write_bytes(content)
-    return Path(output)
+        return write(fold(network), example, recipe)
 
 
 def _torchscript(network: nn.Module, example: torch.Tensor, recipe: str) -> bytes:
@@ -95,6 +130,6 @@ def _onnx(network: nn.Module, example: torch.Tensor, recipe: str) -> bytes:
         dynamo=False,
     )
     model = onnx.load_from_string(buffer.getvalue())
-    onnx.helper.set_model_props(model, {"recipe": recipe})
+    onnx.helper.set_model_props(model, {METADATA: recipe})
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())

@@ -19,15 +19,16 @@ from conftest import PLAIN, TINY
 from monai.bundle import ConfigParser
 
 from attunet3d import AttentionUNet, Segmenter, workflow
-from attunet3d.checkpoint import common_recipe, read_weights, save_weights, saved
-from attunet3d.config.changes import INFERENCE_IDS, inference_values
+from attunet3d.checkpoint import common_recipe, file_sha256, read_weights, save_weights, saved
+from attunet3d.config.changes import INFERENCE_IDS, changes_with_recipe, inference_values
 from attunet3d.config.files import bundled_weights, installed_bundle
 from attunet3d.config.recipe import RECIPE_IDS, make_recipe, read_recipe
 from attunet3d.errors import CheckpointError, ConfigError
 from attunet3d.io.locking import LOCK
+from attunet3d.io.safetensors_file import safetensors_bytes
 from attunet3d.many.manifest import ManyCase
 from attunet3d.many.worker import Job, Worker
-from attunet3d.runtime.loading import load_network
+from attunet3d.runtime.loading import build_network, load_network
 from attunet3d.training import load_initial_weights
 
 Run = Callable[..., tuple[int, str, str]]
@@ -68,6 +69,9 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def with_text(weights: Path, text: bytes, path: Path) -> Path:
     """Weights with a text in the place of a recipe."""
+    if path.suffix == ".safetensors":
+        path.write_bytes(safetensors_bytes(read_weights(weights), {"recipe": text.decode("utf-8", "replace")}))
+        return path
     path.write_bytes(saved(read_weights(weights)))
     with zipfile.ZipFile(path, "a") as records:
         records.writestr("archive/recipe.json", text)
@@ -237,15 +241,20 @@ HOSTILE: dict[str, dict[str, Any]] = {
 }
 
 
+FILES = ["w.pt", "w.safetensors"]
+
+
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_recipe_is_refused(odd: Path, tmp_path: Path, name: str) -> None:
-    path = with_values(odd, tmp_path / "w.pt", **HOSTILE[name])
-    with pytest.raises(CheckpointError, match=r"w\.pt: the recipe in it ") as refused:
+def test_a_hostile_recipe_is_refused(odd: Path, tmp_path: Path, name: str, file: str) -> None:
+    path = with_values(odd, tmp_path / file, **HOSTILE[name])
+    with pytest.raises(CheckpointError, match=rf"{file}: the recipe in it ") as refused:
         Segmenter(path)
     assert len(str(refused.value)) < 400
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize(
     "text",
     [
@@ -256,23 +265,24 @@ def test_a_hostile_recipe_is_refused(odd: Path, tmp_path: Path, name: str) -> No
         b'{"format": 1, "spacing": ' + b"[" * 90 + b"]" * 90 + b"}",
         b"[1]",
         b'{"format": 1, "format": 1}',
-        b" " * 10_000_000,
+        b" " * 3_000_000,
     ],
     ids=["empty", "words", "bytes", "deep", "nested", "list", "twice", "long"],
 )
-def test_a_damaged_recipe_is_refused(odd: Path, tmp_path: Path, text: bytes) -> None:
-    with pytest.raises(CheckpointError, match=r"w\.pt: the recipe in it "):
-        read_recipe(with_text(odd, text, tmp_path / "w.pt"))
+def test_a_damaged_recipe_is_refused(odd: Path, tmp_path: Path, text: bytes, file: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{file}: the recipe in it "):
+        read_recipe(with_text(odd, text, tmp_path / file))
 
 
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_network_larger_than_the_file_is_not_built(odd: Path, tmp_path: Path, inside: bool) -> None:
+def test_a_network_larger_than_the_file_is_not_built(odd: Path, tmp_path: Path, inside: bool, file: str) -> None:
     """It could take all memory before its weights are compared."""
     recipe: dict[str, Any] = read_recipe(odd) or {}
     wide = {"channels": [2048] * 5}
     values = {"network_def": recipe["network_def"] | wide} if inside else wide
-    with pytest.raises(CheckpointError, match=r"w\.pt: the recipe in it does not fit \(the file is too small for"):
-        read_recipe(with_values(odd, tmp_path / "w.pt", **values))
+    with pytest.raises(CheckpointError, match=rf"{file}: the recipe in it does not fit \(the file is too small for"):
+        read_recipe(with_values(odd, tmp_path / file, **values))
 
 
 def test_every_bit_of_it_counts(odd: Path, tmp_path: Path) -> None:
@@ -281,6 +291,46 @@ def test_every_bit_of_it_counts(odd: Path, tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     with pytest.raises(CheckpointError, match=r"w\.pt: damaged \(.*; copy it again"):
         read_recipe(tmp_path / "w.pt")
+
+
+def test_every_bit_of_it_counts_in_safetensors(odd: Path, tmp_path: Path) -> None:
+    """The format has no checksum of its own."""
+    path = save_weights(read_weights(odd), tmp_path / "w.safetensors", recipe=read_recipe(odd))
+    content = path.read_bytes()
+    place = content.index(b"7.0")
+    path.write_bytes(content[:place] + b"6" + content[place + 1 :])
+    assert (read_recipe(path) or {})["spacing"] == [6.0, 8.0, 9.0]
+    with pytest.raises(
+        CheckpointError, match=r"w\.safetensors: damaged \(it is not as it was written\); copy it again"
+    ):
+        Segmenter(path)
+
+
+def test_safetensors_are_used_as_the_same_weights_of_torch(
+    run: Run, odd: Path, bare_checkpoint: Path, write_phantom: Callable[..., Path], tmp_path: Path
+) -> None:
+    ct, path = write_phantom(), tmp_path / "odd.safetensors"
+    assert run("export", odd, "-o", path) == (0, f"{path}\n", "")
+    assert read_recipe(path) == read_recipe(odd)
+    session = Segmenter(path, **CPU_FP32)
+    found = session.segment(ct)
+    assert np.array_equal(found.mask, Segmenter(odd, **CPU_FP32).segment(ct).mask)
+    assert session.warnings == ()
+    checkpoint = found.record["checkpoint"]
+    assert (checkpoint["recipe"], checkpoint["sha256"]) == (True, file_sha256(path))
+
+    for mode, key in (("evaluate", "checkpoint"), ("train", "initial_checkpoint")):
+        changes = [changes_with_recipe(mode, [], {key: weights}) for weights in (path, odd)]  # type: ignore[arg-type]
+        assert {**changes[0], key: odd} == {**changes[1], key: odd}
+        assert changes[0]["spacing"] == ODD["spacing"]
+    network = build_network(inference_values((), {"checkpoint": path})["network_def"])
+    load_initial_weights(network, path, "", read_recipe(odd) or {})
+    assert torch.equal(network.state_dict()["final.bias"], read_weights(odd)["final.bias"])
+
+    bare = save_weights(read_weights(bare_checkpoint), tmp_path / "bare.safetensors", torch.float32)
+    said: list[str] = []
+    inference_values((), {"checkpoint": bare, **TINY}, False, said.append)
+    assert said[0].startswith("bare.safetensors: no recipe with these weights")
 
 
 def test_two_are_none(odd: Path, tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
     python tests/fuzz/fuzz.py --cases 2400 --seed 0
 
-Inputs are CTs and label maps, manifests, datalists, presets and values of --set, weights, the state and the cache of
-training, records and tables of runs, and, where MONAI Label is installed in .venv-label, calls of its server. A case
-runs as the program does, in a child process with limits of time and memory; a child that dies or hangs is a failure
-like any other, and the next case gets a new one. `--case N` repeats one case and keeps its input.
+Inputs are CTs and label maps, manifests, datalists, presets and values of --set, weights and their recipes, the state
+and the cache of training, records and tables of runs, and, where MONAI Label is installed in .venv-label, calls of its
+server. A case runs as the program does, in a child process with limits of time and memory; a child that dies or hangs
+is a failure like any other, and the next case gets a new one. `--case N` repeats one case and keeps its input.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ MIX = {
     "presets": 8,
     "set": 8,
     "weights": 10,
+    "recipes": 12,
     "states": 8,
     "caches": 6,
     "records": 8,

@@ -28,7 +28,7 @@ def targets(groups: Iterable[str], scratch: Path) -> dict[str, Target]:
     """Those of some groups, each with the sound inputs that it damages below `scratch`; their imports take seconds."""
     groups = set(groups)
     found: dict[str, Target] = {}
-    if groups & {"images", "presets", "set", "weights", "records"}:
+    if groups & {"images", "presets", "set", "weights", "recipes", "records"}:
         found |= _with_network(groups, scratch)
     if groups & {"manifests", "datalists"}:
         from fuzz_texts import Datalists, Manifests
@@ -56,14 +56,17 @@ def targets(groups: Iterable[str], scratch: Path) -> dict[str, Target]:
 def _with_network(groups: set[str], scratch: Path) -> dict[str, Target]:
     import nibabel as nib
     import torch
-    from conftest import TINY
+    from conftest import PLAIN, TINY
     from dicom_files import phantom
     from fuzz_images import Images
+    from fuzz_recipes import Recipes
     from fuzz_runs import Records
     from fuzz_texts import Presets, SetValues
     from fuzz_weights import Weights
 
     from attunet3d import AttentionUNet, Segmenter
+    from attunet3d.config.changes import inference_values
+    from attunet3d.config.recipe import make_recipe
 
     scratch.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(3)
@@ -79,6 +82,8 @@ def _with_network(groups: set[str], scratch: Path) -> dict[str, Target]:
         session.segment(ct)  # what is imported and allocated once does not count
     presets = Presets(values, weights, ct)
     found: dict[str, Target] = {"presets": presets, "set": SetValues(values, presets), "weights": Weights(network)}
+    if "recipes" in groups:
+        found["recipes"] = Recipes(network, make_recipe(inference_values((), {**TINY, **PLAIN})), ct)
     if "images" in groups:
         (scratch / "images").mkdir()
         found["images"] = Images(scratch / "images", sessions)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import PLAIN, TINY
 
-from attunet3d.checkpoint import file_sha256
+from attunet3d.checkpoint import file_sha256, read_weights, save_weights
 from attunet3d.config.files import BUNDLE, installed_bundle
 from attunet3d.config.recipe import read_recipe
 from attunet3d.errors import CheckpointError, ConfigError, InputNotFoundError
@@ -56,6 +57,16 @@ def test_the_app_holds_a_bundle_with_the_values_given(sample: Path, tmp_path: Pa
     assert {path.name for path in (bundle / "configs").iterdir()} == {
         path.name for path in (installed_bundle() / "configs").iterdir()
     }
+
+
+def test_safetensors_become_a_file_that_monai_label_reads(sample: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    weights = read_weights(tiny_checkpoint)
+    start = save_weights(weights, tmp_path / "tiny.safetensors", torch.float32, read_recipe(tiny_checkpoint))
+    path = folder.make_app(tmp_path / "app", start) / "models" / "model.pt"
+    found = torch.load(path, weights_only=True)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], value) for key, value in weights.items())
+    assert read_recipe(path) == read_recipe(tiny_checkpoint)
 
 
 def test_what_was_learned_stays_until_other_weights_are_given(

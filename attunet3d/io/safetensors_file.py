@@ -1,0 +1,108 @@
+"""safetensors files: tensors and texts, no code; read with limits, and with a checksum, which the format lacks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attunet3d.io.json_text import json_text, parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A file begins with the length of its header, 8 bytes, and the header, a JSON object.
+_LENGTH = 8
+START_BYTES = _LENGTH + 1
+MOST_HEADER_BYTES = 2**22  # the bundle's weights with their recipe have 20,712
+_METADATA, _CHECKSUM = "__metadata__", "sha256"
+
+
+def is_safetensors(start: bytes) -> bool:
+    """Return whether the first `START_BYTES` of a file are those of safetensors."""
+    return start[_LENGTH:START_BYTES] == b"{"
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the texts in the header of a safetensors file, and nothing else of it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the header is cut short, too long, or not one of safetensors.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = _header_length(file.read(_LENGTH), size)
+        return _metadata(_parsed(file.read(length)))
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file into memory, and compare them with the checksum if it has one.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or no safetensors file.
+    """
+    content = path.read_bytes()
+    if _metadata(_header(content)).get(_CHECKSUM, digest := _digest(content)) != digest:
+        raise ValueError("it is not as it was written")
+    from safetensors.torch import load
+
+    try:
+        tensors: dict[str, Tensor] = load(content)
+    except Exception as error:  # the library and torch raise many types for a header that does not fit the file
+        raise ValueError(str(error) or type(error).__name__) from error
+    return tensors
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the content of a safetensors file.
+
+    Args:
+        tensors: dense ones, whose values are kept bit for bit; they may share memory.
+        metadata: texts, to which the checksum of all that the file holds is added as "sha256".
+    """
+    import torch
+    from safetensors.torch import save
+
+    dense = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    digest = _digest(save(dense, metadata=dict(metadata)))
+    content: bytes = save(dense, metadata={**metadata, _CHECKSUM: digest})
+    return content
+
+
+def _digest(content: bytes) -> str:
+    """SHA-256 of a file's header, in one order and without the checksum itself, and of its tensors."""
+    header = _header(content)
+    metadata = {key: value for key, value in _metadata(header).items() if key != _CHECKSUM}
+    digest = hashlib.sha256(json_text({**header, _METADATA: metadata}, sort_keys=True).encode())
+    digest.update(memoryview(content)[_LENGTH + _header_length(content, len(content)) :])
+    return digest.hexdigest()
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    return _parsed(content[_LENGTH : _LENGTH + _header_length(content, len(content))])
+
+
+def _header_length(start: bytes, size: int) -> int:
+    length = int.from_bytes(start[:_LENGTH], "little")
+    if length > size - _LENGTH:
+        raise ValueError(f"cut short: {size} bytes, and its header alone has {length}")
+    if length > MOST_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes, more than {MOST_HEADER_BYTES}")
+    return length
+
+
+def _parsed(header: bytes) -> dict[str, Any]:
+    content = parse_json(header.decode("utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("its header is no JSON object")
+    return content
+
+
+def _metadata(header: Mapping[str, Any]) -> dict[str, str]:
+    metadata = header.get(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its metadata are no texts")
+    return metadata
