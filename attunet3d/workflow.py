@@ -13,7 +13,7 @@ from attunet3d.config.files import CONFIG_FILES, Mode, installed_bundle
 from attunet3d.config.plain import for_monai
 from attunet3d.datasets.sections import load_cases
 from attunet3d.errors import ConfigError, only_own_error, own_error
-from attunet3d.io.cases import alike_names, said_alike
+from attunet3d.io.cases import name_collisions, quote_collision
 from attunet3d.io.locking import release_folder
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ def evaluate(
     cases = load_cases(datalist, dataset_dir, section, fold, say=logger.warning)
     layout = parsed(workflow, "layout")
     names = [layout.case(case["image"]) for case in cases]
-    for same in alike_names(names):
-        masks = said_alike(f"{names[index]}_seg" for index in same)
+    for same in name_collisions(names):
+        masks = quote_collision(f"{names[index]}_seg" for index in same)
         raise ConfigError(
             f"{datalist}: {len(same)} masks would be {masks}; rename them, or give a --dataset-dir above all CTs"
         )

@@ -49,7 +49,7 @@ def check_split(cases: int, folds: int, test: int = 0) -> None:
 
 def write_datalist(
     path: str | Path,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     cases: Sequence[Mapping[str, str]],
     *,
     folds: int,
@@ -60,7 +60,7 @@ def write_datalist(
 
     Args:
         path: the JSON file.
-        facts: what comes before the cases: "name", "labels", "pancreas_labels", ...
+        metadata: what comes before the cases: "name", "labels", "pancreas_labels", ...
         cases: {"image": path, "label": path}, in the order of the cases' names.
         folds, seed, test: as in ``split_cases``.
 
@@ -70,7 +70,7 @@ def write_datalist(
     """
     training, held_out = split_cases(cases, folds, seed, test)
     content = {
-        **facts,
+        **metadata,
         "seed": seed,
         "folds": folds,
         "numTraining": len(training),

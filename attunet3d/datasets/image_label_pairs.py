@@ -66,7 +66,7 @@ def find_cases(
     named = {path: name if name in labels_of else name.removesuffix(NNUNET_CHANNEL) for path, name in cts.items()}
     cases, refused = pair_up(_by_name(named), labels_of, "say which with --images and --labels")
     values = sorted(set(pancreas_labels)) or [1]
-    facts = {
+    metadata = {
         "name": Path(os.path.abspath(raw)).name,
         "description": "CTs with labels of the pancreas",
         "labels": {"0": "background", **{str(value): "pancreas" for value in values}},
@@ -74,7 +74,7 @@ def find_cases(
         "pancreas_labels": values,
     }
     allowed = None if pancreas_labels else frozenset({0, 1})
-    return RawData(raw, facts, cases, allowed, "; say which are pancreas with --pancreas-label", refused)
+    return RawData(raw, metadata, cases, allowed, "; say which are pancreas with --pancreas-label", refused)
 
 
 def _pattern(raw: Path, pattern: str) -> str:

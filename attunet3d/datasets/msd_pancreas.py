@@ -11,7 +11,7 @@ from attunet3d.datasets.prepare import RawCase, RawData
 from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io import case_name
 
-FACTS = {
+METADATA = {
     "name": "MSD Task07 Pancreas",
     "description": "Portal-venous CTs of patients with pancreatic masses; Medical Segmentation Decathlon, "
     "arXiv:1902.09063",
@@ -51,8 +51,8 @@ def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
             refused.append((name, f"{path}: names {outside[0]}, which is not in {raw}"))
         else:
             cases.append(RawCase(name, *(Path(os.path.normpath(raw / value)) for value in (image, label))))
-    facts: dict[str, Any] = {**FACTS, "pancreas_labels": [[1], [2]] if tumour_class else [1, 2]}
-    return RawData(raw, facts, cases, frozenset({0, 1, 2}), refused=refused)
+    metadata: dict[str, Any] = {**METADATA, "pancreas_labels": [[1], [2]] if tumour_class else [1, 2]}
+    return RawData(raw, metadata, cases, frozenset({0, 1, 2}), refused=refused)
 
 
 def _leads_outside(path: str) -> bool:

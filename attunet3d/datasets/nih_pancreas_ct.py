@@ -20,7 +20,7 @@ from attunet3d.transforms.labels import box_of
 if TYPE_CHECKING:
     from attunet3d.io import Volume
 
-FACTS = {
+METADATA = {
     "name": "NIH Pancreas-CT",
     "description": "Portal-venous abdominal CTs; The Cancer Imaging Archive, doi:10.7937/K9/TCIA.2016.tNB1kqBU",
     "labels": {"0": "background", "1": "pancreas"},
@@ -65,7 +65,7 @@ def find_cases(raw: str | Path, output: str | Path, labels: str | Path | None = 
             raise InputNotFoundError(f"{where}: no {what} or the like, at any depth; is this NIH Pancreas-CT?")
     left_out = [(name, reason) for name, reason in LEFT_OUT.items() if cts.pop(name, []) + files.pop(name, [])]
     cases, refused = pair_up(cts, files, "move one away")
-    return RawData(raw, FACTS, cases, frozenset({0, 1}), refused=refused, left_out=left_out, place=place_label)
+    return RawData(raw, METADATA, cases, frozenset({0, 1}), refused=refused, left_out=left_out, place=place_label)
 
 
 def _by_case(root: Path, pattern: re.Pattern[str], skip: str) -> dict[str, list[Path]]:

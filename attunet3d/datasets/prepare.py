@@ -52,14 +52,14 @@ def place_by_header(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name
 class RawData:
     """What a data set's layout says, before any voxel is read.
 
-    `facts` opens the datalist: "name", "description", "labels" (the meaning of the values in the label files; others
+    `metadata` opens the datalist: "name", "description", "labels" (the meaning of the values in the label files; others
     that are found are added as "other") and "pancreas_labels" (the values that count as pancreas: `[1, 2]` as one
     class, `[[1], [2]]` as two). `allowed` is what a label file may hold, None for anything; `cure` ends the message
     about another value. `refused` and `left_out` are names with reasons.
     """
 
     root: Path
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     cases: Sequence[RawCase]
     allowed: frozenset[int] | None
     cure: str = ""
@@ -70,7 +70,7 @@ class RawData:
     @property
     def values(self) -> LabelValues:
         """What the values of its label files mean."""
-        return replace(LabelValues.of(self.facts["pancreas_labels"]), allowed=self.allowed, cure=self.cure)
+        return replace(LabelValues.of(self.metadata["pancreas_labels"]), allowed=self.allowed, cure=self.cure)
 
 
 def pair_up(
@@ -168,9 +168,9 @@ def prepare(
             raise InputNotFoundError(f"{data.root}: none of the {refused} cases can be used; nothing was written")
         check_split(len(entries), folds, test)
     make_folder(output.parent)
-    names = {str(value): "other" for value in sorted(others)} | dict(data.facts["labels"])
-    facts = {**data.facts, "labels": dict(sorted(names.items(), key=lambda item: int(item[0])))}
-    write_datalist(output, facts, entries, folds=folds, seed=seed, test=test)
+    names = {str(value): "other" for value in sorted(others)} | dict(data.metadata["labels"])
+    metadata = {**data.metadata, "labels": dict(sorted(names.items(), key=lambda item: int(item[0])))}
+    write_datalist(output, metadata, entries, folds=folds, seed=seed, test=test)
     return Prepared(output, len(entries), test, refused, len(data.left_out))
 
 
@@ -189,7 +189,7 @@ def _check(case: RawCase, data: RawData, seen: _Seen) -> tuple[Volume, np.ndarra
     check_values(case.label, label, data.values)
     apart = little_apart(label.shape, affine, ct.affine, f"the CT and {case.label.name}")
     label, placed = data.place(ct, label, affine, case.label.name)
-    warnings = [*ct.source["warnings"], *([apart] if placed and apart else [])]
+    warnings = [*ct.metadata["warnings"], *([apart] if placed and apart else [])]
     warnings += check_place(case.label, label, ct.array, data.values, voxel_ml(ct.affine))
     voxels = voxel_digest(ct.array.shape, (ct.array[:, :, k] for k in range(ct.array.shape[2])))
     same = seen.by_voxels.get(voxels)
@@ -210,7 +210,7 @@ def _new_labels(datalist: Path) -> Iterator[Callable[[str, np.ndarray, Volume], 
 
     def save(name: str, label: np.ndarray, ct: Volume) -> Path:
         make_folder(beside)
-        write_mask(beside / name, label, ct.affine, like=ct.source)
+        write_mask(beside / name, label, ct.affine, metadata=ct.metadata)
         return final / name
 
     try:

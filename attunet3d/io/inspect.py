@@ -73,7 +73,7 @@ def _of_file(path: Path) -> Finding:
         usable, verdict = False, str(error)
     if min(image.shape) < 2:
         usable, verdict = False, f"{path}: single slice; a CT volume needs at least 2 slices: give the whole scan"
-    return _of_image(1, None, NAMES[image.facts["format"]], 1, image, usable, verdict)
+    return _of_image(1, None, NAMES[image.metadata["format"]], 1, image, usable, verdict)
 
 
 def _of_image(
@@ -93,7 +93,7 @@ def _of_image(
         gantry_tilt_deg=None if axes is None else round(tilt_deg(image.affine), 3),
         usable=usable,
         verdict=verdict,
-        warnings=tuple(image.facts["warnings"]),
+        warnings=tuple(image.metadata["warnings"]),
     )
 
 

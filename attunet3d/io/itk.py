@@ -42,8 +42,8 @@ def open_itk(path: Path) -> StoredImage:
             "give a CT with one real value per voxel"
         )
     if len(size) != 3:
-        cure = "extract one volume" if len(size) > 3 else "give the whole scan"
-        raise UnsupportedImageError(f"{path}: {len(size)}D image of shape {size}; expected 3D (X, Y, Z): {cure}")
+        hint = "extract one volume" if len(size) > 3 else "give the whole scan"
+        raise UnsupportedImageError(f"{path}: {len(size)}D image of shape {size}; expected 3D (X, Y, Z): {hint}")
     if min(size) < 1:
         raise UnreadableInputError(f"{path}: the header says shape {size}, without voxels; export the file again")
     bits = int(pixel.partition("-bit")[0])  # "16-bit signed integer", "32-bit float"
@@ -73,14 +73,14 @@ def _slabs(path: Path, reader: sitk.ImageFileReader) -> Iterator[np.ndarray]:
 @contextmanager
 def _itk_errors(path: Path) -> Iterator[None]:
     """ITK's errors as ours, without its printed warnings; not quoted, for ITK says "no such file" of truncated ones."""
-    cure = "copy or export the file again"
+    hint = "copy or export the file again"
     if path.suffix.lower() in (".mhd", ".nhdr"):
-        cure = f"copy or export it again, with the data file that {path.name} names beside it"
+        hint = f"copy or export it again, with the data file that {path.name} names beside it"
     quiet = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         yield
     except (RuntimeError, MemoryError) as e:
-        raise read_failed(path, cure=cure) from e
+        raise read_failed(path, hint=hint) from e
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(quiet)

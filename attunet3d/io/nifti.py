@@ -53,7 +53,7 @@ def open_nifti(path: Path) -> StoredImage:
         affine = np.asarray(header.get_best_affine(), np.float64)
         stored, dtype, offset = tuple(header.get_data_shape()), header.get_data_dtype(), header.get_data_offset()
         slope, inter = header.get_slope_inter()
-        facts = _facts(header, stored, warnings)
+        metadata = _metadata(header, stored, warnings)
     except _DECODE_ERRORS as e:
         raise read_failed(path, e) from e
     finally:
@@ -77,7 +77,7 @@ def open_nifti(path: Path) -> StoredImage:
         )
     check_file_size(path, offset + dtype.itemsize * math.prod(shape), compressed=is_gzip(path))
     scale = (1.0 if slope is None else slope, 0.0 if inter is None else inter)
-    return StoredImage(path, shape, affine, facts, _slabs(path, offset, dtype, scale, shape))
+    return StoredImage(path, shape, affine, metadata, _slabs(path, offset, dtype, scale, shape))
 
 
 def _open(path: Path) -> BinaryIO:
@@ -102,7 +102,7 @@ def _read_header(path: Path) -> tuple[Any, list[str]]:
     raise ImageFileError("no NIfTI header" if is_gzip(path) else "no NIfTI header, and not gzipped")
 
 
-def _facts(header: Any, shape: tuple[int, ...], warnings: list[str]) -> dict[str, Any]:
+def _metadata(header: Any, shape: tuple[int, ...], warnings: list[str]) -> dict[str, Any]:
     qform_code, sform_code = int(header["qform_code"]), int(header["sform_code"])
     if not qform_code and not sform_code:
         warnings.append("the NIfTI header gives no orientation (sform and qform codes 0); nibabel's default is assumed")

@@ -173,7 +173,7 @@ def write_mask(
     mask: np.ndarray,
     affine: np.ndarray,
     *,
-    like: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a mask, uint8 (X, Y, Z), as NIfTI (.nii.gz or .nii), whole or not at all.
 
@@ -187,34 +187,34 @@ def write_mask(
     if mask.dtype not in (np.uint8, np.bool_) or mask.ndim != 3:
         raise OutputError(f"{path}: the mask is {mask.dtype} of shape {mask.shape}; expected uint8 (X, Y, Z)")
     with atomic_path(path) as temporary:
-        save_mask(temporary, mask, affine, like=like)
+        save_mask(temporary, mask, affine, metadata=metadata)
     return path
 
 
-def save_mask(path: Path, mask: np.ndarray, affine: np.ndarray, *, like: Mapping[str, Any] | None = None) -> None:
+def save_mask(path: Path, mask: np.ndarray, affine: np.ndarray, *, metadata: Mapping[str, Any] | None = None) -> None:
     """`write_mask` to a path that is temporary already, unchecked: what fails here is left to the path's owner."""
-    nib.save(_nifti(mask, affine, like), path)
+    nib.save(_nifti(mask, affine, metadata), path)
 
 
-def save_map(path: Path, shares: np.ndarray, affine: np.ndarray, *, like: Mapping[str, Any] | None = None) -> None:
+def save_map(path: Path, shares: np.ndarray, affine: np.ndarray, *, metadata: Mapping[str, Any] | None = None) -> None:
     """As `save_mask`, of uint8 (X, Y, Z) where 255 is 1: the header's slope of 1/255 lets viewers show [0, 1]."""
-    image = _nifti(shares, affine, like)
+    image = _nifti(shares, affine, metadata)
     image.header.set_slope_inter(1 / 255, 0)
     nib.save(image, path)
 
 
-def _nifti(array: np.ndarray, affine: np.ndarray, like: Mapping[str, Any] | None) -> nib.Nifti1Image:
+def _nifti(array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, Any] | None) -> nib.Nifti1Image:
     # NIfTI-2 holds its affine in double precision: only it can repeat that of a NIfTI-2 CT exactly.
-    kind = nib.Nifti2Image if (like or {}).get("nifti_version") == 2 else nib.Nifti1Image
+    kind = nib.Nifti2Image if (metadata or {}).get("nifti_version") == 2 else nib.Nifti1Image
     image = kind(array.astype(np.uint8, copy=False), affine)
-    place_like(image, np.asarray(affine, np.float64), like)
+    set_geometry(image, np.asarray(affine, np.float64), metadata)
     return image
 
 
-def place_like(image: nib.Nifti1Image, affine: np.ndarray, like: Mapping[str, Any] | None) -> None:
+def set_geometry(image: nib.Nifti1Image, affine: np.ndarray, metadata: Mapping[str, Any] | None) -> None:
     """Put `affine` (voxel to RAS+ mm) into the header, with the source's own fields if they say the same."""
     image.header.set_xyzt_units("mm")
-    geometry = (like or {}).get("nifti_geometry")
+    geometry = (metadata or {}).get("nifti_geometry")
     if geometry:
         copied = image.header.copy()
         for field, value in geometry.items():

@@ -115,15 +115,15 @@ class CaseWriter:
         self._name = name or case_name(ct)
         self._mask_suffix = MASK_SUFFIXES[outputs.output_format]
         self._affine = read.grid.affine
-        self._facts = read.facts
-        self._save: Callable[[Path, np.ndarray, np.ndarray], None] = partial(save_mask, like=read.facts)
+        self._metadata = read.metadata
+        self._save: Callable[[Path, np.ndarray, np.ndarray], None] = partial(save_mask, metadata=read.metadata)
         if outputs.output_format in SEG_TYPES:
             from attunet3d.io.dicom.seg import save_seg, source_headers
 
             kind = SEG_TYPES[outputs.output_format]
             self._save = partial(
                 save_seg,
-                sources=source_headers(ct, read.files, self._affine, read.facts["warnings"], read.frames, kind),
+                sources=source_headers(ct, read.files, self._affine, read.metadata["warnings"], read.frames, kind),
                 frames=read.frames,
                 checkpoint_sha256=checkpoint_sha256,
                 segmentation_type=kind,
@@ -168,7 +168,7 @@ class CaseWriter:
                 self._save(temporary(place[self._mask_suffix]), mask, self._affine)
                 record["mask_sha256"] = file_sha256(new[0][0])
                 for level, path in map_places.items():
-                    save_map(temporary(path), maps[level], self._affine, like=self._facts)
+                    save_map(temporary(path), maps[level], self._affine, metadata=self._metadata)
                 picture = None if hu is None else self._picture(mask, record, hu)
                 if picture is not None:
                     temporary(place[".png"]).write_bytes(picture)

@@ -94,7 +94,7 @@ def case_record(
         ct: its path; only the name is kept.
         mask: uint8 (X, Y, Z).
         grid: of the CT.
-        facts: what its reader said, see `Volume.source`.
+        facts: what its reader said, see `Volume.metadata`.
         session: from `session_record`.
         run: how it was run: model grid, windows, seconds, memory.
         keep_uids: without it the series' UID is left out, and UIDs are in neither the CT's name nor the warnings.

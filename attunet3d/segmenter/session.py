@@ -317,7 +317,7 @@ class Segmenter:
                 run = partial(run_in_memory, window, image=image, smaller=smaller, keep=holes is not None)
                 logits, plan = run(window.run, network=self._network, plan=plan)
                 self._network.release_memory()
-                warnings = [*read.facts["warnings"], *said_of_windows(full, plan)]
+                warnings = [*read.metadata["warnings"], *said_of_windows(full, plan)]
                 region = plan.region(read.model.shape)
                 logits = embed(logits, plan.box, region)
             if outputs.attention:
@@ -340,7 +340,7 @@ class Segmenter:
             "seconds": seconds,
             "memory_mb": {"predicted": megabytes(predicted), "peak": megabytes(peak_bytes())},
         }
-        facts = {**read.facts, "warnings": warnings}
+        facts = {**read.metadata, "warnings": warnings}
         record = case_record(ct, mask, read.grid, facts, self._session, how, outputs.keep_uids)
         path = writer.write(mask, record, maps, hu, stage("write"))
         return Segmentation(mask, read.grid.affine, path, record, maps or None)

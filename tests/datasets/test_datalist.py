@@ -51,9 +51,9 @@ def test_folds_and_test_partition_the_cases(folds: int, test: int) -> None:
 
 
 def test_the_seed_alone_decides(tmp_path: Path) -> None:
-    facts = {"name": "x", "pancreas_labels": [[1], [2]]}
+    metadata = {"name": "x", "pancreas_labels": [[1], [2]]}
     written = [
-        write_datalist(tmp_path / f"{k}.json", facts, CASES, folds=3, seed=seed, test=2).read_bytes()
+        write_datalist(tmp_path / f"{k}.json", metadata, CASES, folds=3, seed=seed, test=2).read_bytes()
         for k, seed in enumerate((7, 7, 8))
     ]
     assert written[0] == written[1] != written[2]

@@ -8,7 +8,7 @@ import pytest
 
 from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io import MaskLayout, case_name, find_cases
-from attunet3d.io.cases import alike_names
+from attunet3d.io.cases import name_collisions
 
 
 @pytest.mark.parametrize(
@@ -42,16 +42,16 @@ def test_find_cases(tmp_path: Path) -> None:
 def test_two_cts_of_one_name_are_refused(tmp_path: Path) -> None:
     for name in ("ct.nii.gz", "ct.mha"):
         (tmp_path / name).touch()
-    with pytest.raises(ConfigError, match="several CTs named 'ct'"):
+    with pytest.raises(ConfigError, match='several CTs named "ct"; '):
         find_cases(tmp_path)
 
 
 @pytest.mark.parametrize(("one", "other"), [("CT", "ct"), ("caf\u00e9", "cafe\u0301"), ("\u00df", "SS")])
 def test_names_that_some_file_systems_take_for_one(tmp_path: Path, one: str, other: str) -> None:
-    assert alike_names(["third", one, other, one, "fourth"]) == [[1, 2, 3]]
+    assert name_collisions(["third", one, other, one, "fourth"]) == [[1, 2, 3]]
     for name in (one, other):
         (tmp_path / f"{name}.nii.gz").touch()
-    with pytest.raises(ConfigError, match=r"several CTs named '.*' and '.*', which differ only in capitals"):
+    with pytest.raises(ConfigError, match=r'several CTs named ".*" and ".*", which differ only in capitals'):
         find_cases(tmp_path)
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attunet3d.io.grouping import MOST_TRIED, Agreeing, Key, grouped
+from attunet3d.io.grouping import MOST_TRIED, Key, KeyIndex, grouped
 
 
 def agree(a: Key, b: Key) -> bool:
@@ -35,7 +35,7 @@ def test_items_that_differ_are_not_compared_with_all() -> None:
 
 
 def test_of_keys_that_all_agree_some_are_tried() -> None:
-    keys = Agreeing()
+    keys = KeyIndex()
     for _ in range(3 * MOST_TRIED):
         keys.add((1, None))
-    assert list(keys.with_key((1, 2))) == list(range(MOST_TRIED))
+    assert list(keys.matching((1, 2))) == list(range(MOST_TRIED))

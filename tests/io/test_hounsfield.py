@@ -31,7 +31,7 @@ def doubts(array: np.ndarray) -> list[str]:
     slabs = (array[:, :, k] for k in range(array.shape[2]))
     image = StoredImage(Path("ct.nii"), array.shape, np.eye(4), {"warnings": []}, slabs)
     to_hu(image)
-    return image.facts["warnings"]
+    return image.metadata["warnings"]
 
 
 def padded(array: np.ndarray, value: float) -> np.ndarray:
@@ -153,7 +153,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "whole HU / 10": (lambda hu: np.rint(hu / 10), "looks like HU / 1"),
     "HU / 4": (lambda hu: hu / 4, "looks like HU / 4, with air at -2[45]"),
     "HU / 2": (lambda hu: hu / 2, "looks like HU / 2"),
-    "HU * 2": (lambda hu: hu * 2, "54% lie below -1250, where nothing is"),
+    "HU * 2": (lambda hu: hu * 2, "54% lie below -1250, below air"),
     "HU * 10": (lambda hu: hu * 10, "lie below -1250"),
     "1/cm": (lambda hu: 0.19 * (1 + hu / 1000), NORMALISED),
     "1/m": (lambda hu: 19.5 * (1 + hu / 1000), "nothing is as low as fat or air"),
@@ -205,7 +205,7 @@ def _written(folder: Path, kind: str, array: np.ndarray) -> Path:
 @pytest.mark.parametrize("kind", ["nii", "nrrd", "mha", "dicom"])
 def test_all_formats_alike(tmp_path: Path, ct: np.ndarray, kind: str) -> None:
     good = np.clip(ct, -160, 240)[:, :, 20:26].astype(np.int16)
-    assert "HU are clipped to [-160, 240]" in read_volume(_written(tmp_path, kind, good)).source["warnings"]
+    assert "HU are clipped to [-160, 240]" in read_volume(_written(tmp_path, kind, good)).metadata["warnings"]
     bad = padded(stored(ct), -2000)[:, :, 20:26].astype(np.int16)
     with pytest.raises(UnsupportedImageError, match=PLUS):
         read_volume(_written(tmp_path / kind, kind, bad) if kind == "dicom" else _written(tmp_path, kind, bad))

@@ -82,7 +82,7 @@ def test_stacks_in_one_series_are_told_apart(tmp_path, differ):
         read_ct(tmp_path, series_uid="1.2.3")
     if differ == "orientations":
         assert [f.plane for f in found] == ["axial", "coronal"]
-        assert read_volume(tmp_path).source["series_uid"] == "1.2.3#1", "the axial one is preferred"
+        assert read_volume(tmp_path).metadata["series_uid"] == "1.2.3#1", "the axial one is preferred"
     else:
         with pytest.raises(AmbiguousSeriesError, match="2 CT series; choose one with --series UID"):
             read_ct(tmp_path)

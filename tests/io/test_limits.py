@@ -14,7 +14,7 @@ from attunet3d.errors import UnreadableInputError, UnsupportedImageError
 from attunet3d.io import read_ct, read_label, read_volume
 from attunet3d.io.inspect import inspect_path
 from attunet3d.io.nifti import MAX_OFFSET
-from attunet3d.io.slabs import MOST_VOXELS, StoredImage, odd_size
+from attunet3d.io.slabs import MOST_VOXELS, StoredImage, unusual_size
 
 VOX_OFFSET, EXTENSION, DIM = 108, 348, 40
 
@@ -64,7 +64,7 @@ def test_voxels_that_begin_within_the_header(tmp_path: Path, name: str, offset: 
     volume = read_volume(tmp_path / name)
     np.testing.assert_array_equal(volume.array, phantom())
     said = [f"the NIfTI header says that the voxels begin at byte {offset}; {352 if version == 1 else 544} is meant"]
-    assert volume.source["warnings"] == (said if offset else [])
+    assert volume.metadata["warnings"] == (said if offset else [])
 
 
 @pytest.mark.parametrize("offset", [353, 360, 1000])
@@ -96,8 +96,8 @@ def test_an_offset_that_is_no_number(tmp_path: Path) -> None:
         ((0.7, 0.7, 15), (512, 512, 4), "voxels of 0.7 x 0.7 x 15 mm"),
     ],
 )
-def test_odd_sizes_are_said(spacing: tuple[float, ...], shape: tuple[int, int, int], said: str) -> None:
-    (text,) = odd_size(shape, np.diag([*spacing, 1]))
+def test_unusual_sizes_give_a_warning(spacing: tuple[float, ...], shape: tuple[int, int, int], said: str) -> None:
+    (text,) = unusual_size(shape, np.diag([*spacing, 1]))
     assert said in text
     assert text.endswith("check that its lengths are in mm")
 
@@ -108,13 +108,13 @@ def test_odd_sizes_are_said(spacing: tuple[float, ...], shape: tuple[int, int, i
 )
 def test_possible_sizes(spacing: tuple[float, ...], shape: tuple[int, int, int]) -> None:
     """From head to foot, a child's detail, a crop."""
-    assert odd_size(shape, np.diag([*spacing, 1])) == []
+    assert unusual_size(shape, np.diag([*spacing, 1])) == []
 
 
-def test_odd_sizes_are_in_the_record_and_in_what_inspect_says(tmp_path: Path) -> None:
+def test_warnings_of_unusual_sizes_are_in_the_metadata_and_in_inspect(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(phantom((70, 60, 30)), np.diag([0.3, 0.3, 0.5, 1])), tmp_path / "ct.nii")
-    (text,) = read_volume(tmp_path / "ct.nii").source["warnings"]
-    assert "odd size" in text
+    (text,) = read_volume(tmp_path / "ct.nii").metadata["warnings"]
+    assert "unusual for a CT" in text
     assert inspect_path(tmp_path / "ct.nii")[0].warnings == (text,)
 
 

@@ -53,9 +53,9 @@ def test_nifti_int16_as_stored(tmp_path, name):
     np.testing.assert_array_equal(volume.array, hu)
     np.testing.assert_array_equal(volume.affine, AFFINE)
     assert volume.affine.dtype == np.float64
-    assert (volume.source["format"], volume.source["sform_code"], volume.source["qform_code"]) == ("nifti", 1, 0)
-    assert volume.source["warnings"] == []
-    json.dumps(volume.source)
+    assert (volume.metadata["format"], volume.metadata["sform_code"], volume.metadata["qform_code"]) == ("nifti", 1, 0)
+    assert volume.metadata["warnings"] == []
+    json.dumps(volume.metadata)
 
 
 @pytest.mark.parametrize("dtype", [">i2", "i4", "i8", "f4", "f8", ">f4"])
@@ -87,7 +87,7 @@ def test_floats_are_rounded_to_nearest_and_clipped_with_a_warning(tmp_path):
     hu[5, 5, 1], hu[5, 5, 2], hu[5, 5, 3] = 39.6, -39.6, 1e6
     volume = read_volume(save_nifti(tmp_path / "ct.nii", hu))
     assert volume.array[5, 5, 1:4].tolist() == [40, -40, 32767]
-    assert volume.source["warnings"] == ["values -1000 to 1e+06 reach beyond int16 and were clipped to -32768..32767"]
+    assert volume.metadata["warnings"] == ["values -1000 to 1e+06 reach beyond int16 and were clipped to -32768..32767"]
 
 
 def test_integers_beyond_int16_are_clipped(tmp_path):
@@ -105,7 +105,7 @@ def test_trailing_dimensions_of_one_are_dropped(tmp_path):
 def test_nifti_without_orientation_is_read_with_a_warning(tmp_path):
     path = save_nifti(tmp_path / "ct.nii", phantom(), sform_code=0)
     volume = read_volume(path)
-    assert "no orientation" in volume.source["warnings"][0]
+    assert "no orientation" in volume.metadata["warnings"][0]
     np.testing.assert_array_equal(volume.affine, nib.load(path).affine)
 
 
@@ -118,7 +118,7 @@ def test_nifti_with_two_different_orientations_is_read_with_a_warning(tmp_path):
     image.set_qform(moved, code=1)
     nib.save(image, path)
     volume = read_volume(path)
-    assert volume.source["warnings"] == [
+    assert volume.metadata["warnings"] == [
         "sform and qform of the NIfTI header disagree by up to 3.00 mm; the sform is used"
     ]
     np.testing.assert_array_equal(volume.affine, AFFINE)
@@ -139,7 +139,7 @@ def test_itk_formats_are_lps(tmp_path, suffix, compressed):
     assert volume.array.flags.f_contiguous
     expected = [[-0.7, 0, 0, -10], [0, -0.8, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1]]
     np.testing.assert_allclose(volume.affine, expected, rtol=1e-12)
-    assert volume.source["warnings"] == []
+    assert volume.metadata["warnings"] == []
 
 
 def test_oblique_nrrd(tmp_path):
@@ -158,12 +158,12 @@ def test_nrrd_without_space_is_read_with_a_warning(tmp_path):
     (tmp_path / "ct.nrrd").write_bytes(header.encode() + hu.tobytes(order="F"))
     volume = read_volume(tmp_path / "ct.nrrd")
     np.testing.assert_array_equal(volume.array, hu)
-    assert "no space" in volume.source["warnings"][0]
+    assert "no space" in volume.metadata["warnings"][0]
 
 
 def test_series_uid_for_a_file_is_ignored_with_a_warning(tmp_path):
     volume = read_volume(save_nifti(tmp_path / "ct.nii", phantom()), series_uid="1.2.3")
-    assert volume.source["warnings"] == ["a series was asked for, but ct.nii is not DICOM"]
+    assert volume.metadata["warnings"] == ["a series was asked for, but ct.nii is not DICOM"]
 
 
 @pytest.mark.parametrize("low", [-1024, -100])
@@ -325,9 +325,9 @@ def test_a_file_is_read_for_what_it_holds(tmp_path, name, held):
     found = read_volume(tmp_path / name)
     np.testing.assert_array_equal(found.array, phantom())
     kind = {"plain.nii": "nifti", "packed.nii.gz": "nifti", "other.nrrd": "nrrd", "other.mha": "metaimage"}[held]
-    assert found.source["format"] == kind
+    assert found.metadata["format"] == kind
     suffixes = {"nifti": (".nii", ".gz"), "nrrd": (".nrrd",), "metaimage": (".mha",)}[kind]
-    told = any("by what it holds, though not by its name" in text for text in found.source["warnings"])
+    told = any("by its content, but not by its name" in text for text in found.metadata["warnings"])
     assert told != name.endswith(suffixes)
 
 
@@ -408,7 +408,7 @@ def test_monai_loads_a_file_and_a_folder(tmp_path, reader):
         np.testing.assert_array_equal(image.meta["original_affine"], read_ct(path)[1])
         assert image.meta["filename_or_obj"] == name
         assert image.meta["space"] == "RAS"
-        assert json.loads(image.meta["source"]) == read_volume(path).source
+        assert json.loads(image.meta["source"]) == read_volume(path).metadata
 
 
 @quiet_monai

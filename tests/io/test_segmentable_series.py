@@ -11,6 +11,7 @@ from dicom_files import phantom, write_series
 
 from attunet3d.errors import AmbiguousSeriesError, InputNotFoundError, UnsupportedImageError
 from attunet3d.io import SeriesCase, case_name, read_ct, segmentable_series
+from attunet3d.io.cases import partition_series
 from attunet3d.io.inspect import inspect_path
 
 SCOUT = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
@@ -34,8 +35,8 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_those_that_could_be_chosen_under_their_numbers(study: Path) -> None:
-    left_out: list[str] = []
-    cases = segmentable_series(study, left_out)
+    cases, left_out = partition_series(study)
+    assert segmentable_series(study) == cases
     assert [(case.number, case.series.uid) for case in cases] == [(2, "1.2.2"), (7, "1.2.7")]
     assert [(f.number, f.uid) for f in inspect_path(study) if f.number in (2, 7)] == [(2, "1.2.2"), (7, "1.2.7")]
     with pytest.raises(AmbiguousSeriesError) as caught:

@@ -55,9 +55,9 @@ def test_mask_has_the_geometry_header_of_its_ct(tmp_path, sform, qform):
     ct.set_sform(turned, code=sform)
     nib.save(ct, tmp_path / "ct.nii.gz")
     volume = read_volume(tmp_path / "ct.nii.gz")
-    path = write_mask(tmp_path / "m.nii.gz", MASK, volume.affine, like=volume.source)
+    path = write_mask(tmp_path / "m.nii.gz", MASK, volume.affine, metadata=volume.metadata)
     source, written = nib.load(tmp_path / "ct.nii.gz").header, nib.load(path).header
-    for field in volume.source["nifti_geometry"]:
+    for field in volume.metadata["nifti_geometry"]:
         count = 4 if field == "pixdim" else None
         np.testing.assert_array_equal(np.atleast_1d(source[field])[:count], np.atleast_1d(written[field])[:count])
     np.testing.assert_array_equal(read_label(path)[1], volume.affine)
@@ -66,9 +66,9 @@ def test_mask_has_the_geometry_header_of_its_ct(tmp_path, sform, qform):
 
 def test_geometry_of_another_grid_is_not_copied(tmp_path):
     nib.save(nib.Nifti1Image(phantom((8, 6, 4)), AFFINE), tmp_path / "ct.nii")
-    like = read_volume(tmp_path / "ct.nii").source
+    like = read_volume(tmp_path / "ct.nii").metadata
     coarse = AFFINE @ np.diag([2, 2, 2, 1])
-    np.testing.assert_array_equal(nib.load(write_mask(tmp_path / "m.nii", MASK, coarse, like=like)).affine, coarse)
+    np.testing.assert_array_equal(nib.load(write_mask(tmp_path / "m.nii", MASK, coarse, metadata=like)).affine, coarse)
 
 
 @settings(max_examples=40)
@@ -188,7 +188,7 @@ def test_monai_writer_copies_the_geometry_header(tmp_path):
     ct = nib.Nifti1Image(phantom((8, 6, 4)), AFFINE)
     ct.set_sform(AFFINE, code=4)
     nib.save(ct, tmp_path / "ct.nii")
-    source = read_volume(tmp_path / "ct.nii").source
+    source = read_volume(tmp_path / "ct.nii").metadata
     header = nib.load(_save_with_monai(tmp_path, source=json.dumps(source))).header
     assert (header["sform_code"], header["qform_code"]) == (4, 0)
 
@@ -212,7 +212,7 @@ def test_a_nifti2_ct_keeps_its_double_precision_affine(tmp_path: Path) -> None:
     ct[0] = -1000
     nib.save(nib.Nifti2Image(ct, affine), tmp_path / "ct.nii.gz")
     volume = read_volume(tmp_path / "ct.nii.gz")
-    write_mask(tmp_path / "mask.nii.gz", np.ones(ct.shape, np.uint8), volume.affine, like=volume.source)
+    write_mask(tmp_path / "mask.nii.gz", np.ones(ct.shape, np.uint8), volume.affine, metadata=volume.metadata)
     np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii.gz").affine, affine)
 
 

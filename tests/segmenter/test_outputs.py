@@ -38,7 +38,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     )
 
     def call(run: int, qc: bool = False, maps: tuple[str, ...] = (), suffix: str = ".nii.gz") -> Path | None:
-        read = SimpleNamespace(grid=Grid(SHAPE, np.eye(4)), facts={"warnings": []}, files=(), frames=())
+        read = SimpleNamespace(grid=Grid(SHAPE, np.eye(4)), metadata={"warnings": []}, files=(), frames=())
         case = CaseWriter(Outputs(tmp_path, qc=qc), "case.nii.gz", None, cast(PlannedCT, read), "")
         if suffix == ".dcm":  # as of a DICOM SEG, without its images
             case._mask_suffix = suffix

@@ -37,7 +37,7 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
     """One CT series as an image whose voxels are still to be decoded.
 
     A tilted gantry gives a sheared affine. With `allow_uneven`, slices at uneven distances, and with gaps between them,
-    are interpolated linearly onto even ones, and "warnings" in the facts says so; `files` is empty then.
+    are interpolated linearly onto even ones, and "warnings" in the metadata says so; `files` is empty then.
     Raises UnsupportedImageError (not a CT in HU, or of several patients), GeometryError (slices missing, doubled, or
     not on one grid) and UnreadableInputError (pixels or headers damaged, decoder missing).
     """
@@ -95,7 +95,7 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
             f"{np.linalg.norm(lps[:3, 2]):.4g} mm apart, were interpolated linearly between them"
         )
         slabs, files, frames = _interpolated(slabs, planes), (), ()
-    facts = {
+    metadata = {
         "format": "dicom",
         "series_uid": series.uid,
         "slices": len(slices),
@@ -103,7 +103,7 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
         "warnings": notes,
     }
     shape = (slices[0].columns, slices[0].rows, count)
-    return StoredImage(series.folder, shape, affine, facts, slabs, files, frames)
+    return StoredImage(series.folder, shape, affine, metadata, slabs, files, frames)
 
 
 def _notes_on_uids(slices: Sequence[SliceHeader]) -> list[str]:

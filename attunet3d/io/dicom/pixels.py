@@ -111,7 +111,7 @@ def _decoder_failed(s: SliceHeader, syntax: str, error: Exception) -> Unreadable
             return UnreadableInputError(f"{s.path}: no decoder for {name}; run: pip install 'attunet3d[dicom]'")
         if isinstance(error, NotImplementedError):
             return UnreadableInputError(f"{s.path}: {name} is not supported; convert the series to uncompressed DICOM")
-    return read_failed(s.path, cure=EXPORT_AGAIN)  # not quoted: parsers quote values, which can be a name
+    return read_failed(s.path, hint=EXPORT_AGAIN)  # not quoted: parsers quote values, which can be a name
 
 
 def _frames(ds: pydicom.Dataset, images: Sequence[SliceHeader]) -> Iterator[np.ndarray]:

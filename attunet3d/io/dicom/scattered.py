@@ -15,7 +15,7 @@ from attunet3d.io.dicom.stacks import (
     same_study,
     scans_of,
 )
-from attunet3d.io.grouping import Agreeing, Key, grouped
+from attunet3d.io.grouping import Key, KeyIndex, grouped
 from attunet3d.io.slabs import MIN_SPACING_MM
 
 MOST_IN_A_PART = 5  # slices: what is no scan by itself
@@ -48,11 +48,11 @@ def gathered(series: Sequence[Series]) -> list[Series]:
 def _completed(series: Sequence[Series]) -> list[_Scan]:
     """Series with the images without UID that can only belong to them."""
     hosts = [([s], s) for s in series if not _is_nameless(s)]
-    keys = Agreeing()
+    keys = KeyIndex()
     for _, host in hosts:
         keys.add(_said_with_space(host.slices[0]))
     for nameless in [s for s in series if _is_nameless(s)]:
-        fit = [n for n in keys.with_key(_said_with_space(nameless.slices[0])) if _can_hold(hosts[n][1], nameless)]
+        fit = [n for n in keys.matching(_said_with_space(nameless.slices[0])) if _can_hold(hosts[n][1], nameless)]
         for parts, whole in _scans_among([hosts[fit[0]][1], nameless], fewest=2) if len(fit) == 1 else ():
             hosts[fit[0]] = ([*hosts[fit[0]][0], *parts[1:]], whole)
     return [(parts, whole) for parts, whole in hosts if len(parts) > 1]

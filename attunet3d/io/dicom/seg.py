@@ -27,7 +27,7 @@ SERIES_NUMBER = 1000  # out of the way of what scanners count
 
 def check_images(image: StoredImage) -> None:
     """Raise UnsupportedImageError unless each slice of a CT is a DICOM image or frame, which a SEG can refer to."""
-    if image.facts["format"] != "dicom":
+    if image.metadata["format"] != "dicom":
         raise UnsupportedImageError(
             f"{image.path}: not DICOM, so a DICOM SEG has no images to refer to; "
             "give the folder of the DICOM series, or write NIfTI (--format nifti)"

@@ -55,9 +55,9 @@ def test_tilt_is_said_and_changes_no_voxel(tmp_path, tilt):
     write_series(tmp_path, hu, step=(0, 0, 5), ImageOrientationPatient=[1, 0, 0, 0, round(cos, 8), round(-sin, 8)])
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["gantry_tilt_deg"] == pytest.approx(abs(tilt), abs=1e-3)
+    assert volume.metadata["gantry_tilt_deg"] == pytest.approx(abs(tilt), abs=1e-3)
     said = f"the gantry was tilted by {abs(tilt):.1f} degrees: the affine is sheared, and no voxel is moved"
-    assert volume.source["warnings"] == ([said] if abs(tilt) > 0.1 else [])
+    assert volume.metadata["warnings"] == ([said] if abs(tilt) > 0.1 else [])
 
 
 def _ramp(heights):
@@ -95,11 +95,11 @@ def test_uneven_slices(tmp_path, case, tilt):
     volume = read_volume(tmp_path, allow_uneven=True)
     np.testing.assert_allclose(volume.affine[:3, 2], [0, 0, planes[1]], atol=1e-9)
     np.testing.assert_array_equal(volume.array[3, 2], -200 + 10 * np.array(planes))
-    assert volume.source["slices"] == len(heights)
+    assert volume.metadata["slices"] == len(heights)
     assert (
         f"the {len(heights)} slices lie at uneven distances: {len(planes)} even ones, {planes[1]:g} mm apart, "
         "were interpolated linearly between them"
-    ) in volume.source["warnings"]
+    ) in volume.metadata["warnings"]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -121,7 +121,7 @@ def test_even_slices_are_not_touched(tmp_path):
     write_series(tmp_path, hu)
     volume = read_volume(tmp_path, allow_uneven=True)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == []
+    assert volume.metadata["warnings"] == []
 
 
 NEVER_EVEN = {
@@ -171,7 +171,7 @@ def test_enhanced_ct(tmp_path):
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
     np.testing.assert_array_equal(volume.affine, [[-0.7, 0, 0, 100], [0, -0.8, 0, 50], [0, 0, 2.5, 20], [0, 0, 0, 1]])
-    assert volume.source["slices"] == 6
+    assert volume.metadata["slices"] == 6
 
 
 def test_phases_of_an_enhanced_ct_are_stacks(tmp_path):
@@ -221,12 +221,12 @@ def test_real_tilted_uneven_series():
     """Gaps of 4.22, one of 1.14 and of 7.38 mm, tilted by 18.5 degrees: grey values keep their heights."""
     folder = DATA / "dicom_edge" / "ge_gantry_tilt_uneven"
     volume = read_volume(folder, allow_uneven=True)
-    assert volume.source["gantry_tilt_deg"] == pytest.approx(18.5, abs=0.1)
+    assert volume.metadata["gantry_tilt_deg"] == pytest.approx(18.5, abs=0.1)
     step = np.linalg.norm(volume.affine[:3, 2])
     assert step == pytest.approx(2.11, abs=0.02)
     heights = sorted(s.position[2] for s in find_series(folder)[0].slices)
     assert (volume.array.shape[2] - 1) * step == pytest.approx(heights[-1] - heights[0], abs=0.01)
-    assert any("uneven distances: " in text for text in volume.source["warnings"])
+    assert any("uneven distances: " in text for text in volume.metadata["warnings"])
     with pytest.raises(GeometryError, match="uneven"):
         read_ct(folder)
 

@@ -183,7 +183,7 @@ def test_stored_bits(tmp_path, case):
     words, tags = MINUS_1000_AND_40[case]
     volume = _stored(tmp_path, words, tags)
     assert volume.array[:, 0, 0].tolist() == [-1000, 40]
-    assert volume.source["warnings"] == []
+    assert volume.metadata["warnings"] == []
 
 
 @pytest.mark.parametrize("padding", [("SS", -2000), ("US", 63536)])
@@ -193,7 +193,7 @@ def test_padding_whatever_its_sign_and_bits(tmp_path, tags, padding):
     water = -tags["RescaleIntercept"]
     volume = _stored(tmp_path, [0xF830, water], tags | {0x00280120: padding})
     assert volume.array[:, 0, 0].tolist() == [-1024, 0]
-    assert volume.source["warnings"] == ["4 padding voxels were set to -1024 HU"]
+    assert volume.metadata["warnings"] == ["4 padding voxels were set to -1024 HU"]
 
 
 def test_padding_range(tmp_path):
@@ -239,14 +239,14 @@ def test_no_rescale_is_said(tmp_path):
     write_series(tmp_path, hu, intercept=0, RescaleSlope=None, RescaleIntercept=None)
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == [
+    assert volume.metadata["warnings"] == [
         "the images give no rescale slope and intercept; stored values are taken as HU"
     ]
 
 
 def test_lossy_images_are_read_with_a_warning(tmp_path):
     write_series(tmp_path, phantom(), LossyImageCompression="01")
-    assert read_volume(tmp_path).source["warnings"] == ["the images were compressed with loss"]
+    assert read_volume(tmp_path).metadata["warnings"] == ["the images were compressed with loss"]
 
 
 def test_modality_table_is_refused(tmp_path):
@@ -287,4 +287,4 @@ def test_modified_hu_are_read_with_a_warning(tmp_path):
     write_series(tmp_path, hu, RescaleType="HU_MOD")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert "modified HU" in volume.source["warnings"][0]
+    assert "modified HU" in volume.metadata["warnings"][0]

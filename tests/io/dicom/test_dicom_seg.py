@@ -55,7 +55,7 @@ def written(folder: Path, path: Path, mask: np.ndarray, kind: str = "BINARY") ->
     headers = source_headers(folder, image.files, image.affine, notes)
     save_seg(path, mask, image.affine, headers, checkpoint_sha256=WEIGHTS, segmentation_type=kind)
     tilted = "dcmqi, and programs that read SEG with it, cannot place the slices of a tilted gantry"
-    assert notes == ([tilted] if image.facts["gantry_tilt_deg"] > 1 else [])
+    assert notes == ([tilted] if image.metadata["gantry_tilt_deg"] > 1 else [])
     images = [pydicom.dcmread(file) for file in folder.iterdir()]
     return pydicom.dcmread(path), {str(ds.SOPInstanceUID): ds for ds in images}
 

@@ -207,7 +207,9 @@ def test_what_highdicom_refuses_is_found_before_the_network_runs(
     """Whatever it is: a SEG of one voxel is made of the same images, in the same way."""
     write_series(tmp_path / "ct", phantom(SHAPE))
     read = open_ct(tmp_path / "ct")
-    planned = SimpleNamespace(grid=SimpleNamespace(affine=read.affine), facts=read.facts, files=read.files, frames=())
+    planned = SimpleNamespace(
+        grid=SimpleNamespace(affine=read.affine), metadata=read.metadata, files=read.files, frames=()
+    )
     CaseWriter(Outputs(output_format=kind), tmp_path / "ct", None, planned, "ab" * 32)
     monkeypatch.setattr(hd.seg.Segmentation, "__init__", Mock(side_effect=ValueError("DOE^JANE")))
     with pytest.raises(

@@ -139,7 +139,7 @@ def test_a_single_image_elsewhere_stops_nothing(tmp_path):
     write_series(tmp_path / "timing", phantom()[:, :, :1], origin=(-100, -50, 24))
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert any("other CT series were left out" in text for text in volume.source["warnings"])
+    assert any("other CT series were left out" in text for text in volume.metadata["warnings"])
 
 
 def test_timing_images_of_one_place_do_not_count_beside_a_scan(tmp_path):
@@ -148,7 +148,7 @@ def test_timing_images_of_one_place_do_not_count_beside_a_scan(tmp_path):
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
     said = "other CT series were left out: 1.2.9 (CT, images of a single place)"
-    assert volume.source["warnings"] == [said]
+    assert volume.metadata["warnings"] == [said]
 
 
 def test_a_few_original_slices_do_not_displace_a_whole_derived_series(tmp_path):
@@ -195,7 +195,7 @@ def test_one_instance_uid_for_all_is_said(tmp_path):
     hu = _scan(tmp_path, 0, SOPInstanceUID="1.2.3.4")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == [
+    assert volume.metadata["warnings"] == [
         "images at different places have one SOPInstanceUID, which should be each one's own"
     ]
 
@@ -206,7 +206,7 @@ def test_files_named_like_dicom_are_told_of(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == ["1 file beside the images, such as cut.dcm, named like DICOM, but not it"]
+    assert volume.metadata["warnings"] == ["1 file beside the images, such as cut.dcm, named like DICOM, but not it"]
 
 
 def test_a_damaged_dicomdir_is_ignored(tmp_path):
@@ -393,7 +393,7 @@ def test_a_mip_alone_is_read_with_a_warning(tmp_path):
     hu = _scan(tmp_path, 0, ImageType=["DERIVED", "SECONDARY", "MIP"])
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == ["the images are derived (MIP), not the scanner's own slices"]
+    assert volume.metadata["warnings"] == ["the images are derived (MIP), not the scanner's own slices"]
 
 
 @pytest.mark.parametrize("word", ["CBF", "SUBTRACTION", "VOLREN", "CPR"])
