@@ -109,12 +109,12 @@ def test_a_header_that_promises_more_than_the_file_can_hold(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("claimed", [b"10000000000000", b"-5", b"nan"])
-def test_more_packed_bytes_than_there_are(tmp_path: Path, claimed: bytes) -> None:
+def test_more_compressed_bytes_than_there_are(tmp_path: Path, claimed: bytes) -> None:
     path = write(tmp_path, "ct.mha", compress=True)
     data = path.read_bytes()
     at = data.index(b"CompressedDataSize = ") + 21
     path.write_bytes(data[:at] + claimed + data[data.index(b"\n", at) :])
-    with pytest.raises(UnreadableInputError, match="packed ones"):
+    with pytest.raises(UnreadableInputError, match="compressed ones"):
         open_itk(path)
 
 
@@ -226,7 +226,7 @@ def test_nrrd_voxels_after_something_else(tmp_path: Path, field: str, before: by
 def test_nrrd_voxels_that_begin_nowhere(tmp_path: Path, field: str) -> None:
     """ITK takes any negative number for -1, which means the end of the file."""
     (tmp_path / "ct.nrrd").write_bytes(nrrd(field, b"x" * 9))
-    with pytest.raises(UnreadableInputError, match="is not where voxels can begin"):
+    with pytest.raises(UnreadableInputError, match="where no voxels can begin"):
         read_ct(tmp_path / "ct.nrrd")
 
 

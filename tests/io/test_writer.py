@@ -219,11 +219,11 @@ def test_a_nifti2_ct_keeps_its_double_precision_affine(tmp_path: Path) -> None:
 # --- what killed processes leave
 
 
-def _left(folder: Path, process: int, place: str | None = None) -> Path:
+def _left(folder: Path, process: int, host: str | None = None) -> Path:
     """A temporary file as that process, here or in another place, would have left it."""
     real = writer.temporary_name("ct_seg.nii.gz")
-    before, _, rest = real.partition(f"-{writer._place()}-{os.getpid()}-")
-    path = folder / f"{before}-{place or writer._place()}-{process}-{rest}"
+    before, _, rest = real.partition(f"-{writer._host()}-{os.getpid()}-")
+    path = folder / f"{before}-{host or writer._host()}-{process}-{rest}"
     path.write_bytes(b"half")
     return path
 
@@ -236,7 +236,7 @@ def _days_ago(path: Path, days: float) -> Path:
 
 def test_a_temporary_file_says_who_writes_it(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "m.nii.gz") as temporary:
-        assert re.fullmatch(rf"\.tmp-[0-9a-f]{{8}}-{writer._place()}-{os.getpid()}-m\.nii\.gz", temporary.name)
+        assert re.fullmatch(rf"\.tmp-[0-9a-f]{{8}}-{writer._host()}-{os.getpid()}-m\.nii\.gz", temporary.name)
         temporary.write_bytes(b"")
 
 
