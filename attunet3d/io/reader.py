@@ -60,12 +60,12 @@ def open_ct(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool
     given = path
     path = existing(path)
     if path.is_dir():
-        from attunet3d.io.dicom.find import choose_series, find_series, passed_over
+        from attunet3d.io.dicom.find import choose_series, find_series, left_out_cts
         from attunet3d.io.dicom.geometry import open_series
 
         series = [given.series] if isinstance(given, SeriesCase) else find_series(path)
         image = open_series(choose_series(series, series_uid), allow_uneven=allow_uneven)
-        others = passed_over(series) if series_uid is None else []
+        others = left_out_cts(series) if series_uid is None else []
         if others:
             image.metadata["warnings"].append(f"other CT series were left out: {'; '.join(others)}")
         return image

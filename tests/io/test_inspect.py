@@ -240,7 +240,7 @@ def test_two_patients(tmp_path):
 
     write_series(tmp_path / "mixed" / "1", phantom(), uid="1.2.5", PatientID="4711")
     write_series(tmp_path / "mixed" / "2", phantom((10, 12, 6)), uid="1.2.5", PatientID="0815")
-    with pytest.raises(UnsupportedImageError, match=r"1\.2\.5 mixes images of 2 patients.*apart") as caught:
+    with pytest.raises(UnsupportedImageError, match=r"1\.2\.5 mixes images of 2 patients.*separately") as caught:
         read_ct(tmp_path / "mixed")
     assert "4711" not in str(caught.value)
     (found,) = inspect_path(tmp_path / "mixed")

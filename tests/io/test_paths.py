@@ -37,7 +37,7 @@ def test_links_to_files_are_read_and_dead_ones_missed(tmp_path: Path) -> None:
         (tmp_path / "scan" / path.name).symlink_to(path)
     np.testing.assert_array_equal(read_ct(tmp_path / "scan")[0], hu)
     paths[3].unlink()
-    with pytest.raises(UnreadableInputError, match=f"{paths[3].name}: a link to a file that is gone"):
+    with pytest.raises(UnreadableInputError, match=f"{paths[3].name}: a broken link"):
         read_ct(tmp_path / "scan")
 
 

@@ -26,7 +26,7 @@ SAME_GAP = 0.1  # relative
 _Scan = tuple[list[Series], Series]  # its parts, and the series that they become
 
 
-def gathered(series: Sequence[Series]) -> list[Series]:
+def merge_scattered(series: Sequence[Series]) -> list[Series]:
     """The series of a folder, with the parts of each scan that lies scattered over several of them put together.
 
     Parts are put together where that leaves no choice: CT images of one patient, size, pixel spacing, orientation and
@@ -104,7 +104,7 @@ def _whole(parts: Sequence[Series], scan: Sequence[SliceHeader]) -> Series:
         named[0].partition("#")[0] if one else named[0],
         tuple(scan),
         damaged=_together(s.damaged for s in parts),
-        no_dicom=_together(s.no_dicom for s in parts),
+        not_dicom=_together(s.not_dicom for s in parts),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pydicom
 
 from attunet3d.errors import AttUNet3dError, OutputError, UnsupportedImageError
-from attunet3d.io.dicom.geometry import TILT_NOTE_DEG, tilt_deg
+from attunet3d.io.dicom.geometry import TILT_WARNING_DEG, tilt_deg
 from attunet3d.io.dicom.guard import dcmread
 from attunet3d.io.dicom.header import headers_of
 from attunet3d.io.dicom.repeated import UIDS, add_to, repeated, stand_in, uid_of
@@ -122,7 +122,7 @@ def source_headers(
         notes.append(f"the images carry {len(spaces)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
     for image in images:  # highdicom takes those of one series and one space only
         image.FrameOfReferenceUID, image.SeriesInstanceUID = images[0].FrameOfReferenceUID, series[0]
-    if tilt_deg(affine) > TILT_NOTE_DEG:
+    if tilt_deg(affine) > TILT_WARNING_DEG:
         notes.append("dcmqi, and programs that read SEG with it, cannot place the slices of a tilted gantry")
     found = SourceImages(Path(files[0]).parent, images, series, first)
     _try_out(found, affine, frames, segmentation_type)

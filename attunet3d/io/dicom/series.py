@@ -76,14 +76,14 @@ class Series:
     """The files of one series, or of one stack where a series holds several.
 
     `uid` is the SeriesInstanceUID; "1.2.3#2" is the second stack of 1.2.3, and "no-uid-1" is made up for files that
-    carry none. It is the first of them where a scan lies under several, see `gathered`.
+    carry none. It is the first of them where a scan lies under several, see `merge_scattered`.
     """
 
     uid: str
     slices: tuple[SliceHeader, ...]
     damaged: tuple[Path, ...] = ()  # DICOM files beside them whose header cannot be read
     strays: tuple[SliceHeader, ...] = ()  # images alone in their series that lie where this one would go on
-    no_dicom: tuple[Path, ...] = ()  # files beside them that are named like DICOM
+    not_dicom: tuple[Path, ...] = ()  # files beside them that are named like DICOM
 
     @property
     def uids(self) -> set[str]:

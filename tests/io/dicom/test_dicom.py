@@ -161,8 +161,8 @@ def test_series_without_uids_are_told_apart_by_folder(tmp_path):
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
     assert volume.metadata["warnings"] == [
-        "images have no SeriesInstanceUID: those of one folder, orientation and size are one series",
-        "images have no SOPClassUID: their Modality says that they are CT",
+        "images have no SeriesInstanceUID: those with the same folder, orientation and size are one series",
+        "images have no SOPClassUID; they are CT by their Modality",
     ]
     write_series(tmp_path / "b", hu + 1, uid="", SeriesInstanceUID=None)
     assert [s.uid for s in find_series(tmp_path)] == ["no-uid-1", "no-uid-2"]
@@ -280,17 +280,17 @@ REFUSED = {
         ],
     ),
     "uneven": (_uneven, GeometryError, ["gap of 4 mm", "uneven", "--allow-uneven"]),
-    "sideways": (_shifted_sideways, GeometryError, ["2.00 mm beside the line", "in one line"]),
-    "two phases": (_two_phases, GeometryError, ["do not advance", "export them apart"]),
+    "sideways": (_shifted_sideways, GeometryError, ["2.00 mm off the line", "in one line"]),
+    "two phases": (_two_phases, GeometryError, ["do not advance", "export them separately"]),
     "one slice": (lambda f: write_series(f, phantom()[:, :, :1]), GeometryError, ["single slice", "whole series"]),
     "no position": (_change_one(ImagePositionPatient=None), GeometryError, ["ImagePositionPatient is missing"]),
     "no orientation": (_change_one(ImageOrientationPatient=None), GeometryError, ["ImageOrientationPatient is"]),
     "no spacing": (_change_one(PixelSpacing=None), GeometryError, ["PixelSpacing is missing", "export"]),
-    "mixed spacing": (_change_one(PixelSpacing=[0.8, 0.9]), GeometryError, ["[0.8, 0.9]", "[0.8, 0.7]", "apart"]),
+    "mixed spacing": (_change_one(PixelSpacing=[0.8, 0.9]), GeometryError, ["[0.8, 0.9]", "[0.8, 0.7]", "separately"]),
     "mixed orientation": (
         _change_one(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]),
         GeometryError,
-        ["ImageOrientationPatient", "apart"],
+        ["ImageOrientationPatient", "separately"],
     ),
     "mixed size": (_change_one(Rows=12, Columns=10), GeometryError, ["Rows x Columns [12, 10]", "[10, 12]"]),
     "skewed": (

@@ -97,7 +97,7 @@ def test_uneven_slices(tmp_path, case, tilt):
     np.testing.assert_array_equal(volume.array[3, 2], -200 + 10 * np.array(planes))
     assert volume.metadata["slices"] == len(heights)
     assert (
-        f"the {len(heights)} slices lie at uneven distances: {len(planes)} even ones, {planes[1]:g} mm apart, "
+        f"the {len(heights)} slices have uneven spacing: {len(planes)} evenly spaced ones, {planes[1]:g} mm apart, "
         "were interpolated linearly between them"
     ) in volume.metadata["warnings"]
 
@@ -127,7 +127,7 @@ def test_even_slices_are_not_touched(tmp_path):
 NEVER_EVEN = {
     "a gap wider than any slice": ([0, 2, 4, 30], {}, "gap of 26 mm .*too wide to interpolate"),
     "two at one place": ([0, 2, 2, 4], {}, "do not advance"),
-    "beside the line": ([0, 2, 4, 6], {"ImagePositionPatient": [-98, -50, 4]}, "beside the line"),
+    "off the line": ([0, 2, 4, 6], {"ImagePositionPatient": [-98, -50, 4]}, "off the line"),
     "not parallel": ([0, 2, 4, 6], {"ImageOrientationPatient": [1, 0, 0, 0, COS, SIN]}, "mixes several scans"),
 }
 
@@ -226,7 +226,7 @@ def test_real_tilted_uneven_series():
     assert step == pytest.approx(2.11, abs=0.02)
     heights = sorted(s.position[2] for s in find_series(folder)[0].slices)
     assert (volume.array.shape[2] - 1) * step == pytest.approx(heights[-1] - heights[0], abs=0.01)
-    assert any("uneven distances: " in text for text in volume.metadata["warnings"])
+    assert any("uneven spacing: " in text for text in volume.metadata["warnings"])
     with pytest.raises(GeometryError, match="uneven"):
         read_ct(folder)
 

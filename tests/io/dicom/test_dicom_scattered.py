@@ -66,7 +66,7 @@ def test_a_scattered_scan_is_read_as_one(tmp_path: Path, case: str, folders: boo
     np.testing.assert_array_equal(found.array, hu)
     (series,) = find_series(tmp_path)
     if len(series.uids) > 1 or "empty" in case:
-        assert any("by their places and all else they are one scan" in w for w in found.metadata["warnings"])
+        assert any("by their positions and all other fields they are one scan" in w for w in found.metadata["warnings"])
     for uid in sorted(series.uids)[:2]:
         np.testing.assert_array_equal(read_ct(tmp_path, series_uid=uid)[0], hu)
     (finding,) = inspect_path(tmp_path)

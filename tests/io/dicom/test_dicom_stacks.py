@@ -130,7 +130,7 @@ def test_an_object_of_another_kind_in_the_series(tmp_path, modality):
 def test_an_image_astray_stops_its_series(tmp_path, tags, end):
     """Its UID was damaged: without it the mask would end one slice early, and nobody would know."""
     edit(write_series(tmp_path, phantom(), uid=UID)[end], **tags)
-    with pytest.raises(UnreadableInputError, match=r"alone in its series, but lies where the next slice of 1\.2\.3"):
+    with pytest.raises(UnreadableInputError, match=r"alone in its series, but located where the next slice of 1\.2\.3"):
         read_ct(tmp_path)
 
 
@@ -187,7 +187,7 @@ def test_a_copy_with_other_pixels_is_refused(tmp_path):
     paths = write_series(tmp_path, phantom())
     copy = shutil.copy(paths[2], tmp_path / "copy")
     edit(copy, PixelData=bytes(240))
-    with pytest.raises(UnsupportedImageError, match=r"SOPInstanceUID and the place of .*, but other pixels; remove"):
+    with pytest.raises(UnsupportedImageError, match=r"SOPInstanceUID and position of .*, but other pixels; remove"):
         read_ct(tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_one_instance_uid_for_all_is_said(tmp_path):
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
     assert volume.metadata["warnings"] == [
-        "images at different places have one SOPInstanceUID, which should be each one's own"
+        "images at different positions have the same SOPInstanceUID, which should be unique"
     ]
 
 
@@ -206,7 +206,7 @@ def test_files_named_like_dicom_are_told_of(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.metadata["warnings"] == ["1 file beside the images, such as cut.dcm, named like DICOM, but not it"]
+    assert volume.metadata["warnings"] == ["1 file beside the images, such as cut.dcm, named like DICOM, but not DICOM"]
 
 
 def test_a_damaged_dicomdir_is_ignored(tmp_path):
@@ -399,7 +399,7 @@ def test_a_mip_alone_is_read_with_a_warning(tmp_path):
 @pytest.mark.parametrize("word", ["CBF", "SUBTRACTION", "VOLREN", "CPR"])
 def test_maps_and_renderings_are_no_ct(tmp_path, word):
     _scan(tmp_path, 0, ImageType=["DERIVED", "SECONDARY", word])
-    with pytest.raises(UnsupportedImageError, match=r"is derived \(.*\), and no CT in HU"):
+    with pytest.raises(UnsupportedImageError, match=r"is derived \(.*\), not a CT in HU"):
         read_ct(tmp_path)
 
 
