@@ -224,7 +224,7 @@ def test_values_beyond_the_stored_bits_are_refused(tmp_path, case):
     "tags", [{"BitsStored": 17}, {"BitsStored": 0}, {"HighBit": 16}, {"BitsStored": 12, "HighBit": 5}]
 )
 def test_impossible_bits_are_refused(tmp_path, tags):
-    with pytest.raises(UnreadableInputError, match=r"bits stored, up to bit .* of 16, cannot be; export"):
+    with pytest.raises(UnreadableInputError, match=r"bits stored, up to bit .* of 16, are impossible; export"):
         _stored(tmp_path, [0, 1064], UNSIGNED | tags)
 
 
