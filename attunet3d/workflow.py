@@ -112,7 +112,7 @@ def train(
     workflow = make_workflow("train", presets, ids | overrides, allow_code)
     # Before anything is imported or built.
     training, validation = (
-        load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"), say=say)
+        load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"), warn=say)
         for section, say in (("training", logger.warning), ("validation", logger.debug))
     )
     logger.info("%d cases to train on, %d to validate with", len(training), len(validation))
@@ -147,7 +147,7 @@ def evaluate(
     ids = {"dataset_dir": Path(dataset_dir), "datalist": Path(datalist), "checkpoint": Path(checkpoint)}
     workflow = make_workflow("evaluate", presets, ids | {"output_dir": Path(output_dir)} | overrides, allow_code)
     section, fold = parsed(workflow, "section"), parsed(workflow, "fold")
-    cases = load_cases(datalist, dataset_dir, section, fold, say=logger.warning)
+    cases = load_cases(datalist, dataset_dir, section, fold, warn=logger.warning)
     layout = parsed(workflow, "layout")
     names = [layout.case(case["image"]) for case in cases]
     for same in name_collisions(names):

@@ -122,7 +122,7 @@ def _prepare(data: RawData, output: Path, folds: int, seed: int, test: int) -> N
         def say(kind: str, text: str) -> None:
             tell(f"{kind}: {one_line(text)}")
 
-        done = run(data, output, folds=folds, seed=seed, test=test, say=say, progress=show)
+        done = run(data, output, folds=folds, seed=seed, test=test, report=say, progress=show)
         product(done.path)
         smallest, more = divmod(done.accepted - done.test, folds)
         counts = [f"{done.accepted} cases accepted", f"{done.refused} refused"]

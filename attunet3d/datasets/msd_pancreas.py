@@ -21,15 +21,15 @@ METADATA = {
 
 
 def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
-    """The training cases that ``dataset.json`` names; those without labels (imagesTs) are of no use.
+    """Find the training cases of ``dataset.json``; those without labels (imagesTs) are ignored.
 
     Args:
-        raw: the folder of dataset.json, imagesTr and labelsTr.
-        tumour_class: keep the tumour as a class of its own; otherwise it counts as pancreas.
+        raw: The folder with dataset.json, imagesTr and labelsTr.
+        tumour_class: Make the tumour a separate class; otherwise it counts as pancreas.
 
     Raises:
-        InputNotFoundError: there is no dataset.json.
-        ConfigError: it is not JSON, or names no cases.
+        InputNotFoundError: There is no dataset.json.
+        ConfigError: It is not JSON, or lists no cases.
     """
     raw = Path(raw)
     path = raw / "dataset.json"
@@ -37,14 +37,14 @@ def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
         raise InputNotFoundError(f"{raw}: no dataset.json here; give the folder Task07_Pancreas")
     listed = read_datalist(path).get("training")
     if not isinstance(listed, list) or not listed:
-        raise ConfigError(f'{path}: names no cases under "training"')
+        raise ConfigError(f'{path}: lists no cases under "training"')
     cases, refused = [], []
     for number, entry in enumerate(listed):
         paths = [entry.get(key) if isinstance(entry, dict) else None for key in ("image", "label")]
         image, label = (value if isinstance(value, str) else "" for value in paths)
         name = case_name(image) if image else f"case {number} of dataset.json"
         if os.path.basename(image).startswith("._"):
-            continue  # written by macOS beside each file of the archive
+            continue  # macOS writes one beside each file of the archive
         if not image or not label:
             refused.append((name, f"{path}: lacks the path of its image or label"))
         elif outside := [value for value in (image, label) if _leads_outside(value)]:

@@ -167,7 +167,7 @@ def test_sections_that_cannot_be_used(dataset: Path, content: dict[str, Any], se
 def test_a_file_that_is_not_there(dataset: Path) -> None:
     path = write(dataset, training=CASES)
     (dataset / "l05.nii.gz").unlink()
-    with pytest.raises(InputNotFoundError, match=r"l05\.nii\.gz: named in .*datalist\.json, not there"):
+    with pytest.raises(InputNotFoundError, match=r"l05\.nii\.gz: named in .*datalist\.json, but does not exist"):
         load_cases(path, dataset, "training")
 
 

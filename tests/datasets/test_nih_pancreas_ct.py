@@ -75,7 +75,7 @@ def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """The datalist, and what was said."""
     output, said = tmp_path_factory.mktemp("out") / "nih.json", []
     before = snapshot(raw)
-    done = prepare(find_cases(raw, output), output, folds=2, say=lambda kind, text: said.append((kind, text)))
+    done = prepare(find_cases(raw, output), output, folds=2, report=lambda kind, text: said.append((kind, text)))
     assert (done.accepted, done.refused, done.left_out) == (4, 4, 2)
     assert snapshot(raw) == before, "the raw data have changed"
     return output, said
@@ -120,7 +120,7 @@ def test_each_case_that_is_not_used_has_its_reason(prepared: tuple[Path, list[tu
         (8, "refused", "label0008.nii.gz: in no orientation"),
         (25, "left out", "same scan as case 2"),
         (70, "left out", "same scan as case 2"),
-        (71, "refused", "label0071.nii.gz: there is no CT"),
+        (71, "refused", "label0071.nii.gz: has no matching CT"),
     ):
         assert reasons[f"PANCREAS_{number:04d}"][0] == kind
         assert found in reasons[f"PANCREAS_{number:04d}"][1]
@@ -168,7 +168,7 @@ def test_labels_elsewhere_through_the_command_line(
     captured = capsys.readouterr()
     assert captured.out == f"{output}\n"
     assert captured.err.splitlines() == [
-        "left out: PANCREAS_0025: the same scan as case 2, cropped a little otherwise",
+        "left out: PANCREAS_0025: the same scan as case 2, cropped slightly differently",
         "2 cases accepted, 0 refused, 1 left out, 2 folds of 1",
     ]
 

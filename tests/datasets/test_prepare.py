@@ -71,7 +71,7 @@ def test_layouts(phantoms: list[Phantom], tmp_path: Path, layout: str) -> None:
     (raw / label.format(0)).with_name("._a0_label.nii.gz").write_bytes(b"AppleDouble")
     output = tmp_path / "pairs.json"
     said: list[tuple[str, str]] = []
-    done = prepare(find_cases(raw), output, folds=3, say=lambda *words: said.append(words))
+    done = prepare(find_cases(raw), output, folds=3, report=lambda *words: said.append(words))
     assert not said
     assert (done.accepted, done.refused) == (3, 0)
     cases = json.loads(output.read_text())["training"]
@@ -155,7 +155,7 @@ def test_pairs_that_are_none(phantoms: list[Phantom], tmp_path: Path) -> None:
     assert found["a"].endswith("images/a.nii.gz: has no label")
     assert "b.mha and" in found["b"]
     assert "images/d.nii.gz and" in found["d"]
-    assert found["c"].endswith("labels/c.nii.gz: there is no CT to it")
+    assert found["c"].endswith("labels/c.nii.gz: has no matching CT")
 
 
 def test_warnings_do_not_refuse(phantoms: list[Phantom], tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_warnings_do_not_refuse(phantoms: list[Phantom], tmp_path: Path) -> None
         save(phantom.image, affine, tmp_path / f"a{number}.nii.gz")
         save(phantom.mask, affine, tmp_path / f"a{number}_label.nii.gz")
     said: list[tuple[str, str]] = []
-    done = prepare(find_cases(tmp_path), tmp_path / "out.json", folds=2, say=lambda *words: said.append(words))
+    done = prepare(find_cases(tmp_path), tmp_path / "out.json", folds=2, report=lambda *words: said.append(words))
     assert (done.accepted, done.refused) == (2, 0)
     ((kind, text),) = said
     assert kind == "warning"

@@ -33,7 +33,7 @@ def load(folder: Path, content: Any, section: str = "training", **options: Any) 
     path = folder / "d.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     said: list[str] = []
-    cases = load_cases(path, folder, section, say=said.append, **options)
+    cases = load_cases(path, folder, section, warn=said.append, **options)
     return [os.path.relpath(found["image"], folder) for found in cases], said
 
 
@@ -80,7 +80,7 @@ def test_cases_without_a_fold_and_folds_beside_validation_are_said(dataset: Path
     assert names == ["i1.nii.gz", "i2.nii.gz"]
     assert said == [f"{dataset}/d.json: 1 of 3 cases have no fold: always for training"]
     _, said = load(dataset, {"training": training, "validation": [case(3)]})
-    assert said == [f'{dataset}/d.json: has "validation", so that its folds count for nothing']
+    assert said == [f'{dataset}/d.json: has "validation", so that its folds are ignored']
 
 
 def test_repeats_other_keys_and_other_lists_are_left_alone(dataset: Path) -> None:
@@ -140,8 +140,8 @@ def test_folds_that_are_none(dataset: Path, fold: Any) -> None:
         ({"image": ["i1.nii.gz"]}, r'lacks the path of its image: "image" is \[\'i1.nii.gz\'\]'),
         ({"image": None}, "lacks the path of its image"),
         ({"label": " "}, "lacks the path of its label"),
-        ({"label": "i1.nii.gz"}, "its image is its label"),
-        ({"label": "link.nii.gz"}, "its image is its label"),
+        ({"label": "i1.nii.gz"}, "image and label are the same file"),
+        ({"label": "link.nii.gz"}, "image and label are the same file"),
     ],
 )
 def test_keys_that_are_nearly_right(dataset: Path, more: dict[str, Any], found: str) -> None:
@@ -164,7 +164,7 @@ def test_keys_that_are_nearly_right(dataset: Path, more: dict[str, Any], found: 
     ],
 )
 def test_sections_that_nothing_looks_for(dataset: Path, name: str, found: str) -> None:
-    with pytest.raises(ConfigError, match=rf'has cases under "{name}", where nothing looks for them; {found}'):
+    with pytest.raises(ConfigError, match=rf'has cases under "{name}", which is no section; {found}'):
         load(dataset, {"training": [case(0, fold=0), case(1, fold=1)], name: [case(2)]})
     with pytest.raises(ConfigError, match="section must be training, validation or test, got"):
         load(dataset, {"training": [case(0)]}, name)
@@ -191,7 +191,7 @@ def test_a_case_without_pancreas_can_teach_and_not_judge(dataset: Path) -> None:
     found = load_cases(dataset / "d.json", dataset, "training")
     assert [entry.get("negative") for entry in found] == [None, True]
     with pytest.raises(
-        ConfigError, match=r"i2.nii.gz\): has no pancreas .* cannot judge one; take it out of validation"
+        ConfigError, match=r"i2.nii.gz\): has no pancreas .* none can be evaluated; remove it from validation"
     ):
         load(dataset, content, "validation")
 
@@ -205,7 +205,7 @@ def test_organs_that_were_drawn(dataset: Path) -> None:
     cases = load_cases(path, dataset, "training")
     assert [found.get("labelled") for found in cases] == [["liver", "spleen"], None]
     assert "labelled" not in load_cases(path, dataset, "validation")[0]
-    with pytest.raises(ConfigError, match=r"case 1 under \"test\" .*no pancreas was drawn"):
+    with pytest.raises(ConfigError, match=r"case 1 under \"test\" .*the pancreas is not labelled"):
         load_cases(path, dataset, "test")
     with pytest.raises(ConfigError, match=r"\"labelled\" is 'liver', and should be a list"):
         load(dataset, {"training": [case(0, labelled="liver")]})
