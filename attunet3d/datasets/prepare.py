@@ -219,20 +219,20 @@ def _new_labels(datalist: Path) -> Iterator[Callable[[str, np.ndarray, Volume], 
     If the block succeeds, all labels are moved to the folder of the datalist's labels.
     """
     final = labels_folder(datalist)
-    beside = final.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{final.name}")
+    temporary = final.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{final.name}")
 
     def save(name: str, label: np.ndarray, ct: Volume) -> Path:
-        make_folder(beside)
-        write_mask(beside / name, label, ct.affine, metadata=ct.metadata)
+        make_folder(temporary)
+        write_mask(temporary / name, label, ct.affine, metadata=ct.metadata)
         return final / name
 
     try:
         yield save
-        if beside.is_dir():
+        if temporary.is_dir():
             make_folder(final)
-            _move_all(beside, final)
+            _move_all(temporary, final)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _move_all(source: Path, target: Path) -> None:

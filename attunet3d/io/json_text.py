@@ -30,7 +30,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f'it has the key "{key}" twice in one place; only one of them would count')
+            raise ValueError(f'it has the key "{key}" twice in one object; only one of them would be used')
         found[key] = value
     return found
 

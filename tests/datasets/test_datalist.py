@@ -1,4 +1,4 @@
-"""Datalists: folds that partition the cases, the same bytes for the same seed, and what training is given of them."""
+"""Datalists: folds partition the cases, the same seed gives the same bytes, and training gets the right cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MSD Task07 in its own layout, with a case for each thing that can be wrong with one."""
+"""MSD Task07 in its own layout, with a case for each possible defect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NIH Pancreas-CT in its own layout: DICOM whose labels run against it, under headers that place them nowhere."""
+"""NIH Pancreas-CT in its own layout: DICOM with labels in reverse order, whose headers do not match."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 @pytest.fixture(scope="module")
 def raw(phantoms: dict[int, Phantom], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cases 1, 2, 3 and 5 are good: y reversed, y and z reversed, placed by their header, y reversed."""
+    """Cases 1, 2, 3 and 5 are valid: y reversed, y and z reversed, placed by their header, y reversed."""
     root = tmp_path_factory.mktemp("nih")
     for number in (1, 2, 3, 4, 5, 6, 8, 25):
         write_ct(root / "manifest" / "Pancreas-CT" / f"PANCREAS_{number:04d}", phantoms.get(number, phantoms[1]))
@@ -72,7 +72,7 @@ def raw(phantoms: dict[int, Phantom], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, str]]]:
-    """The datalist, and what was said."""
+    """The datalist, and what was reported."""
     output, said = tmp_path_factory.mktemp("out") / "nih.json", []
     before = snapshot(raw)
     done = prepare(find_cases(raw, output), output, folds=2, report=lambda kind, text: said.append((kind, text)))

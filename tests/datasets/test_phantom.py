@@ -94,7 +94,7 @@ def test_same_patient_on_any_grid(seed: int, orientation: str, spacing: tuple[fl
 
 
 def test_image_and_mask_agree_in_world_on_another_grid() -> None:
-    """The HU too sit at the same world point: the RAS image resampled to the oblique grid matches."""
+    """HU too are at the same world position: the RAS image resampled to the oblique grid matches."""
     reference = make_phantom(5, spacing=(2, 2, 2), orientation="RAS", noise_hu=0)
     phantom = make_phantom(5, spacing=(2.2, 2.2, 2.2), orientation="oblique", noise_hu=0)
     to_reference = np.linalg.inv(reference.affine) @ phantom.affine
@@ -206,7 +206,7 @@ def test_unwritable_output(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [0, 5])
 def test_organs_are_where_anatomy_has_them(seed: int) -> None:
-    """By their centres, in mm; and of the HU they were painted with."""
+    """Checked by centres in mm, and by HU."""
     phantom = make_phantom(seed, spacing=(3.0, 3.0, 3.0), orientation="RAS", noise_hu=0.0)
     centre = {name: np.argwhere(phantom.organs == number).mean(axis=0) for name, number in NUMBERS.items()}
     right, front, up = range(3)

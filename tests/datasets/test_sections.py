@@ -1,4 +1,4 @@
-"""What is written in a datalist and not as it should be: understood and said, or refused by name."""
+"""Unusual notation in datalists is understood with a warning, or refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def case(number: int, **more: Any) -> dict[str, Any]:
 
 
 def load(folder: Path, content: Any, section: str = "training", **options: Any) -> tuple[list[str], list[str]]:
-    """The names of the images, and what was said."""
+    """The names of the images, and the warnings."""
     path = folder / "d.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     said: list[str] = []
@@ -197,7 +197,7 @@ def test_a_case_without_pancreas_can_teach_and_not_judge(dataset: Path) -> None:
 
 
 def test_organs_that_were_drawn(dataset: Path) -> None:
-    """A case says which; one without the pancreas teaches other organs, and judges nothing."""
+    """A case lists them; one without the pancreas is used for other organs in training, and not for evaluation."""
     part, whole = case(0, labelled=["liver", "spleen"]), case(2, labelled=["pancreas", "liver"])
     content = {"training": [part, case(1)], "validation": [whole], "test": [part]}
     path = dataset / "d.json"

@@ -62,7 +62,7 @@ def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:
 
 
 def test_masks_do_not_share_a_file(tmp_path: Path) -> None:
-    """Neither series in folders named by UIDs, nor CTs of one name in folders of their own."""
+    """Neither series in folders named by UIDs, nor CTs of the same name in different folders."""
     layout = MaskLayout(tmp_path / "out", tmp_path / "data")
     names = {layout.filename(subject=tmp_path / "data" / f"1.2.3.{i}") for i in range(3)}
     assert names == {str(tmp_path / "out" / f"1.2.3.{i}_seg.nii.gz") for i in range(3)}

@@ -1,4 +1,4 @@
-"""Groups by what things say of themselves, as comparing all with all would find them."""
+"""Groups are the same as from comparing all items with each other."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""What values a CT may have: good ones in every shape they come in, and what only looks like HU by its extremes."""
+"""Values of a CT: valid ones of all kinds, and values that only look like HU by their extremes."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def ct() -> np.ndarray:
 
 
 def doubts(array: np.ndarray) -> list[str]:
-    """The warnings with which an array is read as a CT."""
+    """The warnings on reading an array as a CT."""
     slabs = (array[:, :, k] for k in range(array.shape[2]))
     image = StoredImage(Path("ct.nii"), array.shape, np.eye(4), {"warnings": []}, slabs)
     to_hu(image)
@@ -35,7 +35,7 @@ def doubts(array: np.ndarray) -> list[str]:
 
 
 def padded(array: np.ndarray, value: float) -> np.ndarray:
-    """With a constant outside the circle in which a scanner reconstructs."""
+    """With a constant outside the circle of reconstruction."""
     x, y = np.ogrid[-1 : 1 : array.shape[0] * 1j, -1 : 1 : array.shape[1] * 1j]
     return np.where((x * x + y * y > 1)[..., None], value, array)
 
@@ -46,7 +46,7 @@ def stored(hu: np.ndarray) -> np.ndarray:
 
 
 def scaled(hu: np.ndarray, low: float, high: float, top: float) -> np.ndarray:
-    """A window from `low` to `high` as 0 to `top`."""
+    """Scale a window from `low` to `high` to 0 to `top`."""
     return np.clip((hu - low) / (high - low), 0, 1) * top
 
 

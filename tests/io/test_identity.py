@@ -1,4 +1,4 @@
-"""What an input is known by: it changes with the input, and with nothing else."""
+"""The fingerprint of an input changes with the input, and with nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a folder holds, by hand: which series and stacks, of what kind, with what geometry and verdict."""
+"""Series and stacks in a folder with known answers: kind, geometry and verdict."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def _uids(folder):
 
 
 def test_nested_folders_odd_names_and_junk(tmp_path):
-    """One series in three folders, under names that say nothing; a DICOMDIR, a text and noise are no files of it."""
+    """One series in three folders, with arbitrary file names; a DICOMDIR, a text and noise are ignored."""
     paths = write_series(tmp_path / "all", phantom(), uid="1.2.3")
     for k, place in enumerate(["a/b/c/d/IM 1", "a/.hidden", "a/ünï.txt", "x/1.2.3.nii", "x/y/DICOM", "x/-v"]):
         target = tmp_path / place
@@ -90,7 +90,7 @@ def test_stacks_in_one_series_are_told_apart(tmp_path, differ):
 
 @pytest.mark.parametrize("tags", [{"Rows": 12, "Columns": 10}, {"ImageOrientationPatient": CORONAL}])
 def test_one_odd_slice_is_no_stack(tmp_path, tags):
-    """It would pass for another stack, and the rest, with a hole, for a whole scan."""
+    """It would pass for another stack, and the rest, with a gap, for a complete scan."""
     edit(write_series(tmp_path, phantom(), uid="1.2.3")[5], **tags)
     (found,) = inspect_path(tmp_path)
     assert found.uid == "1.2.3"
@@ -128,7 +128,7 @@ def test_localizers_of_a_series_with_two_stacks_are_apart(tmp_path):
 
 @pytest.mark.parametrize("tags", [{"ImageOrientationPatient": CORONAL}, {"ImageOrientationPatient": None}])
 def test_an_axial_series_with_a_fault_is_not_passed_over(tmp_path, tags):
-    """Its first file lies otherwise, or does not say how: it still counts beside a faultless series."""
+    """Its first file has another orientation, or none: it still counts beside a valid series."""
     paths = write_series(tmp_path / "1", phantom(), uid="1.2.3")
     edit(min(paths), **tags)
     write_series(tmp_path / "2", phantom(), uid="1.2.4")
@@ -261,7 +261,7 @@ def test_two_patients(tmp_path):
     ],
 )
 def test_patients_are_told_apart_by_name_too(tmp_path, first, second, patients):
-    """One name is written in many ways; who has neither name nor ID is nobody else."""
+    """A name has many spellings; an image without name and ID is no other patient."""
     hu = phantom()
     write_series(tmp_path / "1", hu[:, :, :3], uid="1.2.3", **first)
     write_series(tmp_path / "2", hu[:, :, 3:], uid="1.2.3", origin=(-100, -50, 27.5), **second)
@@ -318,7 +318,7 @@ def test_table_and_json_hold_all_and_nothing_of_the_patient(run, tmp_path):
 
 
 def test_image_file(run, tmp_path):
-    """Voxels of 2 x 3 x 4 mm, stored from right to left: the first axis runs to the left."""
+    """Voxels of 2 x 3 x 4 mm, stored from right to left: the first axis points to the left."""
     image = nib.Nifti1Image(np.zeros((5, 6, 7), np.int16), np.diag([-2.0, 3, 4, 1]))
     nib.save(image, tmp_path / "ct.nii.gz")
     (found,) = inspect_path(tmp_path / "ct.nii.gz")

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage: voxels are read late, only from beside the header, and only as many as there can be."""
+"""NRRD and MetaImage: voxels are read late, only from files beside the header, and only if the file can hold them."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def replace(path: Path, old: bytes, new: bytes) -> Path:
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_voxels_are_read_after_the_header(tmp_path: Path, name: str, compress: bool) -> None:
-    """What refuses a CT by its header does so before its voxels are in memory."""
+    """A CT that is refused by its header is refused before its voxels are in memory."""
     path = write(tmp_path, name, compress)
     image = open_itk(path)
     assert image.shape == (12, 10, 6)
@@ -62,7 +62,7 @@ ELSEWHERE = [
 @pytest.mark.parametrize("named", ELSEWHERE)
 @pytest.mark.parametrize("name", NAMES)
 def test_voxels_elsewhere_are_not_read(tmp_path: Path, name: str, named: str) -> None:
-    """The data are there, in the right size: without the check these would be read."""
+    """The data exist, in the right size: without the check they would be read."""
     path = write(tmp_path / "in", name)
     for place in (tmp_path / "secret.raw", tmp_path / "in" / "sub" / "ct.raw"):
         place.parent.mkdir(exist_ok=True)
@@ -149,7 +149,7 @@ def test_long_comments_and_keys_are_read(tmp_path: Path) -> None:
 
 
 def test_an_origin_that_a_mask_could_not_hold(tmp_path: Path) -> None:
-    """ITK holds it as float64, NIfTI as float32: infinite."""
+    """ITK stores it as float64; as float32 of NIfTI it is infinite."""
     path = replace(write(tmp_path, "ct.mha"), b"Offset = 0 0 0", b"Offset = 0 1e300 0")
     with pytest.raises(GeometryError, match=r"1e\+300 mm off; correct the origin"):
         read_ct(path)

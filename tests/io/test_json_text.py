@@ -1,4 +1,4 @@
-"""JSON of others: whatever is in the file, the answer is a value or a ValueError that says why not."""
+"""Untrusted JSON gives a value, or a ValueError that says why not."""
 
 from __future__ import annotations
 

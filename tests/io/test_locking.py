@@ -1,4 +1,4 @@
-"""One run at a time in a folder, where its storage has locks."""
+"""One run at a time in a folder, if its storage has locks."""
 
 from __future__ import annotations
 

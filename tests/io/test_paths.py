@@ -1,4 +1,4 @@
-"""Folders with more than files in them: links, pipes, devices, and folders that may not be listed."""
+"""Folders with links, pipes, devices, and subfolders that cannot be listed."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_files_in_the_order_of_their_names(tmp_path: Path) -> None:
 
 
 def test_pipes_and_devices_are_left_out_and_so_are_links_to_them(tmp_path: Path) -> None:
-    """Opening a pipe waits for a writer, for ever; /dev/zero never ends."""
+    """Opening a pipe waits for a writer forever; /dev/zero never ends."""
     hu = phantom()
     write_series(tmp_path / "scan", hu)
     os.mkfifo(tmp_path / "scan" / "pipe")

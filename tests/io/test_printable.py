@@ -1,4 +1,4 @@
-"""What is printed: no name drives the terminal, breaks a line, or passes for a line of ours."""
+"""Printed names cannot control the terminal, break a line, or pass for a line of ours."""
 
 from __future__ import annotations
 

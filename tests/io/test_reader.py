@@ -1,4 +1,4 @@
-"""CT and label files: what is read, where it lies in the patient, and what is refused with which words."""
+"""CT and label files: voxels, position in the patient, and refusals with their messages."""
 
 import contextlib
 import gzip
@@ -68,7 +68,7 @@ def test_nifti_other_types(tmp_path, dtype):
 
 @pytest.mark.parametrize(("dtype", "slope", "inter"), [(np.uint16, 1, -1024), (np.int16, 0.5, -0.25)])
 def test_nifti_scaled(tmp_path, dtype, slope, inter):
-    """HU = stored * slope + intercept, to nearest."""
+    """HU = stored * slope + intercept, rounded to nearest."""
     stored = np.arange(8 * 6 * 4).reshape(8, 6, 4).astype(dtype) * 10 + (0 if dtype == np.uint16 else -900)
     image = nib.Nifti1Image(stored.astype(dtype), AFFINE)
     image.header.set_slope_inter(slope, inter)
@@ -207,7 +207,7 @@ def _itk(array, name, vector=False):
 
 
 def _flipped_bit(folder):
-    """A damaged voxel inside intact compression: only the checksum knows."""
+    """A damaged voxel within intact compression: only the checksum tells."""
     path = save_nifti(folder / "ct.nii", phantom())
     packed = bytearray(gzip.compress(path.read_bytes()))
     packed[-6] ^= 1
@@ -314,7 +314,7 @@ def test_refused(tmp_path, case):
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.dcm", "ct.ima", "ct", "ct.nrrd", "ct.mha", "ct.txt"])
 @pytest.mark.parametrize("held", ["plain.nii", "packed.nii.gz", "other.nrrd", "other.mha"])
 def test_a_file_is_read_for_what_it_holds(tmp_path, name, held):
-    """Whatever it is called: gzipped or not, and of another format's name."""
+    """Whatever its name: gzipped or not, and with another format's suffix."""
     path = save_nifti(tmp_path / "plain.nii", phantom())
     (tmp_path / "packed.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
     for other in ("other.nrrd", "other.mha"):
@@ -413,7 +413,7 @@ def test_monai_loads_a_file_and_a_folder(tmp_path, reader):
 
 @quiet_monai
 def test_monai_batches_of_different_formats(tmp_path):
-    """The metadata collate and come apart again, whatever the formats."""
+    """The metadata of different formats are collated and decollated."""
     hu = phantom()
     write_series(tmp_path / "scan", hu)
     cases = [{"image": str(save_nifti(tmp_path / "ct.nii", hu))}, {"image": str(tmp_path / "scan")}]
@@ -426,7 +426,7 @@ def test_monai_batches_of_different_formats(tmp_path):
 
 @quiet_monai
 def test_monai_passes_our_errors_on(tmp_path):
-    """LoadImage would fall back on readers that take a mask for a CT; Compose chains the error as its cause."""
+    """LoadImage would fall back on readers that accept a mask as a CT; Compose chains the error as its cause."""
     path = str(save_nifti(tmp_path / "mask.nii", np.zeros((4, 5, 6), np.uint8)))
     load = LoadImaged(keys="image", reader=CTReader)
     with pytest.raises(UnsupportedImageError, match="not a CT in HU"):
@@ -463,7 +463,7 @@ def test_real_ct_and_its_label_lie_on_one_grid():
 
 @needs_data
 def test_real_dicom_and_label_lie_on_one_grid():
-    """TotalSegmentator's pancreas (7) on the LIDC CT is stored with y the other way round than the DICOM rows."""
+    """TotalSegmentator's pancreas (7) on the LIDC CT is stored with y reversed against the DICOM rows."""
     hu, affine = read_ct(DATA / "lidc0001" / "dicom")
     labels, label_affine = read_label(DATA / "lidc0001" / "totalsegmentator_organs.nii.gz")
     flip = np.diag([1.0, -1, 1, 1])

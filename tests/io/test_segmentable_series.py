@@ -1,4 +1,4 @@
-"""Every CT series of a folder that could be chosen: those that the refusal to choose lists, and no others."""
+"""The CT series of a folder: those listed in the error about several series, and no others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CORONAL = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "step": (0.0, 2.5, 0.
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """Two CTs to segment, the second and the seventh in the order of UIDs, among what is none."""
+    """Two CTs to segment, the second and the seventh in the order of UIDs, among others that are not."""
     folder = tmp_path / "study"
     write_series(folder / "scout", phantom(), uid="1.2.1", **SCOUT)
     write_series(folder / "arterial", phantom(), uid="1.2.2")
@@ -44,8 +44,8 @@ def test_those_that_could_be_chosen_under_their_numbers(study: Path) -> None:
     assert re.findall(r"1\.2\.\d", str(caught.value).partition("--all-series: ")[2]) == ["1.2.2", "1.2.7"]
     assert [line.partition(": 1.2.")[0] for line in left_out] == [
         f"{study}: series 1: CT localizer",
-        f"{study}: series 3: CT derived (MIP), made from the scanner's slices",
-        f"{study}: series 4: CT, images of a single place",
+        f"{study}: series 3: CT derived (MIP), derived from the scanner's slices",
+        f"{study}: series 4: CT, images at a single position",
         f"{study}: series 5: MR, no CT images",
         f"{study}: series 6: CT, not axial",
     ]
@@ -77,7 +77,7 @@ def test_stacks_of_one_series_are_cases_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tags", [{}, SCOUT, MIP], ids=["CT", "localizer", "MIP"])
 def test_cts_of_two_patients_are_refused(tmp_path: Path, tags: dict[str, list[str]]) -> None:
-    """Also where only one of them has a series to segment: the folder is not what it was taken for."""
+    """Also where only one of them has a series to segment: the folder is not what was meant."""
     write_series(tmp_path / "1", phantom(), uid="1.2.3", PatientID="4711")
     write_series(tmp_path / "2", phantom(), uid="1.2.4", PatientID="4711")
     write_series(tmp_path / "3", phantom(), uid="1.2.5", **{**tags, "PatientID": "0815"})
@@ -101,7 +101,7 @@ def test_nothing_to_segment(tmp_path: Path) -> None:
 
 
 def test_the_list_says_what_headers_tell(tmp_path: Path) -> None:
-    """Slices along an oblique normal, (0, -0.6, 0.8), 2.5 mm apart; and a series that says nothing of its place."""
+    """Slices along an oblique normal, (0, -0.6, 0.8), 2.5 mm apart; and a series without positions."""
     oblique = {"ImageOrientationPatient": [1, 0, 0, 0, 0.8, 0.6], "step": (0.0, -1.5, 2.0)}
     write_series(tmp_path / "a", phantom(), uid="1.2.1", SeriesDescription="liver", **oblique)
     nowhere = {"ImagePositionPatient": None, "SeriesDescription": None}

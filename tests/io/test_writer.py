@@ -1,4 +1,4 @@
-"""Masks that lie where the CT lies, and files that appear whole or not at all."""
+"""Masks are placed like the CT, and writes are atomic."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_sheared_affine_has_no_qform(tmp_path):
 
 @pytest.mark.parametrize(("sform", "qform"), [(1, 1), (2, 0), (0, 1), (4, 2), (0, 0)])
 def test_mask_has_the_geometry_header_of_its_ct(tmp_path, sform, qform):
-    """Whichever of sform, qform and pixdim a viewer goes by, the mask lies on the CT."""
+    """Whichever of sform, qform and pixdim a viewer uses, the mask lies on the CT."""
     turned = AFFINE.copy()
     c, s = np.cos(0.3), np.sin(0.3)
     turned[:3, :3] = [[c, -s, 0], [s, c, 0], [0, 0, 1]] @ AFFINE[:3, :3]
@@ -81,7 +81,7 @@ def test_geometry_of_another_grid_is_not_copied(tmp_path):
     seed=st.integers(0, 10),
 )
 def test_round_trip_of_any_orientation(tmp_path_factory, order, signs, spacing, angle, origin, seed):
-    """Array exactly; affine to float32."""
+    """The array exactly, the affine to float32."""
     affine = np.eye(4)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     affine[:3, :3] = turn @ (np.eye(3)[:, order] * signs * spacing)
@@ -118,7 +118,7 @@ def test_failure_midway_leaves_the_old_file_and_nothing_else(tmp_path, error):
 
 
 def test_full_disk(tmp_path, monkeypatch):
-    """nibabel fails after its first bytes: neither the mask nor the temporary file stays."""
+    """nibabel fails after its first bytes: neither the mask nor the temporary file is left."""
 
     def save(image, path):
         Path(path).write_bytes(b"half")
@@ -206,7 +206,7 @@ def test_monai_writer_is_atomic(tmp_path, monkeypatch):
 
 
 def test_a_nifti2_ct_keeps_its_double_precision_affine(tmp_path: Path) -> None:
-    """An affine that float32 cannot hold comes back exactly, as it stood in the CT's header."""
+    """An affine that float32 cannot hold is preserved exactly, as in the CT's header."""
     affine = np.diag([0.7123456789012, 0.7123456789012, 2.5, 1.0])
     ct = np.full((6, 5, 4), 40, np.int16)
     ct[0] = -1000
@@ -220,7 +220,7 @@ def test_a_nifti2_ct_keeps_its_double_precision_affine(tmp_path: Path) -> None:
 
 
 def _left(folder: Path, process: int, host: str | None = None) -> Path:
-    """A temporary file as that process, here or in another place, would have left it."""
+    """A temporary file as left by a process, on this host or another."""
     real = writer.temporary_name("ct_seg.nii.gz")
     before, _, rest = real.partition(f"-{writer._host()}-{os.getpid()}-")
     path = folder / f"{before}-{host or writer._host()}-{process}-{rest}"
@@ -241,7 +241,7 @@ def test_a_temporary_file_says_who_writes_it(tmp_path: Path) -> None:
 
 
 def test_of_this_machine_the_files_of_dead_processes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However new they are; and those of living ones, of any user, stay however old."""
+    """However new; those of living processes, of any user, stay however old."""
 
     def kill(process: int, number: int) -> None:
         assert number == 0
@@ -261,7 +261,7 @@ def test_of_this_machine_the_files_of_dead_processes_go(tmp_path: Path, monkeypa
 
 
 def test_of_other_machines_only_what_is_too_old_to_be_written_still(tmp_path: Path) -> None:
-    """There a process of that number may live: nothing says so here."""
+    """A process with that number may be alive there: it cannot be known here."""
     new, old = (_days_ago(_left(tmp_path, 2**22 + 5, "00000000"), days) for days in (6.5, 7.5))
     for name, days in ((".tmp-0123abcd-m.nii.gz", 7.5), (".tmp-0123abce-m.nii.gz", 1), (".tmp-mine", 99)):
         (tmp_path / name).write_bytes(b"")

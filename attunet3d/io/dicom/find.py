@@ -32,8 +32,8 @@ MOST_LISTED = 20  # series listed in a message
 
 # If some series have such a property, the others are only used when selected: the property, and why they are left out.
 _PREFERRED = (
-    ("is_volume", "images of a single place"),
-    ("is_original", "made from the scanner's slices"),
+    ("is_volume", "images at a single position"),
+    ("is_original", "derived from the scanner's slices"),
     ("is_axial", "not axial"),
 )
 

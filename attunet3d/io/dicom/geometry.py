@@ -21,7 +21,7 @@ from attunet3d.io.dicom.stacks import same_orientation, same_size, same_spacing
 from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, MIN_SPACING_MM, StoredImage, check_affine
 
 # Largest distance of a slice from where the affine puts it: mm, or a fraction of the spacing. Positions rounded to 0.1
-# mm stay within it, and it is far below the resolution of a mask. A missing slice displaces some slice by half a
+# mm stay within it, and it is far below the resolution of a mask. A missing slice disgaps_at some slice by half a
 # spacing or more, so the limit for thin slices detects each missing one.
 MAX_DISPLACEMENT_MM = 0.1 + 1e-6
 MAX_DISPLACEMENT_OF_THICK = 0.025
@@ -270,11 +270,11 @@ def _even_planes(
     gaps = np.diff(along)
     typical = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower median, which is one of the gaps
     tolerance = min(max(MAX_DISPLACEMENT_MM, MAX_DISPLACEMENT_OF_THICK * typical), MAX_DISPLACEMENT_OF_THIN * typical)
-    beside = np.linalg.norm(positions - positions[0] - np.outer(along, travel) / length, axis=1)
-    if beside.max() > tolerance:
-        k = int(beside.argmax())
+    offset = np.linalg.norm(positions - positions[0] - np.outer(along, travel) / length, axis=1)
+    if offset.max() > tolerance:
+        k = int(offset.argmax())
         raise GeometryError(
-            f"{folder}: {_named(slices[k])} lies {beside[k]:.2f} mm off the line of the other slices; "
+            f"{folder}: {_named(slices[k])} lies {offset[k]:.2f} mm off the line of the other slices; "
             "give a series with slices in one line"
         )
     displaced = np.abs(along - np.linspace(0, length, n))
@@ -289,14 +289,14 @@ def _even_planes(
     if not allow_uneven:
         allowed = "" if too_wide else "; --allow-uneven interpolates between them"
         if whole:
-            places = [
+            gaps_at = [
                 positions[k] + (positions[k + 1] - positions[k]) * part
                 for k, count in zip(unusual, missing, strict=True)
                 for part in np.arange(1, count + 1) / (count + 1)
             ]
             verdict = (
-                f"{len(places)} slice{'s are' if len(places) > 1 else ' is'} missing, at "
-                f"{', '.join(map(_shown, places[:9]))}{', ...' if len(places) > 9 else ''}: {EXPORT_AGAIN}{allowed}"
+                f"{len(gaps_at)} slice{'s are' if len(gaps_at) > 1 else ' is'} missing, at "
+                f"{', '.join(map(_shown, gaps_at[:9]))}{', ...' if len(gaps_at) > 9 else ''}: {EXPORT_AGAIN}{allowed}"
             )
         else:
             verdict = f"the slice spacing is uneven: give a series with even spacing{allowed}"

@@ -134,8 +134,8 @@ def _is_even(scan: Sequence[SliceHeader]) -> bool:
     typical = np.sort(gaps)[(len(gaps) - 1) // 2]
     travel = positions[order[-1]] - positions[order[0]]
     along = (heights - heights[order[0]]) / (heights[order[-1]] - heights[order[0]])
-    beside = np.linalg.norm(positions - positions[order[0]] - np.outer(along, travel), axis=1)
-    return bool(np.mean(np.abs(gaps - typical) <= SAME_GAP * typical) >= USUAL_GAPS and beside.max() < typical / 4)
+    offset = np.linalg.norm(positions - positions[order[0]] - np.outer(along, travel), axis=1)
+    return bool(np.mean(np.abs(gaps - typical) <= SAME_GAP * typical) >= USUAL_GAPS and offset.max() < typical / 4)
 
 
 def _same_scan(a: SliceHeader, b: SliceHeader) -> bool:

@@ -103,7 +103,7 @@ def scans_of(slices: _Slices) -> list[_Slices]:
         if name in _TIMES and not repeated:
             continue
         groups = _by_mark([s for s in slices if s.marks[k] is not None], k, name)
-        scans = _one_after_another(groups) if len(groups) > 1 else []
+        scans = _joined(groups) if len(groups) > 1 else []
         found = [part for scan in scans for part in scans_of(scan)] if len(scans) > 1 else []
         if found and not any(len(scan) < 2 or _repeats(_heights(scan)) for scan in found):
             # Images without the mark belong to one of them, but it is unknown to which.
@@ -125,7 +125,7 @@ def _by_mark(slices: _Slices, k: int, name: str) -> list[_Slices]:
     return groups
 
 
-def _one_after_another(groups: list[_Slices]) -> list[_Slices]:
+def _joined(groups: list[_Slices]) -> list[_Slices]:
     """Join groups, in the order of their marks, to scans: a group at other positions continues the scan.
 
     A group whose slices alternate with others of the scan, or have their positions, starts the next scan. Joined scans
@@ -141,7 +141,7 @@ def _one_after_another(groups: list[_Slices]) -> list[_Slices]:
         if any(_alternate(heights[k], heights[starts[-1] + n]) for n in near):
             starts.append(k)
     joined = [[s for group in groups[a:b] for s in group] for a, b in pairwise([*starts, len(groups)])]
-    if 1 < len(joined) < len(groups) and not all(_same_places(joined[0], scan) for scan in joined):
+    if 1 < len(joined) < len(groups) and not all(_same_positions(joined[0], scan) for scan in joined):
         return groups
     return joined
 
@@ -157,7 +157,7 @@ def _alternate(a: np.ndarray, b: np.ndarray) -> bool:
     return _repeats(np.sort(both)) or np.count_nonzero(np.diff(owner)) > min(len(a), len(b))
 
 
-def _same_places(a: _Slices, b: _Slices) -> bool:
+def _same_positions(a: _Slices, b: _Slices) -> bool:
     return len(a) == len(b) and bool(np.all(np.abs(_heights(a) - _heights(b)) < MIN_SPACING_MM))
 
 

@@ -50,7 +50,7 @@ def test_axial_series_by_hand(tmp_path):
 
 
 def test_slices_are_ordered_along_their_normal(tmp_path):
-    """Positions that descend: the volume still begins at the foot end."""
+    """With descending positions, the volume still starts at the foot end."""
     hu = phantom()
     write_series(tmp_path, hu, step=(0, 0, -2.5))
     array, affine = read_ct(tmp_path)
@@ -59,7 +59,7 @@ def test_slices_are_ordered_along_their_normal(tmp_path):
 
 
 def test_coronal_series_by_hand(tmp_path):
-    """Columns run to the left (+L), rows to the feet (-S), slices to the back (normal L x -S = +P)."""
+    """Columns point to the left (+L), rows to the feet (-S), slices to the back (normal L x -S = +P)."""
     hu = phantom()
     write_series(tmp_path, hu, step=(0, 3, 0), ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
     array, affine = read_ct(tmp_path)
@@ -107,7 +107,7 @@ def test_values_beyond_int16_are_clipped_and_reported(tmp_path):
 
 
 def test_many_values_beyond_int16_are_refused(tmp_path):
-    """Signed values that the header calls unsigned: air of -1024 is read as 64512."""
+    """Signed values declared as unsigned: air at -1024 is read as 64512."""
     hu = phantom()
     for path in write_series(tmp_path, hu, intercept=0):
         edit(path, PixelRepresentation=0)
@@ -117,7 +117,7 @@ def test_many_values_beyond_int16_are_refused(tmp_path):
 
 
 def test_padding_becomes_air(tmp_path):
-    """A padding value outside the HU scale is air; one that is a possible tissue value is left alone."""
+    """A padding value outside the HU scale is set to air; one that may be tissue is kept."""
     hu = phantom()
     hu[0, 0, :] = -3024
     paths = write_series(tmp_path, hu, PixelPaddingValue=-2000)
@@ -344,7 +344,7 @@ def test_header_scan_reads_no_patient_data_but_id_and_name_and_keeps_neither(tmp
 
 
 def test_header_scan_reads_each_file_once_and_no_pixels(tmp_path, monkeypatch):
-    """Of six files of 2 MB; what lies after the header is read ahead by no more than a buffer holds."""
+    """Six files of 2 MB: no more than a buffer is read beyond the header."""
     write_series(tmp_path, np.zeros((1024, 1024, 6), np.int16))
     opened, taken = [], []
 
@@ -365,7 +365,7 @@ def test_header_scan_reads_each_file_once_and_no_pixels(tmp_path, monkeypatch):
 
 @needs_data
 def test_lidc_series():
-    """133 slices of a real CT; the corner voxel's place is that of the dataset's own NIfTI version."""
+    """133 slices of a real CT; the corner voxel is where the data set's own NIfTI version puts it."""
     folder = DATA / "lidc0001" / "dicom"
     series = choose_series(find_series(folder))
     assert len(series.slices) == 133

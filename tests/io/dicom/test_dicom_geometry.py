@@ -1,4 +1,4 @@
-"""Where the images of a series lie: what is accepted as it is, interpolated on request, or refused, by hand."""
+"""Positions of the images of a series: accepted, interpolated on request, or refused, with known answers."""
 
 import shutil
 
@@ -33,7 +33,7 @@ LYING = {
 
 @pytest.mark.parametrize("lying", LYING)
 def test_each_voxel_stays_where_its_slice_says(tmp_path, lying):
-    """Whatever way a patient lies: voxel (column i, row j) of a slice is at position + i, j steps, and nowhere else."""
+    """For any patient position: voxel (column i, row j) of a slice is at position + i, j steps, and nowhere else."""
     axes, step, codes = LYING[lying]
     hu = phantom()
     write_series(tmp_path, hu, step=step, ImageOrientationPatient=[round(a, 6) for a in axes])
@@ -61,7 +61,7 @@ def test_tilt_is_said_and_changes_no_voxel(tmp_path, tilt):
 
 
 def _ramp(heights):
-    """HU that grow by 10 with each mm, so that linear interpolation gives the height of any plane; and soft tissue."""
+    """HU that increase by 10 per mm, so that linear interpolation gives the height of a plane; and soft tissue."""
     hu = np.empty((6, 5, len(heights)))
     hu[:] = -200 + 10 * np.array(heights)
     hu[0] = 40
@@ -105,7 +105,7 @@ def test_uneven_slices(tmp_path, case, tilt):
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(gaps=st.lists(st.sampled_from([1, 1.5, 2, 3, 4.5, 7]), min_size=2, max_size=8))
 def test_interpolation_is_exact_where_hu_change_linearly(tmp_path, gaps):
-    """Each plane has the HU of its height, whatever the gaps, to the half HU that rounding takes."""
+    """Each plane has the HU of its height, whatever the gaps, up to rounding."""
     folder = tmp_path / "-".join(map(str, gaps))
     heights = np.cumsum([0, *gaps])
     if not folder.exists():
@@ -162,7 +162,7 @@ def test_absurd_numbers_are_refused(tmp_path, name, value):
 
 
 def test_enhanced_ct(tmp_path):
-    """One file; its frames lie the other way round."""
+    """One file with frames in reverse order."""
     hu = phantom()
     write_enhanced(tmp_path / "ct", hu)
     (found,) = inspect_path(tmp_path)
@@ -244,7 +244,7 @@ NUMBERS = {
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("vr", ["LO", "SH", "ST", "LT", "UT", "UC", "UN", "OB", "CS", "IS", "FD"])
 def test_numbers_under_another_vr(tmp_path, vr):
-    """The text is that of the numbers, whatever an exporter calls it."""
+    """Numbers are read from their text, whatever the VR."""
     hu = phantom()
     paths = write_series(tmp_path / "plain", hu, SliceThickness=2.5)
     array, affine = read_ct(tmp_path / "plain")

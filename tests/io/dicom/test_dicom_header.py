@@ -1,4 +1,4 @@
-"""What a header says, whatever the encoding of its numbers and texts."""
+"""Fields of a header, whatever the encoding of its numbers and texts."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""DICOM SEG: the same voxels of the patient as the mask's, tied to the CT's own images, or nothing at all."""
+"""DICOM SEG: marks the same voxels as the mask, and refers to the CT's images, or is not written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SERIES: dict[str, dict[str, Any]] = {
 
 
 def blob(shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
-    """A mask that no flip or exchange of axes maps to itself; its first and last slices are empty."""
+    """A mask without symmetry under flips and axis permutations; its first and last slices are empty."""
     mask = np.zeros(shape, np.uint8)
     mask[1:7, 2:5, 1:4] = 1
     mask[2, 8, 2] = mask[9, 1, 3] = 1
@@ -71,7 +71,7 @@ def frames_of(seg: pydicom.Dataset) -> list[tuple[np.ndarray, pydicom.Dataset, s
 @pytest.mark.parametrize("seg_type", ["BINARY", "LABELMAP"])
 @pytest.mark.parametrize("kind", SERIES)
 def test_each_frame_holds_the_mask_where_its_image_lies(tmp_path: Path, kind: str, seg_type: str) -> None:
-    """By way of the image that a frame refers to: its place in the patient names the mask's slice."""
+    """Identify the mask's slice by the position of the image that a frame refers to."""
     write_series(tmp_path / "ct", phantom(SHAPE), **SERIES[kind])
     mask = blob()
     seg, images = written(tmp_path / "ct", tmp_path / "x.dcm", mask, seg_type)
@@ -158,7 +158,7 @@ def test_images_of_two_studies_are_refused(tmp_path: Path) -> None:
 
 
 def test_frames_of_reference_that_differ_are_made_one_and_told(tmp_path: Path) -> None:
-    """As in the LIDC-IDRI collection, where de-identification gave each image one of its own."""
+    """As in the LIDC-IDRI collection, where de-identification gave each image its own."""
     for path in write_series(tmp_path / "ct", phantom(SHAPE)):
         edit(path, FrameOfReferenceUID=pydicom.uid.generate_uid())
     image, notes = open_ct(tmp_path / "ct"), []
@@ -170,7 +170,7 @@ def test_frames_of_reference_that_differ_are_made_one_and_told(tmp_path: Path) -
 
 
 def test_neither_log_nor_warnings_name_the_patient(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """highdicom would warn, which is an error here, that it finds this name odd, and quote it."""
+    """highdicom would warn about this unusual name, and quote it; warnings are errors here."""
     caplog.set_level("DEBUG")
     write_series(tmp_path / "ct", phantom(SHAPE), PatientName="Doe Jane")
     seg, _ = written(tmp_path / "ct", tmp_path / "x.dcm", blob())
@@ -308,7 +308,7 @@ def test_other_programs_read_the_same_voxels_from_the_seg_of_a_real_ct(tmp_path:
 
 @pytest.mark.parametrize("empty", [False, True])
 def test_enhanced_ct(tmp_path: Path, empty: bool) -> None:
-    """A SEG refers to frames of the one file; those of another phase are no part of it."""
+    """A SEG refers to frames of the one file; those of another phase are not among them."""
     folder = tmp_path / "ct"
     write_enhanced(folder / "ct", phantom(), phases=2, SeriesInstanceUID="1.2.3")
     image = open_ct(folder, series_uid="1.2.3#2")
