@@ -87,7 +87,7 @@ def task07(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_good_cases_are_listed_and_bad_ones_named(run: Run, task07: Path, tmp_path: Path) -> None:
+def test_valid_cases_are_listed_and_others_reported(run: Run, task07: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in task07.rglob("*") if path.is_file()}
     output = tmp_path / "new" / "task07.json"
     arguments = ("prepare", "msd-pancreas", task07, "-o", output, "--folds", 2, "--seed", 3)
@@ -131,7 +131,7 @@ def test_tumour_as_a_class_and_cases_for_test(run: Run, task07: Path, tmp_path: 
     assert sorted(listed) == [f"imagesTr/{name}.nii.gz" for name in GOOD]
 
 
-def test_more_folds_than_good_cases(run: Run, task07: Path, tmp_path: Path) -> None:
+def test_more_folds_than_valid_cases(run: Run, task07: Path, tmp_path: Path) -> None:
     code, stdout, stderr = run("prepare", "msd-pancreas", task07, "-o", tmp_path / "task07.json", "--folds", 6)
     assert (code, stdout) == (2, "")
     assert stderr[-1] == "error: 6 folds of 5 cases: give from 2 to 5"

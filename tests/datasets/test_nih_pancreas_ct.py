@@ -81,7 +81,7 @@ def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return output, said
 
 
-def test_labels_lie_where_the_pancreas_is(
+def test_labels_match_the_pancreas(
     raw: Path, phantoms: dict[int, Phantom], prepared: tuple[Path, list[tuple[str, str]]]
 ) -> None:
     output, _ = prepared
@@ -110,7 +110,7 @@ def test_labels_lie_where_the_pancreas_is(
     assert sorted(p.name for p in output.parent.iterdir()) == ["nih.json", "nih_labels"]
 
 
-def test_each_case_that_is_not_used_has_its_reason(prepared: tuple[Path, list[tuple[str, str]]]) -> None:
+def test_each_unused_case_has_a_reason(prepared: tuple[Path, list[tuple[str, str]]]) -> None:
     _, said = prepared
     reasons = {text.partition(": ")[0]: (kind, text) for kind, text in said}
     assert sorted(reasons) == [f"PANCREAS_{k:04d}" for k in (4, 6, 8, 25, 70, 71)]
@@ -126,7 +126,7 @@ def test_each_case_that_is_not_used_has_its_reason(prepared: tuple[Path, list[tu
         assert found in reasons[f"PANCREAS_{number:04d}"][1]
 
 
-def test_twice_is_the_same_byte_for_byte(
+def test_preparing_twice_gives_the_same_bytes(
     raw: Path, prepared: tuple[Path, list[tuple[str, str]]], tmp_path: Path
 ) -> None:
     output, _ = prepared
@@ -137,7 +137,7 @@ def test_twice_is_the_same_byte_for_byte(
     }
 
 
-def test_corrected_labels_below_the_raw_data_are_not_raw_data(phantoms: dict[int, Phantom], tmp_path: Path) -> None:
+def test_corrected_labels_in_the_raw_folder_are_not_raw_data(phantoms: dict[int, Phantom], tmp_path: Path) -> None:
     for number in (1, 2):
         write_ct(tmp_path / f"PANCREAS_{number:04d}", phantoms[number])
         write_label(tmp_path / f"label{number:04d}.nii.gz", np.flip(phantoms[number].mask, 1))
@@ -179,7 +179,7 @@ def test_a_folder_that_is_another_data_set(raw: Path, tmp_path: Path) -> None:
             find_cases(root, tmp_path / "out.json", labels)
 
 
-def test_a_header_that_the_ct_contradicts(phantoms: dict[int, Phantom]) -> None:
+def test_a_header_that_contradicts_the_ct(phantoms: dict[int, Phantom]) -> None:
     truth = phantoms[2]
     ct = Volume(truth.image, truth.affine, {})
     label, placed = place_label(ct, truth.mask, truth.affine, "label0002.nii.gz")
@@ -213,7 +213,7 @@ def test_edge_agreement_of_a_bright_cube() -> None:
     assert edge_agreement(np.where(hu < 0, -1000, hu).astype(np.int16), mask) == 1.0
 
 
-def test_labels_appear_with_the_datalist_or_not_at_all(raw: Path, tmp_path: Path) -> None:
+def test_labels_are_only_written_with_a_datalist(raw: Path, tmp_path: Path) -> None:
     output = tmp_path / "nih.json"
     with pytest.raises(ConfigError, match="5 folds of 4 cases"):
         prepare(find_cases(raw, output), output, folds=5)

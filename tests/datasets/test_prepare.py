@@ -107,7 +107,7 @@ def test_phantoms_through_the_command_line(run: Run, tmp_path: Path) -> None:
     assert output.read_bytes() != written
 
 
-def test_labels_with_other_organs_need_to_be_told(run: Run, phantoms: list[Phantom], tmp_path: Path) -> None:
+def test_labels_with_other_organs_need_pancreas_labels(run: Run, phantoms: list[Phantom], tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     for number, phantom in enumerate(phantoms):
         organs = phantom.mask * np.uint8(7)
@@ -138,7 +138,7 @@ def test_labels_with_other_organs_need_to_be_told(run: Run, phantoms: list[Phant
     assert content["pancreas_labels"] == [7]
 
 
-def test_pairs_that_are_none(phantoms: list[Phantom], tmp_path: Path) -> None:
+def test_incomplete_and_ambiguous_pairs(phantoms: list[Phantom], tmp_path: Path) -> None:
     with pytest.raises(InputNotFoundError, match="no such folder"):
         find_cases(tmp_path / "none")
     with pytest.raises(ConfigError, match="give both"):
@@ -173,7 +173,7 @@ def test_warnings_do_not_refuse(phantoms: list[Phantom], tmp_path: Path) -> None
     assert text == f"a1: pancreas of {volume_ml:.1f} mL; 10 to 300 mL are plausible"
 
 
-def test_bad_places_and_folds_are_refused_before_any_case(phantoms: list[Phantom], tmp_path: Path) -> None:
+def test_invalid_outputs_and_folds_are_refused_before_any_case(phantoms: list[Phantom], tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     for number, phantom in enumerate(phantoms):
         save(phantom.image, phantom.affine, raw / f"a{number}.nii.gz")

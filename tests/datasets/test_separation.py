@@ -77,14 +77,14 @@ def test_a_dicom_series_that_was_copied(tmp_path: Path) -> None:
         )
 
 
-def test_a_label_of_two_cts_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_label_of_two_cts_gives_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one, other, third = (case(tmp_path, name, seed) for seed, name in enumerate("abc"))
     other["label"] = one["label"]
     check_cases([one, one, other], {"validation": [third]})
     assert caplog.messages == [f"{one['label']}: is the label of two CTs, {one['image']} and {other['image']}"]
 
 
-def test_only_what_may_be_the_same_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_possible_duplicates_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the header of a CT of another shape, and only the first slices of one that differs in these."""
     trained = [case(tmp_path, "a", 0), case(tmp_path, "b", 1)]
     hu = volume(2)

@@ -39,7 +39,7 @@ def test_find_cases(tmp_path: Path) -> None:
             find_cases(tmp_path / missing)
 
 
-def test_two_cts_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_cts_with_the_same_name_are_refused(tmp_path: Path) -> None:
     for name in ("ct.nii.gz", "ct.mha"):
         (tmp_path / name).touch()
     with pytest.raises(ConfigError, match='several CTs named "ct"; '):
@@ -47,7 +47,7 @@ def test_two_cts_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [("CT", "ct"), ("caf\u00e9", "cafe\u0301"), ("\u00df", "SS")])
-def test_names_that_some_file_systems_take_for_one(tmp_path: Path, one: str, other: str) -> None:
+def test_names_that_collide_on_some_file_systems(tmp_path: Path, one: str, other: str) -> None:
     assert name_collisions(["third", one, other, one, "fourth"]) == [[1, 2, 3]]
     for name in (one, other):
         (tmp_path / f"{name}.nii.gz").touch()

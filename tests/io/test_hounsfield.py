@@ -99,7 +99,7 @@ GOOD |= {f"padding of {p}": lambda hu, p=p: padded(hu, p) for p in (-1024, -2000
 
 
 @pytest.mark.parametrize("change", GOOD)
-def test_good_cts_are_read_without_a_word(ct: np.ndarray, change: str) -> None:
+def test_valid_cts_are_read_without_warnings(ct: np.ndarray, change: str) -> None:
     assert doubts(GOOD[change](ct)) == []
 
 
@@ -211,9 +211,7 @@ def test_all_formats_alike(tmp_path: Path, ct: np.ndarray, kind: str) -> None:
         read_volume(_written(tmp_path / kind, kind, bad) if kind == "dicom" else _written(tmp_path, kind, bad))
 
 
-def test_the_reader_of_training_and_evaluation_says_warnings_once(
-    tmp_path: Path, ct: np.ndarray, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_monai_reader_logs_warnings_once(tmp_path: Path, ct: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     path = _written(tmp_path, "nii", np.clip(ct, -160, 240).astype(np.int16))
     reader = CTReader()
     for _ in range(3):

@@ -99,7 +99,7 @@ def test_one_odd_slice_is_no_stack(tmp_path, tags):
         read_ct(tmp_path)
 
 
-def test_one_scan_of_several_acquisitions_stays_whole(tmp_path):
+def test_a_scan_of_several_acquisitions_is_not_split(tmp_path):
     """Slices of a step-and-shoot scan have an acquisition for every pair, and a copied file repeats its position."""
     hu = phantom()
     paths = write_series(tmp_path, hu, uid="1.2.3")
@@ -119,7 +119,7 @@ def test_two_scans_of_several_acquisitions_are_two_stacks(tmp_path):
     np.testing.assert_array_equal(read_ct(tmp_path, series_uid="1.2.3#2")[0], phantom(seed=1))
 
 
-def test_localizers_of_a_series_with_two_stacks_are_apart(tmp_path):
+def test_localizers_of_a_series_with_two_stacks_are_separate(tmp_path):
     _two_stacks(tmp_path, AcquisitionNumber=2)
     scout = {"uid": "1.2.3", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
     write_series(tmp_path / "0", phantom()[:, :, :1], **scout)
@@ -127,7 +127,7 @@ def test_localizers_of_a_series_with_two_stacks_are_apart(tmp_path):
 
 
 @pytest.mark.parametrize("tags", [{"ImageOrientationPatient": CORONAL}, {"ImageOrientationPatient": None}])
-def test_an_axial_series_with_a_fault_is_not_passed_over(tmp_path, tags):
+def test_an_axial_series_with_a_fault_is_not_left_out(tmp_path, tags):
     """Its first file has another orientation, or none: it still counts beside a valid series."""
     paths = write_series(tmp_path / "1", phantom(), uid="1.2.3")
     edit(min(paths), **tags)
@@ -166,12 +166,12 @@ def test_kinds(tmp_path):
     assert choose_series(find_series(tmp_path)).uid == "1.2.10", "the only slices of the scanner itself"
 
 
-def test_compressed_with_loss_is_derived_and_yet_the_scanners_slices(tmp_path):
+def test_lossy_images_are_derived_but_original(tmp_path):
     write_series(tmp_path, phantom(), ImageType=["DERIVED", "PRIMARY", "AXIAL"])
     assert inspect_path(tmp_path)[0].kind == "CT"
 
 
-def test_a_mip_counts_where_there_is_nothing_else(tmp_path):
+def test_a_mip_is_used_if_there_is_nothing_else(tmp_path):
     write_series(tmp_path, phantom(), ImageType=["DERIVED", "SECONDARY", "MIP"])
     np.testing.assert_array_equal(read_ct(tmp_path)[0], phantom())
 
@@ -275,7 +275,7 @@ def test_patients_are_told_apart_by_name_too(tmp_path, first, second, patients):
     assert not any(word in str(caught.value) for word in ("DOE", "ROE", "doe", "roe", "4711"))
 
 
-def test_table_and_json_hold_all_and_nothing_of_the_patient(run, tmp_path):
+def test_table_and_json_are_complete_and_without_patient_data(run, tmp_path):
     patient = {"PatientID": "MRN4711", "PatientBirthDate": "19700101"}
     write_series(tmp_path / "ct", phantom(), uid="1.2.3", **patient)
     shutil.copy(next((tmp_path / "ct").iterdir()), tmp_path / "ct" / "copy")

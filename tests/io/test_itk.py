@@ -148,7 +148,7 @@ def test_long_comments_and_keys_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_ct(path)[0], phantom())
 
 
-def test_an_origin_that_a_mask_could_not_hold(tmp_path: Path) -> None:
+def test_an_origin_beyond_float32(tmp_path: Path) -> None:
     """ITK stores it as float64; as float32 of NIfTI it is infinite."""
     path = replace(write(tmp_path, "ct.mha"), b"Offset = 0 0 0", b"Offset = 0 1e300 0")
     with pytest.raises(GeometryError, match=r"1e\+300 mm off; correct the origin"):
@@ -217,13 +217,13 @@ def test_metaimage_units(tmp_path: Path, name: str) -> None:
         ("line skip: 1\nbyte skip: 2", b"one\nab"),
     ],
 )
-def test_nrrd_voxels_after_something_else(tmp_path: Path, field: str, before: bytes) -> None:
+def test_nrrd_voxels_after_other_data(tmp_path: Path, field: str, before: bytes) -> None:
     (tmp_path / "ct.nrrd").write_bytes(nrrd(field, before))
     np.testing.assert_array_equal(read_ct(tmp_path / "ct.nrrd")[0], phantom())
 
 
 @pytest.mark.parametrize("field", ["byte skip: -2", "byte skip: x", "line skip: -1", "byteskip: 1e3"])
-def test_nrrd_voxels_that_begin_nowhere(tmp_path: Path, field: str) -> None:
+def test_nrrd_invalid_skips(tmp_path: Path, field: str) -> None:
     """ITK takes any negative number for -1, which means the end of the file."""
     (tmp_path / "ct.nrrd").write_bytes(nrrd(field, b"x" * 9))
     with pytest.raises(UnreadableInputError, match="where no voxels can begin"):
@@ -259,7 +259,7 @@ def test_metaimage_header_size(tmp_path: Path, name: str, size: str) -> None:
         ("ct.mhd", "99999", "truncated"),
     ],
 )
-def test_metaimage_voxels_that_begin_nowhere(tmp_path: Path, name: str, size: str, match: str) -> None:
+def test_metaimage_invalid_header_sizes(tmp_path: Path, name: str, size: str, match: str) -> None:
     with pytest.raises(UnreadableInputError, match=match):
         read_ct(metaimage(tmp_path, name, size, b"x" * 16))
 

@@ -46,7 +46,7 @@ def test_voxels_that_begin_far_away(tmp_path: Path, name: str, offset: float) ->
 
 
 @pytest.mark.parametrize("offset", [np.nan, np.inf, -5])
-def test_voxels_that_begin_nowhere(tmp_path: Path, offset: float) -> None:
+def test_invalid_voxel_offsets(tmp_path: Path, offset: float) -> None:
     path = nifti(tmp_path / "ct.nii", {VOX_OFFSET: np.float32(offset).tobytes()})
     assert peak(path, UnreadableInputError, "copy or export") < 2**22
 
@@ -75,13 +75,13 @@ def test_voxels_that_begin_anywhere_else(tmp_path: Path, offset: int) -> None:
 
 
 @pytest.mark.parametrize(("slope", "inter"), [(0, -1024), (np.nan, 5), (np.inf, 0), (-np.inf, 1), (np.nan, np.nan)])
-def test_a_scale_that_is_none(tmp_path: Path, slope: float, inter: float) -> None:
+def test_invalid_scales(tmp_path: Path, slope: float, inter: float) -> None:
     """As the standard says for 0, and other readers take NaN."""
     path = nifti(tmp_path / "ct.nii", {112: np.array([slope, inter], "<f4").tobytes()})
     np.testing.assert_array_equal(read_ct(path)[0], phantom())
 
 
-def test_an_offset_that_is_no_number(tmp_path: Path) -> None:
+def test_an_offset_that_is_not_a_number(tmp_path: Path) -> None:
     path = nifti(tmp_path / "ct.nii", {112: np.array([1, np.nan], "<f4").tobytes()})
     with pytest.raises(UnreadableInputError, match="invalid intercept"):
         read_ct(path)
@@ -106,7 +106,7 @@ def test_unusual_sizes_give_a_warning(spacing: tuple[float, ...], shape: tuple[i
     ("spacing", "shape"),
     [((0.7, 0.7, 1), (512, 512, 2000)), ((0.2, 0.2, 0.6), (512, 512, 120)), ((1, 1, 5), (20, 20, 2))],
 )
-def test_possible_sizes(spacing: tuple[float, ...], shape: tuple[int, int, int]) -> None:
+def test_usual_sizes(spacing: tuple[float, ...], shape: tuple[int, int, int]) -> None:
     """From head to foot, a child's detail, a crop."""
     assert unusual_size(shape, np.diag([*spacing, 1])) == []
 

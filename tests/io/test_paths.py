@@ -29,7 +29,7 @@ def test_pipes_and_devices_are_left_out_and_so_are_links_to_them(tmp_path: Path)
     np.testing.assert_array_equal(read_ct(tmp_path / "scan")[0], hu)
 
 
-def test_links_to_files_are_read_and_dead_ones_missed(tmp_path: Path) -> None:
+def test_links_to_files_are_read_and_broken_links_reported(tmp_path: Path) -> None:
     hu = phantom()
     paths = write_series(tmp_path / "store", hu)
     (tmp_path / "scan").mkdir()

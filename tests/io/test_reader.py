@@ -313,7 +313,7 @@ def test_refused(tmp_path, case):
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.dcm", "ct.ima", "ct", "ct.nrrd", "ct.mha", "ct.txt"])
 @pytest.mark.parametrize("held", ["plain.nii", "packed.nii.gz", "other.nrrd", "other.mha"])
-def test_a_file_is_read_for_what_it_holds(tmp_path, name, held):
+def test_files_are_read_by_their_content(tmp_path, name, held):
     """Whatever its name: gzipped or not, and with another format's suffix."""
     path = save_nifti(tmp_path / "plain.nii", phantom())
     (tmp_path / "packed.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -332,7 +332,7 @@ def test_a_file_is_read_for_what_it_holds(tmp_path, name, held):
 
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.dcm"])
-def test_what_gzip_holds_may_be_cut_or_something_else(tmp_path, name):
+def test_gzip_with_truncated_or_other_content(tmp_path, name):
     packed = gzip.compress(save_nifti(tmp_path / "whole.nii", phantom()).read_bytes())
     (tmp_path / name).write_bytes(packed[: len(packed) * 2 // 3])
     with pytest.raises(UnreadableInputError, match=r"truncated or damaged.*copy or export the file again"):
@@ -347,7 +347,7 @@ def test_what_gzip_holds_may_be_cut_or_something_else(tmp_path, name):
     kind=st.sampled_from(["nifti", "dicom"]),
     changes=st.lists(st.tuples(st.integers(0, 1100), st.integers(0, 255)), min_size=1, max_size=4),
 )
-def test_damaged_headers_raise_only_our_errors(tmp_path, kind, changes):
+def test_damaged_headers_raise_typed_errors_only(tmp_path, kind, changes):
     """Whatever a few wrong bytes do: a volume, or an error that says what to do. Never a traceback or a warning."""
     if kind == "nifti":
         path = victim = save_nifti(tmp_path / "ct.nii", phantom())
@@ -452,7 +452,7 @@ def test_monai_series_and_labels(tmp_path):
 
 
 @needs_data
-def test_real_ct_and_its_label_lie_on_one_grid():
+def test_real_ct_and_its_label_share_a_grid():
     hu, affine = read_ct(DATA / "ts_example_3mm" / "ct.nii.gz")
     labels, label_affine = read_label(DATA / "ts_example_3mm" / "pancreas.nii.gz")
     assert hu.shape == labels.shape == (122, 101, 112)
@@ -462,7 +462,7 @@ def test_real_ct_and_its_label_lie_on_one_grid():
 
 
 @needs_data
-def test_real_dicom_and_label_lie_on_one_grid():
+def test_real_dicom_and_label_share_a_grid():
     """TotalSegmentator's pancreas (7) on the LIDC CT is stored with y reversed against the DICOM rows."""
     hu, affine = read_ct(DATA / "lidc0001" / "dicom")
     labels, label_affine = read_label(DATA / "lidc0001" / "totalsegmentator_organs.nii.gz")

@@ -34,7 +34,7 @@ def study(tmp_path: Path) -> Path:
     return folder
 
 
-def test_those_that_could_be_chosen_under_their_numbers(study: Path) -> None:
+def test_selectable_series_have_their_numbers(study: Path) -> None:
     cases, left_out = partition_series(study)
     assert segmentable_series(study) == cases
     assert [(case.number, case.series.uid) for case in cases] == [(2, "1.2.2"), (7, "1.2.7")]
@@ -51,7 +51,7 @@ def test_those_that_could_be_chosen_under_their_numbers(study: Path) -> None:
     ]
 
 
-def test_a_case_is_its_series_without_another_scan_of_the_folder(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_is_read_without_scanning_the_folder_again(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = segmentable_series(study)
     monkeypatch.setattr("attunet3d.io.dicom.find.find_series", None)
     np.testing.assert_array_equal(read_ct(first)[0], phantom())
@@ -67,7 +67,7 @@ def test_a_case_is_named_by_folder_and_number(study: Path) -> None:
     assert str(cases[0]) == f"{study}: series 2"
 
 
-def test_stacks_of_one_series_are_cases_of_their_own(tmp_path: Path) -> None:
+def test_stacks_of_a_series_are_separate_cases(tmp_path: Path) -> None:
     for number in (1, 2):
         write_series(tmp_path / str(number), phantom(seed=number), uid="1.2.3", AcquisitionNumber=number)
     cases = segmentable_series(tmp_path)
@@ -100,7 +100,7 @@ def test_nothing_to_segment(tmp_path: Path) -> None:
         segmentable_series(tmp_path / "empty")
 
 
-def test_the_list_says_what_headers_tell(tmp_path: Path) -> None:
+def test_series_are_described_by_their_headers(tmp_path: Path) -> None:
     """Slices along an oblique normal, (0, -0.6, 0.8), 2.5 mm apart; and a series without positions."""
     oblique = {"ImageOrientationPatient": [1, 0, 0, 0, 0.8, 0.6], "step": (0.0, -1.5, 2.0)}
     write_series(tmp_path / "a", phantom(), uid="1.2.1", SeriesDescription="liver", **oblique)

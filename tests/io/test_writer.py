@@ -100,7 +100,7 @@ def test_text(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_failure_midway_leaves_the_old_file_and_nothing_else(tmp_path, error):
+def test_a_failed_write_keeps_the_old_file_only(tmp_path, error):
     target = tmp_path / "report.png"
     target.write_text("old")
 
@@ -234,7 +234,7 @@ def _days_ago(path: Path, days: float) -> Path:
     return path
 
 
-def test_a_temporary_file_says_who_writes_it(tmp_path: Path) -> None:
+def test_a_temporary_file_names_its_process(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "m.nii.gz") as temporary:
         assert re.fullmatch(rf"\.tmp-[0-9a-f]{{8}}-{writer._host()}-{os.getpid()}-m\.nii\.gz", temporary.name)
         temporary.write_bytes(b"")
@@ -271,19 +271,17 @@ def test_of_other_machines_only_what_is_too_old_to_be_written_still(tmp_path: Pa
     assert not old.exists()
 
 
-def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+def test_a_missing_folder_holds_nothing(tmp_path: Path) -> None:
     writer.remove_left_behind(tmp_path / "none")
 
 
-def test_processes_are_known_by_their_numbers() -> None:
+def test_processes_are_identified_by_number() -> None:
     assert writer._is_alive(os.getpid())
     assert not writer._is_alive(2**22 + 5)  # beyond the most that Linux gives
     assert writer._is_alive(2**80)  # no number at all: nothing is known of it
 
 
-def test_renames_are_on_the_disk_when_a_file_has_taken_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_renames_are_flushed_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     sync, replace = writer._sync_folder, os.replace
     monkeypatch.setattr(writer, "_sync_folder", lambda folder: (done.append(f"sync {folder.name}"), sync(folder)))

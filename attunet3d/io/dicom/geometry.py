@@ -21,7 +21,7 @@ from attunet3d.io.dicom.stacks import same_orientation, same_size, same_spacing
 from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, MIN_SPACING_MM, StoredImage, check_affine
 
 # Largest distance of a slice from where the affine puts it: mm, or a fraction of the spacing. Positions rounded to 0.1
-# mm stay within it, and it is far below the resolution of a mask. A missing slice disgaps_at some slice by half a
+# mm stay within it, and it is far below the resolution of a mask. A missing slice displaces some slice by half a
 # spacing or more, so the limit for thin slices detects each missing one.
 MAX_DISPLACEMENT_MM = 0.1 + 1e-6
 MAX_DISPLACEMENT_OF_THICK = 0.025

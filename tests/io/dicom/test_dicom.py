@@ -333,7 +333,7 @@ def test_missing_decoder_names_the_extra(tmp_path, monkeypatch):
         read_ct(tmp_path)
 
 
-def test_header_scan_reads_no_patient_data_but_id_and_name_and_keeps_neither(tmp_path):
+def test_header_scan_only_reads_and_does_not_keep_patient_id_and_name(tmp_path):
     assert [tag for tag in HEADER_TAGS if tag.startswith("Patient")] == ["PatientID", "PatientName"]
     write_series(tmp_path, phantom(), PatientID="4711")
     (hashes,) = {s.patient for s in find_series(tmp_path)[0].slices}

@@ -116,7 +116,7 @@ def test_interpolation_is_exact_where_hu_change_linearly(tmp_path, gaps):
     np.testing.assert_allclose(array[5, 0], -200 + 10 * planes, atol=1.01)
 
 
-def test_even_slices_are_not_touched(tmp_path):
+def test_evenly_spaced_slices_are_unchanged(tmp_path):
     hu = phantom()
     write_series(tmp_path, hu)
     volume = read_volume(tmp_path, allow_uneven=True)

@@ -132,14 +132,14 @@ def test_rle_of_a_few_bytes_for_a_huge_image(tmp_path: Path) -> None:
         read_ct(tmp_path)
 
 
-def test_more_frames_than_promised(tmp_path: Path) -> None:
+def test_more_frames_than_claimed(tmp_path: Path) -> None:
     path = write_series(tmp_path, phantom())[0]
     _encapsulate(path, RLELossless, [bytes(70), bytes(70)], NumberOfFrames=3)
     with pytest.raises(UnreadableInputError, match="compressed frames"):
         dicom_guard.check_pixel_data(pydicom.dcmread(path), path)
 
 
-def test_more_bits_than_a_decoder_should_be_asked_for(tmp_path: Path) -> None:
+def test_too_many_bits_for_a_decoder(tmp_path: Path) -> None:
     path = write_series(tmp_path, phantom())[0]
     _encapsulate(path, RLELossless, [bytes(70)], BitsAllocated=64000)
     with pytest.raises(UnreadableInputError, match="64000 bits a pixel"):

@@ -56,7 +56,7 @@ def test_lossless_transfer_syntaxes_written_here(tmp_path, syntax, dtype):
 
 
 @pydicom_3
-def test_of_a_jp2_file_the_codestream_alone_is_decoded(tmp_path, monkeypatch):
+def test_only_the_codestream_of_a_jp2_file_is_decoded(tmp_path, monkeypatch):
     """Without its boxes, with which the decoder would run other code."""
     hu = phantom((40, 36, 2))
     decoded = []

@@ -89,7 +89,7 @@ def read_position(path: Path) -> float:
     return float(pydicom.dcmread(path).ImagePositionPatient[2])
 
 
-def test_two_scattered_scans_are_two(tmp_path: Path) -> None:
+def test_two_scattered_scans_are_not_merged(tmp_path: Path) -> None:
     """Two kernels at the same positions, and two studies."""
     first = _write(tmp_path / "1", lambda k: {SERIES: f"1.2.3.{k}", "ConvolutionKernel": "B30f"})
     second = _write(tmp_path / "2", lambda k: {SERIES: f"1.2.4.{k}", "ConvolutionKernel": "B60f"}, seed=1)
@@ -124,7 +124,7 @@ def test_single_images_that_are_no_scan_lead_to_no_dead_end(tmp_path: Path) -> N
     assert "--all-series" not in str(caught.value)
 
 
-def test_messages_hold_no_uid_where_none_is_wanted(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_without_uids(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(tmp_path / "ct", NO_ONE_SCAN["any places"])
 
     def segment_all(cts: list[Path], *_: Any, **__: Any) -> list[Case]:
@@ -147,7 +147,7 @@ def read_error(path: Path) -> Exception:
     return caught.value
 
 
-def test_two_images_are_no_scan(tmp_path: Path) -> None:
+def test_two_images_are_not_merged(tmp_path: Path) -> None:
     """They have even spacing wherever they lie; nor is a third taken from another series."""
     _write(tmp_path / "two", _each(SERIES), count=2)
     assert len(find_series(tmp_path / "two")) == 2
@@ -156,7 +156,7 @@ def test_two_images_are_no_scan(tmp_path: Path) -> None:
         read_ct(tmp_path / "more", series_uid="1.2.3")
 
 
-def test_whole_series_stay_apart(tmp_path: Path) -> None:
+def test_complete_series_are_not_merged(tmp_path: Path) -> None:
     """Three adjacent scans, each long enough to be a scan."""
     for k in range(3):
         hu = phantom((12, 10, 6), seed=k)

@@ -92,7 +92,7 @@ def test_each_frame_holds_the_mask_where_its_image_lies(tmp_path: Path, kind: st
     assert int(seg.NumberOfFrames) == 3  # those without pancreas are left out
 
 
-def test_a_seg_says_what_it_is_and_of_what(tmp_path: Path) -> None:
+def test_a_seg_describes_itself_and_its_source(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", phantom(SHAPE), SliceThickness=1.25)
     seg, images = written(tmp_path / "ct", tmp_path / "x.dcm", blob())
     assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 1.25
@@ -122,7 +122,7 @@ def test_a_seg_says_what_it_is_and_of_what(tmp_path: Path) -> None:
     assert again.SOPInstanceUID != seg.SOPInstanceUID
 
 
-def test_a_label_map_has_a_class_of_its_own_and_the_same_pancreas(tmp_path: Path) -> None:
+def test_a_label_map_has_its_own_storage_class_and_the_same_pancreas(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", phantom(SHAPE))
     binary, _ = written(tmp_path / "ct", tmp_path / "x.dcm", blob())
     seg, _ = written(tmp_path / "ct", tmp_path / "y.dcm", blob(), "LABELMAP")
@@ -134,7 +134,7 @@ def test_a_label_map_has_a_class_of_its_own_and_the_same_pancreas(tmp_path: Path
 
 
 @pytest.mark.parametrize("seg_type", ["BINARY", "LABELMAP"])
-def test_an_empty_mask_is_frames_of_zeros(tmp_path: Path, seg_type: str) -> None:
+def test_an_empty_mask_has_frames_of_zeros(tmp_path: Path, seg_type: str) -> None:
     write_series(tmp_path / "ct", phantom(SHAPE))
     seg, images = written(tmp_path / "ct", tmp_path / "x.dcm", np.zeros(SHAPE, np.uint8), seg_type)
     assert int(seg.NumberOfFrames) == SHAPE[2]
@@ -157,7 +157,7 @@ def test_images_of_two_studies_are_refused(tmp_path: Path) -> None:
         source_headers("ct", image.files, image.affine, [])
 
 
-def test_frames_of_reference_that_differ_are_made_one_and_told(tmp_path: Path) -> None:
+def test_different_frames_of_reference_are_unified_with_a_warning(tmp_path: Path) -> None:
     """As in the LIDC-IDRI collection, where de-identification gave each image its own."""
     for path in write_series(tmp_path / "ct", phantom(SHAPE)):
         edit(path, FrameOfReferenceUID=pydicom.uid.generate_uid())
@@ -169,7 +169,7 @@ def test_frames_of_reference_that_differ_are_made_one_and_told(tmp_path: Path) -
     assert pydicom.dcmread(tmp_path / "x.dcm").FrameOfReferenceUID == first.FrameOfReferenceUID
 
 
-def test_neither_log_nor_warnings_name_the_patient(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_patient_data_in_log_and_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """highdicom would warn about this unusual name, and quote it; warnings are errors here."""
     caplog.set_level("DEBUG")
     write_series(tmp_path / "ct", phantom(SHAPE), PatientName="Doe Jane")
@@ -235,7 +235,7 @@ def test_a_seg_that_is_not_the_mask_is_not_kept(
     assert (tmp_path / "out" / "series_seg.dcm").read_text() == "of an earlier run"
 
 
-def test_what_cannot_be_written_is_refused_before_anything_is_read(
+def test_unsuitable_cases_are_refused_before_voxels_are_read(
     session: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     nowhere = tmp_path / "nowhere"

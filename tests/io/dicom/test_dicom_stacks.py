@@ -93,7 +93,7 @@ def test_a_cine_scan_at_two_table_positions(tmp_path):
     assert [(len(s.slices), len({h.marks for h in s.slices})) for s in found] == [(4, 1)] * 6
 
 
-def test_two_enhanced_files_of_the_same_places(tmp_path):
+def test_two_enhanced_files_of_the_same_positions(tmp_path):
     hu = phantom()
     for k in range(2):
         write_enhanced(tmp_path / str(k), hu + 100 * k, SeriesInstanceUID=UID)
@@ -102,7 +102,7 @@ def test_two_enhanced_files_of_the_same_places(tmp_path):
     assert len(found) == 2
 
 
-def test_frames_of_two_files_in_turn(tmp_path, monkeypatch):
+def test_alternating_frames_of_two_files(tmp_path, monkeypatch):
     """Each file is read once, though frames of both alternate."""
     hu = phantom()
     parts = [read_headers(write_enhanced(tmp_path / str(k), hu[:, :, k::2])) for k in range(2)]
@@ -134,7 +134,7 @@ def test_an_image_astray_stops_its_series(tmp_path, tags, end):
         read_ct(tmp_path)
 
 
-def test_a_single_image_elsewhere_stops_nothing(tmp_path):
+def test_a_single_image_elsewhere_is_ignored(tmp_path):
     hu = _scan(tmp_path / "ct", 0)
     write_series(tmp_path / "timing", phantom()[:, :, :1], origin=(-100, -50, 24))
     volume = read_volume(tmp_path)
@@ -161,7 +161,7 @@ def test_a_few_original_slices_do_not_displace_a_whole_derived_series(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["CPR", "VOLREN", "CBF", "SUBTRACTION", "MIP", "MPR"])
-def test_what_is_derived_counts_only_when_chosen(tmp_path, word):
+def test_derived_series_are_only_used_when_selected(tmp_path, word):
     hu = _scan(tmp_path / "ct", 0)
     write_series(tmp_path / "made", phantom(), uid="1.2.9", ImageType=["DERIVED", "SECONDARY", word])
     np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
@@ -175,7 +175,7 @@ def test_localizers_are_no_volume_even_when_chosen(tmp_path):
 
 
 @pytest.mark.parametrize("tags", [{"SeriesNumber": 4}, {"StudyInstanceUID": "5.2"}])
-def test_without_uids_numbers_and_studies_tell_series_apart(tmp_path, tags):
+def test_series_without_uids_are_separated_by_number_and_study(tmp_path, tags):
     hu = phantom()
     write_series(tmp_path / "all", hu[:, :, :3], SeriesInstanceUID=None, SeriesNumber=3)
     for path in write_series(tmp_path / "b", hu[:, :, 3:], origin=(-100, -50, 27.5), SeriesInstanceUID=None, **tags):
@@ -191,7 +191,7 @@ def test_a_copy_with_other_pixels_is_refused(tmp_path):
         read_ct(tmp_path)
 
 
-def test_one_instance_uid_for_all_is_said(tmp_path):
+def test_one_instance_uid_for_all_gives_a_warning(tmp_path):
     hu = _scan(tmp_path, 0, SOPInstanceUID="1.2.3.4")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
@@ -242,7 +242,7 @@ def test_positions_rounded_to_a_tenth_are_even_wherever_they_begin(spacing, offs
     assert read_ct(folder)[1][2, 2] == pytest.approx(spacing, abs=0.1 / 19)
 
 
-def test_numbers_beyond_belief_are_as_good_as_missing(tmp_path):
+def test_implausible_numbers_count_as_missing(tmp_path):
     """They prevent neither the list, nor reading an image in the same folder."""
     hu = _scan(tmp_path / "ct", 0)
     for path in write_series(tmp_path / "far", phantom(), uid="1.2.9", AcquisitionNumber=1):
@@ -285,7 +285,7 @@ def test_parts_of_an_enhanced_ct_stay_together_whatever_their_uids(tmp_path):
 
 
 @pytest.mark.parametrize("thicknesses", [["1.25", "1.2500001", "1.2499999"], ["1.2", "1.3"], ["1", "1.0", "0.999"]])
-def test_thicknesses_that_are_rounded_do_not_tear_a_scan_apart(tmp_path, thicknesses):
+def test_rounded_thicknesses_do_not_split_a_scan(tmp_path, thicknesses):
     hu = phantom((12, 10, 12))
     for k, path in enumerate(write_series(tmp_path, hu)):
         edit(path, SliceThickness=thicknesses[k % len(thicknesses)])
@@ -318,7 +318,7 @@ def test_one_image_without_the_mark_does_not_mix_two_scans(tmp_path, name):
 
 
 @pytest.mark.parametrize("tags", [{"StudyInstanceUID": None}, {"SeriesNumber": None}, {"ConvolutionKernel": None}])
-def test_what_some_images_do_not_say_tears_nothing_apart(tmp_path, tags):
+def test_missing_fields_do_not_split_a_series(tmp_path, tags):
     hu = phantom()
     for k, path in enumerate(write_series(tmp_path, hu, SeriesNumber=3, ConvolutionKernel="B30f")):
         if k % 2:
@@ -327,7 +327,7 @@ def test_what_some_images_do_not_say_tears_nothing_apart(tmp_path, tags):
 
 
 @pytest.mark.parametrize("name", ["ImageOrientationPatient", "PixelSpacing"])
-def test_a_geometry_missing_in_the_last_images_is_not_cut_off(tmp_path, name):
+def test_images_without_geometry_at_the_end_are_not_dropped(tmp_path, name):
     for path in write_series(tmp_path, phantom())[4:]:
         edit(path, **{name: None})
     with pytest.raises(GeometryError, match=f"{name} is missing"):
@@ -379,7 +379,7 @@ def test_a_strange_image_that_happens_to_lie_there_stops_nothing(tmp_path, case)
     np.testing.assert_array_equal(read_ct(tmp_path, series_uid=UID)[0], hu)
 
 
-def test_an_image_astray_is_found_though_the_series_is_there_twice(tmp_path):
+def test_a_stray_image_is_found_beside_a_duplicate_series(tmp_path):
     paths = write_series(tmp_path, phantom(), uid=UID)
     edit(paths[5], SeriesInstanceUID="1.2.4")
     (tmp_path / "copy").mkdir()
@@ -403,12 +403,12 @@ def test_maps_and_renderings_are_no_ct(tmp_path, word):
         read_ct(tmp_path)
 
 
-def test_low_dose_is_no_dose_page(tmp_path):
+def test_low_dose_images_are_not_dose_pages(tmp_path):
     _scan(tmp_path, 0, ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "LOW_DOSE"])
     assert inspect_path(tmp_path)[0].kind == "CT"
 
 
-def test_many_series_are_listed_in_part(tmp_path):
+def test_long_lists_of_series_are_shortened(tmp_path):
     for k in range(25):
         write_series(tmp_path / str(k), phantom((4, 4, 2)), uid=f"1.2.{k + 10}")
     with pytest.raises(AmbiguousSeriesError, match=r"25 CT series.*; and 5 more$"):
