@@ -8,7 +8,7 @@ import pytest
 
 from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io import MaskLayout, case_name, find_cases
-from attunet3d.io.cases import name_collisions
+from attunet3d.io.cases import name_collisions, quote_collision
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,11 @@ def test_names_that_collide_on_some_file_systems(tmp_path: Path, one: str, other
         (tmp_path / f"{name}.nii.gz").touch()
     with pytest.raises(ConfigError, match=r'several CTs named ".*" and ".*", which differ only in capitals'):
         find_cases(tmp_path)
+
+
+def test_colliding_names_are_quoted_on_one_line() -> None:
+    assert quote_collision(["ct", "ct"]) == '"ct"'
+    assert quote_collision(["a\n", "A\n", "a\n"]).startswith(r'"a\n" and "A\n", which differ only in capitals')
 
 
 def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def _in_order(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]
         raise GeometryError(
             f"{first.path.parent}: {shared} of {len(slices)} slices do not advance, such as {_named(slices[k])} and "
             f"{_named(slices[k + 1])}, both at {_shown(slices[k].position)}; "
-            "if the series mixes phases or reconstructions, export them separately; if an image is doubled, remove one"
+            "if the series mixes phases or reconstructions, export them separately; if one is a duplicate, remove it"
         )
     return slices, positions
 
@@ -289,17 +289,17 @@ def _even_planes(
     if not allow_uneven:
         allowed = "" if too_wide else "; --allow-uneven interpolates between them"
         if whole:
-            gaps_at = [
+            places = [
                 positions[k] + (positions[k + 1] - positions[k]) * part
                 for k, count in zip(unusual, missing, strict=True)
                 for part in np.arange(1, count + 1) / (count + 1)
             ]
             verdict = (
-                f"{len(gaps_at)} slice{'s are' if len(gaps_at) > 1 else ' is'} missing, at "
-                f"{', '.join(map(_shown, gaps_at[:9]))}{', ...' if len(gaps_at) > 9 else ''}: {EXPORT_AGAIN}{allowed}"
+                f"{len(places)} slice{'s are' if len(places) > 1 else ' is'} missing, at "
+                f"{', '.join(map(_shown, places[:9]))}{', ...' if len(places) > 9 else ''}: {EXPORT_AGAIN}{allowed}"
             )
         else:
-            verdict = f"the slice spacing is uneven: give a series with even spacing{allowed}"
+            verdict = f"the slice spacing is uneven: give a series with even slices{allowed}"
         if len(unusual):
             k = int(unusual[0])
             found = (
