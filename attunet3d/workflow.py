@@ -13,7 +13,7 @@ from attunet3d.config.files import CONFIG_FILES, Mode, installed_bundle
 from attunet3d.config.plain import for_monai
 from attunet3d.datasets.sections import load_cases
 from attunet3d.errors import ConfigError, only_own_error, own_error
-from attunet3d.io.cases import alike_names, said_alike
+from attunet3d.io.cases import name_collisions, quote_collision
 from attunet3d.io.locking import release_folder
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def train(
     workflow = make_workflow("train", presets, ids | overrides, allow_code)
     # Before anything is imported or built.
     training, validation = (
-        load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"), say=say)
+        load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"), warn=say)
         for section, say in (("training", logger.warning), ("validation", logger.debug))
     )
     logger.info("%d cases to train on, %d to validate with", len(training), len(validation))
@@ -150,11 +150,11 @@ def evaluate(
     ids = {"dataset_dir": Path(dataset_dir), "datalist": Path(datalist), "checkpoint": Path(checkpoint)}
     workflow = make_workflow("evaluate", presets, ids | {"output_dir": Path(output_dir)} | overrides, allow_code)
     section, fold = parsed(workflow, "section"), parsed(workflow, "fold")
-    cases = load_cases(datalist, dataset_dir, section, fold, say=logger.warning)
+    cases = load_cases(datalist, dataset_dir, section, fold, warn=logger.warning)
     layout = parsed(workflow, "layout")
     names = [layout.case(case["image"]) for case in cases]
-    for same in alike_names(names):
-        masks = said_alike(f"{names[index]}_seg" for index in same)
+    for same in name_collisions(names):
+        masks = quote_collision(f"{names[index]}_seg" for index in same)
         raise ConfigError(
             f"{datalist}: {len(same)} masks would be {masks}; rename them, or give a dataset_dir above all CTs",
             arguments=("dataset_dir",),

@@ -131,7 +131,7 @@ def _prepare(context: typer.Context, data: RawData, output: Path, folds: int, se
         def say(kind: str, text: str) -> None:
             tell(f"{kind}: {one_line(with_options(text, context.command))}")
 
-        done = run(data, output, folds=folds, seed=seed, test=test, say=say, progress=show)
+        done = run(data, output, folds=folds, seed=seed, test=test, report=say, progress=show)
         product(done.path)
         smallest, more = divmod(done.accepted - done.test, folds)
         counts = [f"{done.accepted} cases accepted", f"{done.refused} refused"]

@@ -159,10 +159,10 @@ def _error_of(case: Case, verb: Any) -> str:
 
 def _names(cts: list[Path]) -> list[str]:
     """Name each CT's files after the CT, prefixed with the name of its folder if two would be the same."""
-    from attunet3d.io.cases import alike_names, case_name
+    from attunet3d.io.cases import case_name, name_collisions
 
     names = [case_name(ct) for ct in cts]
-    for same in alike_names(names):
+    for same in name_collisions(names):
         for index in same:
             names[index] = f"{cts[index].absolute().parent.name}_{names[index]}"
     _refuse_same(cts, names)
@@ -170,11 +170,11 @@ def _names(cts: list[Path]) -> list[str]:
 
 
 def _refuse_same(cts: Sequence[PathLike], names: list[str]) -> None:
-    from attunet3d.io.cases import alike_names, said_alike
+    from attunet3d.io.cases import name_collisions, quote_collision
 
-    for same in alike_names(names):
+    for same in name_collisions(names):
         files = ", ".join(str(cts[index]) for index in same)
-        masks = said_alike(f"{names[index]}_seg" for index in same)
+        masks = quote_collision(f"{names[index]}_seg" for index in same)
         raise ConfigError(f"{files}: all their masks would be {masks}; segment them into different folders")
 
 
@@ -182,7 +182,7 @@ def _each_series(
     cts: list[Path], names: list[str], say: Callable[[str, str], None]
 ) -> tuple[list[PathLike], list[str]]:
     """Replace each DICOM folder by its series; the CTs and the names of their files."""
-    from attunet3d.io import segmentable_series
+    from attunet3d.io.cases import partition_series
 
     chosen: list[PathLike] = []
     names_of_chosen: list[str] = []
@@ -191,7 +191,8 @@ def _each_series(
         left_out: list[str] = []
         if os.path.isdir(ct):  # not Path.is_dir, which raises for names that are too long
             with suppress(Exception):  # the session meets the same error, and reports it like any other
-                found = {f"{name}_series{case.number}": case for case in segmentable_series(ct, left_out)}
+                cases, left_out = partition_series(ct)
+                found = {f"{name}_series{case.number}": case for case in cases}
         for line in left_out:
             say("left out", line)
         chosen += found.values()

@@ -1,4 +1,4 @@
-"""Where cases come from: data sets on disk as datalists, and synthetic CTs."""
+"""Make datalists of data sets on disk, load their cases, and make synthetic CTs."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Datalists: MONAI's JSON lists of images and labels, with folds for cross-validation."""
+"""Read and write datalists: MONAI's JSON lists of images and labels, with folds for cross-validation."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from attunet3d.io.json_text import parse_json
 def split_cases(
     cases: Sequence[Mapping[str, str]], folds: int, seed: int = 0, test: int = 0
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Draw ``test`` cases, and deal the others out to ``folds`` folds whose sizes differ by at most one.
+    """Draw ``test`` cases at random, and split the others into ``folds`` folds whose sizes differ by at most one.
 
     Args:
-        cases: data dicts, in an order that means nothing; each part keeps it.
-        folds: from 2 to the cases that are not for test.
-        seed: the same seed gives the same folds.
-        test: cases kept out of every fold.
+        cases: Data dicts; their order is kept within each part.
+        folds: From 2 to the number of cases not for test.
+        seed: The same seed gives the same folds.
+        test: Number of cases kept out of all folds.
 
     Returns:
-        The training cases, each with its "fold" (MONAI Auto3DSeg's convention), and the test cases.
+        The training cases, each with its "fold" (as in MONAI's Auto3DSeg), and the test cases.
 
     Raises:
-        ConfigError: there cannot be so many folds.
+        ConfigError: There are too few cases, or an invalid number of folds.
     """
     check_split(len(cases), folds, test)
     order = np.random.default_rng(seed).permutation(len(cases)).tolist()
@@ -39,38 +39,38 @@ def split_cases(
 
 
 def check_split(cases: int, folds: int, test: int = 0) -> None:
-    """Raise ConfigError unless ``cases`` can be dealt out: at least one in each of at least 2 folds."""
+    """Raise ConfigError unless ``cases`` can be split into at least 2 folds of at least one case."""
     left = cases - test
     if left < 2:
         raise ConfigError(f"cases: {cases}, of them for test: {test}; at least 2 must be left, for 2 folds")
     if not 2 <= folds <= left:
-        raise ConfigError(f"{folds} folds of {left} cases: there can be from 2 to {left}")
+        raise ConfigError(f"{folds} folds of {left} cases: give from 2 to {left}")
 
 
 def write_datalist(
     path: str | Path,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     cases: Sequence[Mapping[str, str]],
     *,
     folds: int,
     seed: int = 0,
     test: int = 0,
 ) -> Path:
-    """Write a datalist in MONAI's (MSD) format, whole or not at all; the same arguments give the same bytes.
+    """Write a datalist in MONAI's (MSD) format atomically; the same arguments give the same bytes.
 
     Args:
-        path: the JSON file.
-        facts: what comes before the cases: "name", "labels", "pancreas_labels", ...
+        path: The JSON file.
+        metadata: Entries before the cases: "name", "labels", "pancreas_labels", ...
         cases: {"image": path, "label": path}, in the order of the cases' names.
-        folds, seed, test: as in ``split_cases``.
+        folds, seed, test: As in ``split_cases``.
 
     Raises:
-        ConfigError: there cannot be so many folds.
-        OutputError: the file cannot be written.
+        ConfigError: There are too few cases, or an invalid number of folds.
+        OutputError: The file cannot be written.
     """
     training, held_out = split_cases(cases, folds, seed, test)
     content = {
-        **facts,
+        **metadata,
         "seed": seed,
         "folds": folds,
         "numTraining": len(training),
@@ -82,11 +82,11 @@ def write_datalist(
 
 
 def read_datalist(path: str | Path) -> dict[str, Any]:
-    """The content of a datalist: JSON in UTF-8, or UTF-16 as Windows writes it, with or without a byte order mark.
+    """Read a datalist: JSON in UTF-8, or UTF-16 as written by Windows, with or without a byte order mark.
 
     Raises:
-        InputNotFoundError: there is no such file.
-        ConfigError: it cannot be read, is not JSON that `parse_json` takes, or not a mapping.
+        InputNotFoundError: There is no such file.
+        ConfigError: It cannot be read, is not JSON that `parse_json` accepts, or not a mapping.
     """
     if not Path(path).is_file():
         raise InputNotFoundError(f"{path}: no such datalist; `attunet3d prepare` writes one, `attunet3d phantom` too")
@@ -94,7 +94,7 @@ def read_datalist(path: str | Path) -> dict[str, Any]:
     try:
         content = parse_json(Path(path).read_bytes())
     except ValueError as error:
-        raise ConfigError(f"{path}: not JSON, or none that can be used ({error})") from error
+        raise ConfigError(f"{path}: not JSON that can be used ({error})") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if not isinstance(content, dict):
@@ -103,12 +103,12 @@ def read_datalist(path: str | Path) -> dict[str, Any]:
 
 
 def pancreas_labels(datalist: str | Path) -> list[Any]:
-    """The label values that a datalist counts as pancreas: ``[1, 2]``, or ``[[1], [2]]`` for two classes.
+    """Return the label values of the pancreas in a datalist: ``[1, 2]``, or ``[[1], [2]]`` for two classes.
 
-    Without "pancreas_labels" it is the one that "labels" calls pancreas, and else 1.
+    Without "pancreas_labels" it is the value that "labels" calls pancreas, or else 1.
 
     Raises:
-        ConfigError: the file is no datalist, or its "pancreas_labels" is something else.
+        ConfigError: The file is not a datalist, or its "pancreas_labels" is invalid.
     """
     if not Path(datalist).is_file():  # MONAI Label trains without one
         return [1]
@@ -125,20 +125,20 @@ def pancreas_labels(datalist: str | Path) -> list[Any]:
 
 
 def named_labels(datalist: str | Path) -> list[int]:
-    """The label values that "labels" of a datalist names, in order; none where there is no datalist.
+    """Return the label values in "labels" of a datalist, sorted; an empty list if there is no such file.
 
     Raises:
-        ConfigError: the file is no datalist.
+        ConfigError: The file is not a datalist.
     """
     return sorted(_names_of_labels(read_datalist(datalist))) if Path(datalist).is_file() else []
 
 
 def _names_of_labels(content: Mapping[str, Any]) -> dict[int, str]:
-    """{"1": "pancreas"} as MONAI and the decathlon have it, or {"pancreas": 1} as nnU-Net has it."""
+    """Return names by value, from {"1": "pancreas"} as in MONAI and MSD, or {"pancreas": 1} as in nnU-Net."""
     labels = content.get("labels")
     names: dict[int, str] = {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
-        if key.isdecimal() and len(key) < 10:  # none is as long, and Python refuses thousands of digits
+        if key.isdecimal() and len(key) < 10:  # Python refuses thousands of digits
             names[int(key)] = str(value)
         else:
             numbers = value if isinstance(value, list) else [value]
@@ -147,14 +147,14 @@ def _names_of_labels(content: Mapping[str, Any]) -> dict[int, str]:
 
 
 def label_groups(pancreas: Sequence[Any], organs: Mapping[str, Sequence[int]]) -> list[Any]:
-    """The label values of each class from 1 on: those of the pancreas, then those of other organs, in their order.
+    """Return the label values of each class from 1 on: of the pancreas, then of the other organs, in their order.
 
     Args:
-        pancreas: as `pancreas_labels` gives them.
-        organs: label values by the organs' names.
+        pancreas: From `pancreas_labels`.
+        organs: Label values by name of the organ.
 
     Raises:
-        ConfigError: ``organs`` is something else.
+        ConfigError: ``organs`` is invalid.
     """
     if not organs:
         return list(pancreas)
@@ -169,9 +169,9 @@ def label_groups(pancreas: Sequence[Any], organs: Mapping[str, Sequence[int]]) -
 def check_classes(
     labels: Sequence[Any], num_classes: int, organs: Mapping[str, Any] | None = None, auxiliary: int = 0
 ) -> None:
-    """Raise ConfigError unless a network of so many classes has one for each of the label's, and the background.
+    """Raise ConfigError unless ``num_classes`` of a network matches the label's classes and the background.
 
-    With ``auxiliary`` channels, for those and for each of ``organs``.
+    ``auxiliary`` channels must match these classes and ``organs``, unless 0.
     """
     found = 1 + (len(labels) if all(isinstance(value, Sequence) for value in labels) else 1)
     if found != num_classes:
@@ -183,5 +183,5 @@ def check_classes(
     if auxiliary and auxiliary != wanted:
         raise ConfigError(
             f"network_def::auxiliary_channels is {auxiliary}: {wanted} are needed, for {num_classes} classes with the "
-            f"background and {wanted - num_classes} organs; or 0, to leave organs unlearned"
+            f"background and {wanted - num_classes} organs; or 0, to train without organs"
         )

@@ -1,4 +1,4 @@
-"""Any folder of CTs and label files that belong together by their names."""
+"""Any folder of CTs and label files that are paired by their names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attunet3d.io.slabs import IMAGE_SUFFIXES
 LABEL_ENDINGS = ("_label", "_seg", "_mask", "_pancreas")
 NNUNET_CHANNEL = "_0000"
 
-# Images and labels, in the order in which they are looked for; the first layout that has both is taken.
+# Patterns of images and labels; the first layout in which both are found is used.
 LAYOUTS = (
     (("images/*",), ("labels/*",)),
     (("imagesTr/*",), ("labelsTr/*",)),
@@ -33,19 +33,18 @@ def find_cases(
     labels: str | None = None,
     pancreas_labels: Sequence[int] = (),
 ) -> RawData:
-    """Pairs of CT and label below ``raw``.
+    """Find pairs of CT and label in ``raw``.
 
     Args:
-        raw: the folder.
-        images: folder, or pattern such as ``*/ct.nii.gz``, of the CTs, relative to ``raw``; folders are DICOM series.
-            Without it, and without ``labels``, the common layouts are tried (``LAYOUTS``).
-        labels: the same for the labels.
-        pancreas_labels: values that count as pancreas, whatever else a label holds; without them 1 does, and nothing
-            else may be in a label.
+        raw: The folder.
+        images: Folder or pattern of the CTs, such as ``*/ct.nii.gz``, relative to ``raw``; matching folders are DICOM
+            series. Without it, and without ``labels``, common layouts are tried (``LAYOUTS``).
+        labels: The same for the labels.
+        pancreas_labels: Label values of the pancreas; other values are allowed then. By default 1, and no others.
 
     Raises:
-        InputNotFoundError: there is no such folder, or nothing in it.
-        ConfigError: of images and labels, only one is given.
+        InputNotFoundError: There is no such folder, or no pair in it.
+        ConfigError: Only one of images and labels is given.
     """
     raw = Path(raw)
     if not raw.is_dir():
@@ -65,11 +64,11 @@ def find_cases(
             arguments=("images", "labels"),
         )
     labels_of = _by_name(masks, LABEL_ENDINGS)
-    # nnU-Net names the channel of an image; but a case may as well have the number 0000.
+    # nnU-Net appends the channel to the name of an image; but a case may also be called 0000.
     named = {path: name if name in labels_of else name.removesuffix(NNUNET_CHANNEL) for path, name in cts.items()}
     cases, refused = pair_up(_by_name(named), labels_of, "say which with images and labels", ("images", "labels"))
     values = sorted(set(pancreas_labels)) or [1]
-    facts = {
+    metadata = {
         "name": Path(os.path.abspath(raw)).name,
         "description": "CTs with labels of the pancreas",
         "labels": {"0": "background", **{str(value): "pancreas" for value in values}},
@@ -77,8 +76,8 @@ def find_cases(
         "pancreas_labels": values,
     }
     allowed = None if pancreas_labels else frozenset({0, 1})
-    cure = "; say with pancreas_labels which are pancreas"
-    return RawData(raw, facts, cases, allowed, cure, ("pancreas_labels",), refused)
+    hint = "; say with pancreas_labels which are pancreas"
+    return RawData(raw, metadata, cases, allowed, hint, ("pancreas_labels",), refused)
 
 
 def _pattern(raw: Path, pattern: str) -> str:
@@ -86,9 +85,9 @@ def _pattern(raw: Path, pattern: str) -> str:
 
 
 def _matching(raw: Path, patterns: Sequence[str]) -> dict[Path, str]:
-    """Image files and folders, without hidden ones, and the name of each: what the last wildcard stands for.
+    """Return matching image files and folders, without hidden ones, and the case name of each.
 
-    So the cases of ``*/ct.nii.gz`` are called as their folders.
+    The name is the part that matches the last wildcard: for ``*/ct.nii.gz`` that of the folder.
     """
     found = {}
     for pattern in patterns:
@@ -101,7 +100,7 @@ def _matching(raw: Path, patterns: Sequence[str]) -> dict[Path, str]:
 
 
 def _by_name(named: dict[Path, str], endings: Sequence[str] = ()) -> dict[str, list[Path]]:
-    """The files of each case; ``endings`` do not belong to its name."""
+    """Group files by case name; ``endings`` are removed from the name."""
     found: dict[str, list[Path]] = {}
     for path, name in named.items():
         for ending in endings:

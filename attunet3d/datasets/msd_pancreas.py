@@ -12,7 +12,7 @@ from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io import case_name
 from attunet3d.io.paths import path_as_listed
 
-FACTS = {
+METADATA = {
     "name": "MSD Task07 Pancreas",
     "description": "Portal-venous CTs of patients with pancreatic masses; Medical Segmentation Decathlon, "
     "arXiv:1902.09063",
@@ -22,15 +22,15 @@ FACTS = {
 
 
 def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
-    """The training cases that ``dataset.json`` names; those without labels (imagesTs) are of no use.
+    """Find the training cases of ``dataset.json``; those without labels (imagesTs) are ignored.
 
     Args:
-        raw: the folder of dataset.json, imagesTr and labelsTr.
-        tumour_class: keep the tumour as a class of its own; otherwise it counts as pancreas.
+        raw: The folder with dataset.json, imagesTr and labelsTr.
+        tumour_class: Make the tumour a separate class; otherwise it counts as pancreas.
 
     Raises:
-        InputNotFoundError: there is no dataset.json.
-        ConfigError: it is not JSON, or names no cases.
+        InputNotFoundError: There is no dataset.json.
+        ConfigError: It is not JSON, or lists no cases.
     """
     raw = Path(raw)
     path = raw / "dataset.json"
@@ -38,22 +38,22 @@ def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
         raise InputNotFoundError(f"{raw}: no dataset.json here; give the folder Task07_Pancreas")
     listed = read_datalist(path).get("training")
     if not isinstance(listed, list) or not listed:
-        raise ConfigError(f'{path}: names no cases under "training"')
+        raise ConfigError(f'{path}: lists no cases under "training"')
     cases, refused = [], []
     for number, entry in enumerate(listed):
         paths = [entry.get(key) if isinstance(entry, dict) else None for key in ("image", "label")]
         image, label = (path_as_listed(raw, value) if isinstance(value, str) else "" for value in paths)
         name = case_name(image) if image else f"case {number} of dataset.json"
         if os.path.basename(image).startswith("._"):
-            continue  # written by macOS beside each file of the archive
+            continue  # macOS writes one beside each file of the archive
         if not image or not label:
             refused.append((name, f"{path}: lacks the path of its image or label"))
         elif outside := [value for value in (image, label) if _leads_outside(value)]:
             refused.append((name, f"{path}: names {outside[0]}, which is not in {raw}"))
         else:
             cases.append(RawCase(name, *(Path(os.path.normpath(raw / value)) for value in (image, label))))
-    facts: dict[str, Any] = {**FACTS, "pancreas_labels": [[1], [2]] if tumour_class else [1, 2]}
-    return RawData(raw, facts, cases, frozenset({0, 1, 2}), refused=refused)
+    metadata: dict[str, Any] = {**METADATA, "pancreas_labels": [[1], [2]] if tumour_class else [1, 2]}
+    return RawData(raw, metadata, cases, frozenset({0, 1, 2}), refused=refused)
 
 
 def _leads_outside(path: str) -> bool:

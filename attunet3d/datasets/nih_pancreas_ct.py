@@ -1,7 +1,7 @@
 """NIH Pancreas-CT (The Cancer Imaging Archive, doi:10.7937/K9/TCIA.2016.tNB1kqBU): DICOM, and labels as NIfTI.
 
-The labels' rows run against those of the DICOM images, and their headers do not place them where the DICOM lies. So a
-label is laid over its CT by its array, turned as the edge of the mask in the CT shows, and written anew.
+The labels' rows are reversed against those of the DICOM images, and their headers do not match the DICOM geometry. So a
+label is aligned with its CT by array index, flipped as the mask's edge in the CT shows, and rewritten.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from attunet3d.transforms.labels import box_of
 if TYPE_CHECKING:
     from attunet3d.io import Volume
 
-FACTS = {
+METADATA = {
     "name": "NIH Pancreas-CT",
     "description": "Portal-venous abdominal CTs; The Cancer Imaging Archive, doi:10.7937/K9/TCIA.2016.tNB1kqBU",
     "labels": {"0": "background", "1": "pancreas"},
     "modality": {"0": "CT"},
     "pancreas_labels": [1],
 }
-# So the archive says, which has withdrawn their images; their labels are still in its file of labels.
-SAME_SCAN = "the same scan as case 2, cropped a little otherwise"
+# According to the archive, which has withdrawn their images, but not their labels.
+SAME_SCAN = "the same scan as case 2, cropped slightly differently"
 LEFT_OUT = {"PANCREAS_0025": SAME_SCAN, "PANCREAS_0070": SAME_SCAN}
 
 CASE_FOLDER = re.compile(r"PANCREAS_(\d{4})")
 LABEL_FILE = re.compile(r"label(\d{4})\.nii(\.gz)?")
 
-# What of a label's array may have to be turned round: y is the documented one, and slices can be counted from either
-# end. Left and right are the same in both.
+# Axes of a label's array that may be reversed: y is documented, and slices may be in either order. x is the same in
+# both.
 FLIPS = {"y reversed": (1,), "as stored": (), "y and z reversed": (1, 2), "z reversed": (2,)}
-# Edge agreement (see there) was 0.69 to 0.95 where masks of two CTs and eight phantoms belong, and -0.35 to 0.28 in
-# the other orientations.
+# `edge_agreement` was 0.69 to 0.95 for masks of two CTs and eight phantoms in the right orientation, and -0.35 to 0.28
+# in others.
 MIN_AGREEMENT = 0.3
 MIN_LEAD = 0.15
 EDGE_STEP = 2  # voxels
-EDGE_HU = (-150, 250)  # air and bone count no more than fat and vessels
+EDGE_HU = (-150, 250)  # so that air and bone count no more than fat and vessels
 
 
 def find_cases(raw: str | Path, output: str | Path, labels: str | Path | None = None) -> RawData:
-    """The cases below ``raw``: folders ``PANCREAS_0001`` of DICOM files, and files ``label0001.nii.gz``.
+    """Find the cases in ``raw``: DICOM folders ``PANCREAS_0001``, and label files ``label0001.nii.gz``.
 
     Args:
-        raw: the data set.
-        output: the datalist to come; labels that were written for it before are not raw data.
-        labels: where the labels are, if not below ``raw``.
+        raw: The data set.
+        output: The datalist to write; labels that were written for it earlier are ignored.
+        labels: Folder of the labels, if not in ``raw``.
 
     Raises:
-        InputNotFoundError: there are no such folders or files.
+        InputNotFoundError: There are no such folders or files.
     """
     raw = Path(raw)
     corrected = os.path.abspath(labels_folder(output))
@@ -65,11 +65,11 @@ def find_cases(raw: str | Path, output: str | Path, labels: str | Path | None = 
             raise InputNotFoundError(f"{where}: no {what} or the like, at any depth; is this NIH Pancreas-CT?")
     left_out = [(name, reason) for name, reason in LEFT_OUT.items() if cts.pop(name, []) + files.pop(name, [])]
     cases, refused = pair_up(cts, files, "move one away")
-    return RawData(raw, FACTS, cases, frozenset({0, 1}), refused=refused, left_out=left_out, place=place_label)
+    return RawData(raw, METADATA, cases, frozenset({0, 1}), refused=refused, left_out=left_out, place=place_label)
 
 
 def _by_case(root: Path, pattern: re.Pattern[str], skip: str) -> dict[str, list[Path]]:
-    """Folders and files at any depth whose name has this pattern, by case; nothing below ``skip``."""
+    """Find folders and files at any depth by the pattern of their name, grouped by case; ``skip`` is not searched."""
     found: dict[str, list[Path]] = {}
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if os.path.abspath(os.path.join(folder, name)) != skip)
@@ -80,10 +80,10 @@ def _by_case(root: Path, pattern: re.Pattern[str], skip: str) -> dict[str, list[
 
 
 def place_label(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name: str) -> tuple[np.ndarray, bool]:
-    """A label on its CT's voxels: by its header unless the CT contradicts it, else in the orientation that fits the CT.
+    """Align a label with its CT: by its header unless the CT contradicts it, otherwise in the best orientation.
 
     Raises:
-        GeometryError: the shapes differ, or no orientation fits clearly.
+        GeometryError: The shapes differ, or no orientation is clearly best.
     """
     placed = True
     try:
@@ -92,10 +92,10 @@ def place_label(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name: st
         if label.shape != ct.array.shape:
             raise
         placed = False
-    turned = {name: np.flip(label, axes) for name, axes in FLIPS.items()}
-    agreement = {name: edge_agreement(ct.array, turned[name] != 0) for name in FLIPS}
+    flipped = {name: np.flip(label, axes) for name, axes in FLIPS.items()}
+    agreement = {name: edge_agreement(ct.array, flipped[name] != 0) for name in FLIPS}
     best, second, *_ = sorted(agreement, key=agreement.__getitem__, reverse=True)
-    # A header may have been copied from the CT to an array that runs against it.
+    # The header may have been copied from the CT to a reversed array.
     if placed and agreement["as stored"] > agreement[best] - MIN_LEAD:
         return label, True
     if agreement[best] < max(MIN_AGREEMENT, agreement[second] + MIN_LEAD):
@@ -104,14 +104,14 @@ def place_label(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name: st
             f"{file_name}: in no orientation does the mask's edge clearly follow the CT ({found}; at least "
             f"{MIN_AGREEMENT} is needed, and {MIN_LEAD} more than the others); is it the label of this CT?"
         )
-    return turned[best], False
+    return flipped[best], False
 
 
 def edge_agreement(hu: np.ndarray, mask: np.ndarray) -> float:
-    """How much darker a CT is outside a mask's surface, from -1 to 1; near 0 where the surface is nothing in the CT.
+    """Measure from -1 to 1 how much darker a CT is outside a mask's surface; near 0 if the CT has no edge there.
 
-    The pancreas is enhanced and lies in fat. Of the steps in HU across the surface, along each axis: their sum over
-    the sum of their sizes.
+    The pancreas is enhanced and lies in fat. This is the sum of the steps in HU across the surface, along each axis,
+    divided by the sum of their absolute values.
     """
     box = box_of(mask, EDGE_STEP)
     clipped, inside = np.clip(hu[box], *EDGE_HU).astype(np.int32), mask[box].astype(np.int32)
@@ -119,7 +119,7 @@ def edge_agreement(hu: np.ndarray, mask: np.ndarray) -> float:
     for axis in range(3):
         a, b = ([slice(None)] * 3 for _ in range(2))
         a[axis], b[axis] = slice(EDGE_STEP, None), slice(None, -EDGE_STEP)
-        # Into the mask: up is 1. Pairs on one side of the surface count 0.
+        # Steps into the mask are positive; pairs on one side of the surface count 0.
         up = (clipped[tuple(a)] - clipped[tuple(b)]) * (inside[tuple(a)] - inside[tuple(b)])
         net, total = net + int(up.sum()), total + int(np.abs(up).sum())
     return net / total if total else 0.0

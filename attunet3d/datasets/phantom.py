@@ -1,9 +1,9 @@
 """Synthetic abdominal CTs with exact pancreas masks, for tests, benchmarks and first steps.
 
 A patient is a list of organs made of ellipsoids and tubes in a body frame (mm; x to the patient's right, y anterior,
-z superior; origin in front of the spine near L1). Any grid can sample the same patient: voxel centres go through the
-affine to world (RAS+ mm), then to the body frame, and the mask is the analytic inside-test there. The anatomy is
-schematic and its variation invented: no claim about patients rests on phantoms.
+z superior; origin in front of the spine near L1). Any grid can sample the same patient: voxel centres are mapped by the
+affine to world (RAS+ mm), then to the body frame, and the mask is the analytic inside test there. The anatomy is
+schematic and its variation invented: phantoms support no claim about patients.
 """
 
 import json
@@ -28,11 +28,14 @@ SLAB_VOXELS = 2**19  # working memory is about 100 bytes per slab voxel, whateve
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic CT.
+    """A synthetic CT.
 
-    image: int16 HU (X, Y, Z); mask: uint8 (X, Y, Z), 1 = pancreas; organs: uint8 (X, Y, Z), the numbers of
-    `phantom_anatomy.NUMBERS`; affine: float64 (4, 4), voxel index to RAS+ mm;
-    record: what was drawn (seed, spacing in mm, orientation, noise in HU, pancreas volume in mL, ...), fit for JSON.
+    Attributes:
+        image: int16 HU (X, Y, Z).
+        mask: uint8 (X, Y, Z), 1 = pancreas.
+        organs: uint8 (X, Y, Z), see `phantom_anatomy.NUMBERS`.
+        affine: float64 (4, 4), from voxel indices to RAS+ mm.
+        record: Parameters, JSON-serializable: seed, spacing in mm, orientation, noise in HU, pancreas volume in mL, ...
     """
 
     image: np.ndarray
@@ -43,7 +46,7 @@ class Phantom:
 
 
 def _voxel_boxes(organ: Organ, voxel_from_body: np.ndarray, shape: tuple[int, ...], pad_mm: float) -> np.ndarray:
-    """Index ranges (parts, 2, 3) of the voxels that can lie within `pad_mm` of each part."""
+    """Return index ranges (parts, 2, 3) of the voxels that may lie within `pad_mm` of each part."""
     boxes = np.stack([part.box for part in organ.parts])
     center, half = boxes.mean(1), (boxes[:, 1] - boxes[:, 0]) / 2 + pad_mm
     center = center @ voxel_from_body[:3, :3].T + voxel_from_body[:3, 3]
@@ -57,7 +60,7 @@ def _render(
     """Sample the patient on a grid, slab by slab along the last axis: int16 HU and uint8 organs, both (X, Y, Z)."""
     image, organs = np.empty(shape, np.int16, order="F"), np.zeros(shape, np.uint8, order="F")
     body_from_voxel = np.linalg.inv(patient.body_to_world) @ affine
-    # Organ surfaces are ramps as wide as a voxel and a little more: partial volume and the scanner's blur.
+    # Organ surfaces are ramps slightly wider than a voxel: partial volume and the scanner's blur.
     edge_mm = float(np.linalg.norm(body_from_voxel[:3, :3], axis=0).mean()) + 0.4
     pad_mm = edge_mm + sum(amplitude for amplitude, _ in WAVES_MM)
     boxes = [_voxel_boxes(organ, np.linalg.inv(body_from_voxel), shape, pad_mm) for organ in patient.organs]
@@ -104,7 +107,7 @@ def _render(
 
 
 def _correlate(white: np.ndarray) -> np.ndarray:
-    """White noise (X, Y, Z + 1) to noise (X, Y, Z) of the same variance, correlated between neighbours."""
+    """Filter white noise (X, Y, Z + 1) to noise (X, Y, Z) of the same variance, correlated between neighbours."""
     noise = white[..., 1:] + np.float32(0.4) * white[..., :-1]
     for axis in (0, 1):
         noise = 2 * noise + np.roll(noise, 1, axis) + np.roll(noise, -1, axis)
@@ -112,7 +115,7 @@ def _correlate(white: np.ndarray) -> np.ndarray:
 
 
 def _affine(shape: tuple[int, ...], spacing: tuple[float, ...], orientation: str, tilt_deg: np.ndarray) -> np.ndarray:
-    """Voxel index to RAS+ mm (4, 4) of a grid centred on the world's origin; exact in float32, as NIfTI stores it."""
+    """Return the affine to RAS+ mm of a grid centred on the world's origin; exact in float32, as NIfTI stores it."""
     signs = {"RAS": (1, 1, 1), "LAS": (-1, 1, 1)}.get(orientation, (-1, -1, 1))
     affine = np.eye(4)
     affine[:3, :3] = (rotation(tilt_deg) if orientation == "oblique" else np.eye(3)) * signs * spacing
@@ -128,13 +131,21 @@ def make_phantom(
     orientation: str | None = None,
     noise_hu: float | None = None,
 ) -> Phantom:
-    """Make one synthetic portal-venous abdominal CT with its exact pancreas mask.
+    """Make a synthetic portal-venous abdominal CT with its exact pancreas mask.
 
-    `seed` fixes the patient in world mm, whatever the grid. What is left out is drawn from the seed too: `spacing` in
-    mm per voxel axis (0.7 to 1.1 in-plane, 1.5 to 5 between slices), `orientation` ("RAS", "LAS", "LPS", or "oblique":
-    LPS tilted by a few degrees), `noise_hu` (standard deviation). Without `shape` the grid covers the patient's field
-    of view (about 280 to 380 mm in-plane, 185 to 235 mm along z); with `shape` alone, the spacing is field of view /
-    shape; with both, the grid has the same centre and may cut the patient. Raises ConfigError for a bad argument.
+    The patient only depends on `seed`, whatever the grid. All other arguments are drawn from the seed by default.
+
+    Args:
+        seed: Seed >= 0.
+        shape: By default the grid covers the patient's field of view (about 280 to 380 mm in-plane, 185 to 235 mm along
+            z). With `spacing`, the grid has the same centre and may cut the patient.
+        spacing: mm per voxel axis (by default 0.7 to 1.1 in-plane, 1.5 to 5 between slices; with `shape` alone field of
+            view / shape).
+        orientation: "RAS", "LAS", "LPS", or "oblique": LPS tilted by a few degrees.
+        noise_hu: Standard deviation of the noise.
+
+    Raises:
+        ConfigError: An argument is invalid.
     """
     _check(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "an integer >= 0")
     if shape is not None:
@@ -180,14 +191,30 @@ def write_phantoms(
     organs: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write `cases` phantoms as NIfTI and a datalist in MONAI's (MSD) format; return the datalist's path.
+    """Write phantoms as NIfTI and a datalist in MONAI's (MSD) format.
 
-    Files: imagesTr/phantom_0000.nii.gz (int16 HU), labelsTr/phantom_0000.nii.gz (uint8, 1 = pancreas), datalist.json
-    with the keys "training", "validation" and "test", in the order of the cases. A case depends on `seed` and its
-    number alone, so more cases leave the earlier files as they are. There is always a training case, and from two
-    cases on a validation case. `progress` is called with (cases done, cases). `spacing` (mm) and `shape` are those of
-    `make_phantom`. With `organs`, labels are label maps of all organs (`NUMBERS`; the datalist says that 7 is the
-    pancreas). Raises ConfigError for a bad argument, OutputError where nothing can be written.
+    The files are imagesTr/phantom_0000.nii.gz (int16 HU), labelsTr/phantom_0000.nii.gz (uint8, 1 = pancreas), ... and
+    datalist.json with the keys "training", "validation" and "test", in the order of the cases. A case depends only on
+    `seed` and its number, so more cases leave the first files unchanged. There is always a training case, and with two
+    or more cases a validation case.
+
+    Args:
+        output_dir: Folder of the files.
+        cases: Number of phantoms.
+        seed: Seed >= 0.
+        spacing: See `make_phantom`, mm.
+        shape: See `make_phantom`.
+        validation_fraction: Fraction of the cases for validation.
+        test_fraction: Fraction of the cases for test.
+        organs: Write label maps of all organs (`NUMBERS`; pancreas is 7, as the datalist says).
+        progress: Called with (cases done, cases).
+
+    Returns:
+        Path of the datalist.
+
+    Raises:
+        ConfigError: An argument is invalid.
+        OutputError: A file cannot be written.
     """
     _check(isinstance(cases, int | np.integer) and 1 <= cases <= 9999, "cases", cases, "an integer in [1, 9999]")
     _check(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "an integer >= 0")

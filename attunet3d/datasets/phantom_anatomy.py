@@ -1,4 +1,4 @@
-"""The anatomy of a phantom: organs made of ellipsoids and tubes in a body frame, drawn anew for every patient.
+"""Draw the anatomy of a phantom: organs made of ellipsoids and tubes in a body frame, varied for each patient.
 
 Body frame: mm; x to the patient's right, y anterior, z superior; origin in front of the spine near L1.
 """
@@ -22,13 +22,13 @@ NUMBERS = {"spleen": 1, "right kidney": 2, "left kidney": 3, "gallbladder": 4, "
 NUMBERS |= {"small bowel": 18, "duodenum": 19, "colon": 20, "vertebra": 31, "heart": 51, "aorta": 52, "cava": 63}
 NUMBERS |= {"portal vein": 64, "spinal canal": 79}
 
-# From body mm to roughly the signed distance in mm, negative inside.
+# Maps body coordinates in mm to the approximate signed distance in mm, negative inside.
 Level = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A convex piece of an organ: its bounding box (2, 3) in body mm and its level function."""
+    """A convex part of an organ: its bounding box (2, 3) in body mm and its level function."""
 
     box: np.ndarray
     level: Level
@@ -36,9 +36,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Organ:
-    """The union of its parts, painted in layers of (inset in mm, HU, clip): gas in fluid in a wall, say.
+    """The union of its parts, painted in layers, such as a wall, then fluid in it, then gas.
 
-    number: of the organ in a label map, that of TotalSegmentator's classes; 0 for what has none.
+    Attributes:
+        parts: Convex parts.
+        layers: (inset in mm, HU, clip) of each layer.
+        number: Label value, that of TotalSegmentator's classes; 0 for none.
     """
 
     parts: list[Part]
@@ -56,7 +59,7 @@ class Patient:
 
 
 def _ellipsoid(center: Any, radii: Any, tilt_deg: float = 0.0) -> Part:
-    """Ellipsoid turned by `tilt_deg` about y; a radius far larger than the body makes a column."""
+    """Return an ellipsoid rotated by `tilt_deg` about y; a radius far larger than the body makes it a column."""
     (cx, cy, cz), (rx, ry, rz) = np.asarray(center, float).tolist(), np.asarray(radii, float).tolist()
     cos, sin = float(np.cos(np.deg2rad(tilt_deg))), float(np.sin(np.deg2rad(tilt_deg)))
 
@@ -72,7 +75,7 @@ def _ellipsoid(center: Any, radii: Any, tilt_deg: float = 0.0) -> Part:
 
 
 def _cone(a: np.ndarray, b: np.ndarray) -> Part:
-    """Cone with round ends between two rows of (x, y, z, radius) in mm."""
+    """Return a cone with round ends between two rows of (x, y, z, radius) in mm."""
     ax, ay, az, ar = a.tolist()
     dx, dy, dz, dr = (b - a).tolist()
     length2 = dx * dx + dy * dy + dz * dz
@@ -87,7 +90,7 @@ def _cone(a: np.ndarray, b: np.ndarray) -> Part:
 
 
 def _tube(control: Any, samples: int = 4) -> list[Part]:
-    """Cones along the Catmull-Rom curve through `control`, rows of (x, y, z, radius) in mm."""
+    """Return cones along the Catmull-Rom curve through `control`, rows of (x, y, z, radius) in mm."""
     c = np.asarray(control, float)
     c = np.concatenate([2 * c[:1] - c[1:2], c, 2 * c[-1:] - c[-2:-1]])
     t = (np.arange(samples) / samples)[:, None]
@@ -98,7 +101,7 @@ def _tube(control: Any, samples: int = 4) -> list[Part]:
 
 
 def _trunk(a: float, b: float, cy: float) -> Part:
-    """Column whose cross-section is an ellipse with fuller corners; the level is the distance along the radius."""
+    """Return a column with an ellipse with fuller corners as cross-section; the level is the radial distance."""
 
     def level(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         y = y - cy
@@ -110,7 +113,7 @@ def _trunk(a: float, b: float, cy: float) -> Part:
 
 
 def rotation(degrees: Any) -> np.ndarray:
-    """Rotation (3, 3) about x, then y, then z."""
+    """Return the rotation matrix (3, 3) about x, then y, then z."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -146,7 +149,7 @@ def draw_patient(seed: np.random.SeedSequence) -> Patient:
         add(parts, (0, value, None if margin is None else inside(margin)), name=name)
 
     def add_gut(parts: list[Part], wall: float, gas_from_y: float, content: float, name: str) -> None:
-        """Wall, content, and gas above a plane of constant y, for the patient lies on the back."""
+        """Add wall, content, and gas above a plane of constant y, since the patient is supine."""
 
         def gas(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
             return np.maximum(gas_from_y - y, cavity.level(x, y, z) + 2 + wall)

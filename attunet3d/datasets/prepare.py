@@ -1,6 +1,6 @@
-"""From a data set on disk to a datalist: what is checked in every case, whatever the data set.
+"""Make a datalist of a data set on disk: check every case, whatever the data set.
 
-A module beside this one for each data set knows its layout and says so in a `RawData`.
+Modules for the data sets know their layouts, and describe what they find as `RawData`.
 """
 
 from __future__ import annotations
@@ -31,38 +31,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RawCase:
-    """A CT (file or DICOM folder) and its label file, as the data set's layout pairs them."""
+    """A CT (file or DICOM folder) and its label file, paired by the data set's layout."""
 
     name: str
     image: Path
     label: Path
 
 
-# (CT, label (X, Y, Z), its affine, the label's file name) -> the label on the CT's voxels, and whether the label's own
-# header places it there. Raises GeometryError.
+# (CT, label (X, Y, Z), its affine, the label's file name) -> the label on the CT's grid, and whether its own header
+# places it there. Raises GeometryError.
 Place = Callable[["Volume", np.ndarray, np.ndarray, str], tuple[np.ndarray, bool]]
 
 
 def place_by_header(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name: str) -> tuple[np.ndarray, bool]:
-    """A label whose header says where it lies: its axes turned to the CT's; GeometryError if it lies elsewhere."""
+    """Align a label by its header: reorder its axes like the CT's; GeometryError if it is not on the CT's grid."""
     return place_on(label, affine, ct.array.shape, ct.affine, f"the CT and {file_name}"), True
 
 
 @dataclass(frozen=True)
 class RawData:
-    """What a data set's layout says, before any voxel is read.
+    """The cases of a data set by its layout, before any voxel is read.
 
-    `facts` opens the datalist: "name", "description", "labels" (the meaning of the values in the label files; others
-    that are found are added as "other") and "pancreas_labels" (the values that count as pancreas: `[1, 2]` as one
-    class, `[[1], [2]]` as two). `allowed` is what a label file may hold, None for anything; `cure` ends the message
-    about another value, and `arguments` are those that it names. `refused` and `left_out` are names with reasons.
+    Attributes:
+        root: Folder of the data set.
+        metadata: First entries of the datalist: "name", "description", "labels" (names of the label values; others
+            that are found are added as "other") and "pancreas_labels" (label values of the pancreas: `[1, 2]` as one
+            class, `[[1], [2]]` as two).
+        cases: Pairs of CT and label.
+        allowed: Values that label files may hold; None for any.
+        hint: End of the message about another value.
+        arguments: Arguments that the hint names.
+        refused: Names and reasons of cases that are incomplete or ambiguous.
+        left_out: Names and reasons of cases that are not used.
+        place: Aligns a label with its CT.
     """
 
     root: Path
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     cases: Sequence[RawCase]
     allowed: frozenset[int] | None
-    cure: str = ""
+    hint: str = ""
     arguments: tuple[str, ...] = ()
     refused: Sequence[tuple[str, str]] = ()
     left_out: Sequence[tuple[str, str]] = ()
@@ -70,29 +78,36 @@ class RawData:
 
     @property
     def values(self) -> LabelValues:
-        """What the values of its label files mean."""
-        values = LabelValues.of(self.facts["pancreas_labels"])
-        return replace(values, allowed=self.allowed, cure=self.cure, arguments=self.arguments)
+        """Meaning of the values in the label files."""
+        values = LabelValues.of(self.metadata["pancreas_labels"])
+        return replace(values, allowed=self.allowed, cure=self.hint, arguments=self.arguments)
 
 
 def pair_up(
     images: Mapping[str, Sequence[Path]],
     labels: Mapping[str, Sequence[Path]],
-    cure: str,
+    hint: str,
     arguments: tuple[str, ...] = (),
 ) -> tuple[list[RawCase], list[tuple[str, str]]]:
-    """Images and labels by the names of their cases -> the cases that have one of each, and the others with a reason.
+    """Pair images and labels by case name.
 
-    ``cure``: what to do about two images, or labels, of one case; ``arguments``: those that it names.
+    Args:
+        images: Images by case name.
+        labels: Labels by case name.
+        hint: What to do about two images, or labels, of a case.
+        arguments: Arguments that the hint names.
+
+    Returns:
+        The cases with one image and one label, and the names and reasons of all others.
     """
     cases, refused = [], []
     for name in sorted(images.keys() | labels.keys()):
         cts, masks = images.get(name, ()), labels.get(name, ())
         if not cts or not masks:
-            refused.append((name, f"{masks[0]}: there is no CT to it" if masks else f"{cts[0]}: has no label"))
+            refused.append((name, f"{masks[0]}: has no matching CT" if masks else f"{cts[0]}: has no label"))
         elif len(cts) > 1 or len(masks) > 1:
             first, second = (cts if len(cts) > 1 else masks)[:2]
-            refused.append((name, Notice(f"both {first} and {second}; {cure}", arguments)))
+            refused.append((name, Notice(f"both {first} and {second}; {hint}", arguments)))
         else:
             cases.append(RawCase(name, cts[0], masks[0]))
     return cases, refused
@@ -100,7 +115,7 @@ def pair_up(
 
 @dataclass(frozen=True)
 class Prepared:
-    """The datalist that was written; how many cases are in it, for test among them, were refused and were left out."""
+    """Path of the datalist, and numbers of cases: in it, for test among them, refused, and left out."""
 
     path: Path
     accepted: int
@@ -111,7 +126,7 @@ class Prepared:
 
 @dataclass
 class _Seen:
-    """The cases accepted so far, to find the same CT under two names."""
+    """The cases accepted so far, to detect the same CT under two names."""
 
     by_path: dict[str, str] = field(default_factory=dict)
     by_voxels: dict[bytes, str] = field(default_factory=dict)
@@ -124,33 +139,33 @@ def prepare(
     folds: int = 5,
     seed: int = 0,
     test: int = 0,
-    say: Callable[[str, str], None] = lambda kind, text: None,
+    report: Callable[[str, str], None] = lambda kind, text: None,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Prepared:
-    """Check every case, one at a time, and write a datalist of the good ones.
+    """Check every case, one at a time, and write a datalist of the valid ones.
 
-    Labels whose own header does not place them are written beside the datalist, to ``<datalist's name>_labels``, with
-    the CT's affine; the raw data stay as they are. The datalist comes last.
+    Labels that are not placed by their own header are rewritten with the CT's affine to ``<datalist's name>_labels``
+    beside the datalist; the raw data are not changed. The datalist is written last.
 
     Args:
-        data: the data set.
-        output: the datalist to write. Paths in it are relative to the data set where they lie in it, else absolute.
-        folds, seed, test: as in ``split_cases``.
-        say: called with ("refused", "left out" or "warning", "<case>: <reason>").
-        progress: called with (cases done, cases, name of the next).
+        data: The data set.
+        output: The datalist to write. Paths in it are relative to the data set, or absolute if they are outside.
+        folds, seed, test: As in ``split_cases``.
+        report: Called with ("refused", "left out" or "warning", "<case>: <reason>").
+        progress: Called with (cases done, number of cases, name of the next one).
 
     Raises:
-        InputNotFoundError: no case can be used.
-        ConfigError: there cannot be so many folds.
-        OutputError: nothing can be written there.
+        InputNotFoundError: No case can be used.
+        ConfigError: There are too few cases, or an invalid number of folds.
+        OutputError: The datalist or a label cannot be written.
     """
     output = Path(output)
     if output.is_dir():
         raise OutputError(f"{output}: is a folder; give a file name, such as {output / 'datalist.json'}")
     for name, reason in data.left_out:
-        say("left out", f"{name}: {reason}")
+        report("left out", f"{name}: {reason}")
     for name, reason in data.refused:
-        say("refused", Notice(f"{name}: {reason}", getattr(reason, "arguments", ())))
+        report("refused", Notice(f"{name}: {reason}", getattr(reason, "arguments", ())))
     if data.cases:
         check_split(len(data.cases), folds, test)
     refused, seen, entries = len(data.refused), _Seen(), []
@@ -161,11 +176,11 @@ def prepare(
             try:
                 ct, label, placed, warnings = _check(case, data, seen)
             except AttUNet3dError as error:
-                say("refused", Notice(f"{case.name}: {error}", error.arguments))
+                report("refused", Notice(f"{case.name}: {error}", error.arguments))
                 refused += 1
                 continue
             for warning in warnings:
-                say("warning", f"{case.name}: {warning}")
+                report("warning", f"{case.name}: {warning}")
             others.update(values_in(label))
             path = case.label if placed else save_label(case.label.name, label, ct)
             entries.append({"image": _in_datalist(case.image, data.root), "label": _in_datalist(path, data.root)})
@@ -173,28 +188,28 @@ def prepare(
             raise InputNotFoundError(f"{data.root}: none of the {refused} cases can be used; nothing was written")
         check_split(len(entries), folds, test)
     make_folder(output.parent)
-    names = {str(value): "other" for value in sorted(others)} | dict(data.facts["labels"])
-    facts = {**data.facts, "labels": dict(sorted(names.items(), key=lambda item: int(item[0])))}
-    write_datalist(output, facts, entries, folds=folds, seed=seed, test=test)
+    names = {str(value): "other" for value in sorted(others)} | dict(data.metadata["labels"])
+    metadata = {**data.metadata, "labels": dict(sorted(names.items(), key=lambda item: int(item[0])))}
+    write_datalist(output, metadata, entries, folds=folds, seed=seed, test=test)
     return Prepared(output, len(entries), test, refused, len(data.left_out))
 
 
 def labels_folder(datalist: str | Path) -> Path:
-    """Where the labels go that had to be corrected for a datalist."""
+    """Return the folder for labels that are corrected for a datalist."""
     return Path(datalist).with_name(f"{Path(datalist).stem}_labels")
 
 
 def _check(case: RawCase, data: RawData, seen: _Seen) -> tuple[Volume, np.ndarray, bool, list[str]]:
-    """The CT, the label on its voxels, whether the label file places itself, and warnings; a typed error if refused."""
+    """Return CT, label on its grid, whether the label's header places it there, and warnings. Raises if refused."""
     same = seen.by_path.get(os.path.abspath(case.image))
     if same is not None:
-        raise UnsupportedImageError(f"{case.image}: the CT of {same} once more")
+        raise UnsupportedImageError(f"{case.image}: the same file as the CT of {same}")
     ct = read_volume(case.image)
     label, affine = read_label(case.label)
     check_values(case.label, label, data.values)
     apart = little_apart(label.shape, affine, ct.affine, f"the CT and {case.label.name}")
     label, placed = data.place(ct, label, affine, case.label.name)
-    warnings = [*ct.source["warnings"], *([apart] if placed and apart else [])]
+    warnings = [*ct.metadata["warnings"], *([apart] if placed and apart else [])]
     warnings += check_place(case.label, label, ct.array, data.values, voxel_ml(ct.affine))
     voxels = voxel_digest(ct.array.shape, (ct.array[:, :, k] for k in range(ct.array.shape[2])))
     same = seen.by_voxels.get(voxels)
@@ -206,25 +221,25 @@ def _check(case: RawCase, data: RawData, seen: _Seen) -> tuple[Volume, np.ndarra
 
 @contextmanager
 def _new_labels(datalist: Path) -> Iterator[Callable[[str, np.ndarray, Volume], Path]]:
-    """A function that writes a label on its CT's grid; if the block succeeds, all go to the datalist's labels at once.
+    """Yield a function that writes a label on its CT's grid, and returns its final path.
 
-    It returns where the label will be.
+    If the block succeeds, all labels are moved to the folder of the datalist's labels.
     """
     final = labels_folder(datalist)
-    beside = final.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{final.name}")
+    temporary = final.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{final.name}")
 
     def save(name: str, label: np.ndarray, ct: Volume) -> Path:
-        make_folder(beside)
-        write_mask(beside / name, label, ct.affine, like=ct.source)
+        make_folder(temporary)
+        write_mask(temporary / name, label, ct.affine, metadata=ct.metadata)
         return final / name
 
     try:
         yield save
-        if beside.is_dir():
+        if temporary.is_dir():
             make_folder(final)
-            _move_all(beside, final)
+            _move_all(temporary, final)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _move_all(source: Path, target: Path) -> None:

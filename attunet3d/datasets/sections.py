@@ -1,4 +1,4 @@
-"""The cases of a datalist's sections and folds: what can be misread is understood and said, or refused."""
+"""Load the cases of a datalist's sections and folds. Unusual notation gives a warning, or is refused if ambiguous."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io.paths import path_as_listed
 
 SECTIONS = ("training", "validation", "test")
-# What others call them. MONAI's Auto3DSeg has "testing" for "test".
+# Other names: MONAI's Auto3DSeg has "testing" for "test".
 _TESTING = "testing"
 _MEANT = {"train": "training", "trainset": "training", "val": "validation", "valid": "validation", "dev": "validation"}
 _CASE_KEYS = ("image", "label", "fold", "negative", "labelled")
@@ -23,7 +23,7 @@ _CASE_KEYS = ("image", "label", "fold", "negative", "labelled")
 
 @dataclass(frozen=True)
 class _Entry:
-    """A case as a datalist has it: where, for messages; its keys; its fold as a number."""
+    """A case in a datalist: its location for messages, its keys, and its fold."""
 
     where: str
     keys: Mapping[str, Any]
@@ -31,14 +31,14 @@ class _Entry:
 
 
 class _Notes(defaultdict[str, list[str]]):
-    """What is understood although it is not written as it should be, by kind: of each kind the first is said."""
+    """Warnings about unusual notation, by kind; only the first of each kind is reported."""
 
     def __init__(self) -> None:
         super().__init__(list)
 
-    def tell(self, say: Callable[[str], None]) -> None:
+    def report(self, warn: Callable[[str], None]) -> None:
         for first, *more in self.values():
-            say(f"{first} ({len(more)} more like it)" if more else first)
+            warn(f"{first} ({len(more)} more like it)" if more else first)
 
 
 def load_cases(
@@ -49,28 +49,27 @@ def load_cases(
     *,
     every_fold: bool = False,
     optional: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """The cases to train on, to validate with or to test on, as MONAI data dicts {"image": path, "label": path}.
+    """Load the cases for training, validation or test as MONAI data dicts {"image": path, "label": path}.
 
-    Where the cases under "training" have folds and there is no "validation", the cases of ``fold`` are for validation
-    and all others for training. Otherwise a section is what the datalist lists under its name. A training case whose
-    entry has "negative": true may be without pancreas; its dict has that key too. Where not every organ was drawn, the
-    entry says which were: "labelled", names of the config's ``classes``; a training case's dict has it too.
+    If the cases under "training" have folds and there is no "validation", the cases of ``fold`` are for validation and
+    all others for training. Otherwise a section has the cases listed under its name. A training case with "negative":
+    true may have no pancreas. If not all organs are labelled in a case, "labelled" lists those that are, by the names
+    of the config's ``classes``. The dicts of training cases have these two keys too.
 
     Args:
-        datalist: a datalist of MONAI's format.
-        dataset_dir: folder that the datalist's paths are relative to.
+        datalist: A datalist in MONAI's format.
+        dataset_dir: Folder that the datalist's paths are relative to.
         section: "training", "validation" or "test".
-        fold: which fold is for validation.
-        every_fold: take all cases under "training" as for training, to tell others from them.
-        optional: give what there is: none, where there is no datalist or no such section; no case without a label, or
-            whose files are elsewhere.
-        say: called with what was not written as it should be, and is understood all the same.
+        fold: The fold for validation.
+        every_fold: Load all cases under "training", whatever their fold, to distinguish others from them.
+        optional: Only load cases whose image and label exist; none if there is no datalist or no such section.
+        warn: Called with warnings about unusual notation.
 
     Raises:
-        InputNotFoundError: the datalist, or a file it names, is not there.
-        ConfigError: it is no datalist, has no such cases or no such fold, or something in it is not understood.
+        InputNotFoundError: The datalist, or a file in it, does not exist.
+        ConfigError: It is not a datalist, has no such cases or no such fold, or an entry is invalid.
     """
     if section not in SECTIONS:
         raise ConfigError(f"section must be {', '.join(SECTIONS[:-1])} or {SECTIONS[-1]}, got {section!r}")
@@ -84,17 +83,17 @@ def load_cases(
         outside = f" outside fold {number}" if sections[section] else ""
         raise ConfigError(f'{datalist}: no cases under "{section}"{outside}')
     if optional:
-        entries = [e for e in entries if all(_there(dataset_dir, e.keys.get(key)) for key in ("image", "label"))]
+        entries = [e for e in entries if all(_existing(dataset_dir, e.keys.get(key)) for key in ("image", "label"))]
     cases = [_case(entry, datalist, dataset_dir, section, notes) for entry in entries]
-    notes.tell(say)
+    notes.report(warn)
     return cases
 
 
 def _as_fold(value: Any, where: str, notes: _Notes) -> int:
-    """The number of a fold, which may be written as 1.0 or "1".
+    """Return the number of a fold, which may be written as 1.0 or "1".
 
     Raises:
-        ConfigError: it is no number from 0 on.
+        ConfigError: It is not an integer >= 0.
     """
     number = value
     is_text = isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,6}\s*", value)
@@ -102,8 +101,8 @@ def _as_fold(value: Any, where: str, notes: _Notes) -> int:
         number = int(value)
     if type(number) is not int or number < 0:
         raise ConfigError(
-            f"{where}: fold {value!r}; folds are whole numbers from 0 on: give one, or, for a case that is always for "
-            'training, no "fold"'
+            f'{where}: fold {value!r}; folds are whole numbers from 0: give one, or no "fold" for a case that is '
+            "always for training"
         )
     if type(value) is not int:
         notes["fold"].append(f"{where}: fold {value!r} is taken as {number}")
@@ -111,11 +110,11 @@ def _as_fold(value: Any, where: str, notes: _Notes) -> int:
 
 
 def _sections(content: Mapping[str, Any], datalist: str | Path, notes: _Notes) -> dict[str, list[_Entry]]:
-    """The entries of each section; every key that is nearly one of those that are looked for is refused."""
+    """Return the entries of each section; keys that seem to be misspelt sections are refused."""
     for name, value in content.items():
         meant = _section_meant(name, value)
         if meant is not None:
-            raise ConfigError(f'{datalist}: has cases under "{name}", where nothing looks for them; {meant}')
+            raise ConfigError(f'{datalist}: has cases under "{name}", which is no section; {meant}')
     if _TESTING in content:
         if content.get("test"):
             raise ConfigError(f'{datalist}: has "test" and "{_TESTING}"; put all cases for test under "test"')
@@ -124,7 +123,7 @@ def _sections(content: Mapping[str, Any], datalist: str | Path, notes: _Notes) -
     for section in SECTIONS:
         entries = content.get(section, [])
         if not isinstance(entries, list):
-            raise ConfigError(f'{datalist}: no cases under "{section}", which must be a list of them')
+            raise ConfigError(f'{datalist}: no cases under "{section}", which must be a list of cases')
         sections[section] = [
             _entry(entry, f'{datalist}: case {number} under "{section}"', notes)
             for number, entry in enumerate(entries, start=1)
@@ -133,10 +132,10 @@ def _sections(content: Mapping[str, Any], datalist: str | Path, notes: _Notes) -
 
 
 def _section_meant(name: str, value: Any) -> str | None:
-    """What to do about a key that is no section but holds cases; None for any other key."""
+    """Return what to do about a key that holds cases but is no section; None for other keys."""
     if name in SECTIONS or name == _TESTING or not isinstance(value, list | dict):
         return None
-    meant = _MEANT.get(_letters(name)) or next((s for s in SECTIONS if _one_off(_letters(name), s)), None)
+    meant = _MEANT.get(_letters(name)) or next((s for s in SECTIONS if _is_misspelt(_letters(name), s)), None)
     if meant is not None:
         return f'call it "{meant}"'
     if isinstance(value, list) and any(isinstance(v, dict) and {"image", "label"} <= v.keys() for v in value):
@@ -145,7 +144,7 @@ def _section_meant(name: str, value: Any) -> str | None:
 
 
 def _entry(entry: Any, where: str, notes: _Notes) -> _Entry:
-    if isinstance(entry, str):  # as the decathlon lists images without labels
+    if isinstance(entry, str):  # as MSD lists images without labels
         return _Entry(where, {"image": entry}, None)
     if not isinstance(entry, dict):
         raise ConfigError(f'{where} is {entry!r}, and should be {{"image": path, "label": path}}')
@@ -161,22 +160,22 @@ def _entry(entry: Any, where: str, notes: _Notes) -> _Entry:
 
 
 def _key_meant(key: str, value: Any, entry: Mapping[str, Any]) -> str | None:
-    """The key of a case that another one is nearly, or holds inside; None for keys that are of no concern here."""
+    """Return the key that a similar or nested key seems to mean; None for unrelated keys."""
     if key in _CASE_KEYS:
         return None
     if isinstance(value, dict):
         return next((known for known in _CASE_KEYS if known in value), None)
     if "fold" not in entry and "fold" in re.split("[^a-z]+", key.lower()):
         return "fold"
-    return next((known for known in _CASE_KEYS if _one_off(_letters(key), known)), None)
+    return next((known for known in _CASE_KEYS if _is_misspelt(_letters(key), known)), None)
 
 
 def _letters(text: str) -> str:
     return re.sub("[^a-z]", "", text.lower())
 
 
-def _one_off(word: str, known: str) -> bool:
-    """Whether a word is another one with a letter added, left out, or another, or with its letters in another order."""
+def _is_misspelt(word: str, known: str) -> bool:
+    """Return whether a word is a misspelling: a letter added, missing or different, or letters in another order."""
     short, long = sorted((word, known), key=len)
     if len(short) == len(long):
         return sum(a != b for a, b in zip(short, long, strict=True)) <= 1 or sorted(short) == sorted(long)
@@ -191,7 +190,7 @@ def _chosen(
     if section == "test" or not folds:
         return sections[section]
     if sections["validation"]:
-        notes["folds"].append(f'{datalist}: has "validation", so that its folds count for nothing')
+        notes["folds"].append(f'{datalist}: has "validation", so that its folds are ignored')
         return sections[section]
     if fold not in folds:
         raise ConfigError(f"{datalist}: no fold {fold}; there are {', '.join(map(str, sorted(folds)))}")
@@ -206,11 +205,11 @@ def _chosen(
 def _case(entry: _Entry, datalist: str | Path, dataset_dir: str | Path, section: str, notes: _Notes) -> dict[str, Any]:
     case: dict[str, Any] = {key: _path(entry, key, datalist, dataset_dir, notes) for key in ("image", "label")}
     if os.path.samefile(case["image"], case["label"]):
-        raise ConfigError(f"{entry.where}: its image is its label; name the file of its label")
+        raise ConfigError(f"{entry.where}: image and label are the same file; give that of the label")
     if entry.keys.get("negative"):
         if section != "training":
             raise ConfigError(
-                f'{entry.where}: has no pancreas ("negative") and cannot judge one; take it out of {section} '
+                f'{entry.where}: has no pancreas ("negative"), and none can be evaluated; remove it from {section} '
                 '(without a "fold" a case is always for training)'
             )
         case["negative"] = True
@@ -221,7 +220,7 @@ def _case(entry: _Entry, datalist: str | Path, dataset_dir: str | Path, section:
         if section == "training":
             case["labelled"] = labelled
         elif "pancreas" not in labelled:
-            raise ConfigError(f"{entry.where}: no pancreas was drawn; it cannot judge one: take it out of {section}")
+            raise ConfigError(f"{entry.where}: the pancreas is not labelled; remove this case from {section}")
     return case
 
 
@@ -229,17 +228,17 @@ def _path(entry: _Entry, key: str, datalist: str | Path, dataset_dir: str | Path
     value = entry.keys.get(key)
     if not isinstance(value, str) or not value.strip():
         found = f'"{key}" is {value!r}' if key in entry.keys else f"it has {', '.join(entry.keys) or 'nothing'}"
-        raise ConfigError(f"{entry.where}: lacks the path of its {key}: {found}; give one path, as a text")
-    there = _there(dataset_dir, value)
-    if there is None:
-        raise InputNotFoundError(f"{os.path.join(dataset_dir, value)}: named in {datalist}, not there")
-    if there != os.path.join(dataset_dir, value):
+        raise ConfigError(f"{entry.where}: lacks the path of its {key}: {found}; give a path, as text")
+    found_path = _existing(dataset_dir, value)
+    if found_path is None:
+        raise InputNotFoundError(f"{os.path.join(dataset_dir, value)}: named in {datalist}, but does not exist")
+    if found_path != os.path.join(dataset_dir, value):
         notes["backslashes"].append(f"{entry.where}: {value} has backslashes, which are taken as slashes")
-    return there
+    return found_path
 
 
-def _there(dataset_dir: str | Path, value: Any) -> str | None:
-    """The path of a file that is there, see `path_as_listed`."""
+def _existing(dataset_dir: str | Path, value: Any) -> str | None:
+    """Return the path of an existing file, see `path_as_listed`; None if it is missing."""
     if not isinstance(value, str):
         return None
     path = os.path.join(dataset_dir, path_as_listed(dataset_dir, value))

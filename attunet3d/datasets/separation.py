@@ -1,4 +1,4 @@
-"""Cases that judge a network must not be among those that it learns from."""
+"""Check that cases for validation and test are not among those for training."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _FIRST_SLICES = 8
 
 
 def check_cases(training: Sequence[Mapping[str, Any]], held_out: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Refuse cases that are both trained on and held out: one file, by whatever path or link, or the same CT in two.
+    """Refuse held-out cases that are also trained on: the same file by any path or link, or a copy of the same CT.
 
-    A case may be trained on many times. One label file for two CTs is warned of. CTs of the same shape are read; where
-    their first slices differ, no further than these.
+    Training cases may be repeated. A label file of two CTs gives a warning. CTs of the same shape are compared by their
+    first slices, and only read as a whole if these are equal.
 
     Args:
-        training: cases {"image": path, "label": path}.
-        held_out: cases that are to judge, by the name of their section.
+        training: Cases {"image": path, "label": path}.
+        held_out: Cases for validation or test, by section.
 
     Raises:
-        ConfigError: a held-out CT is trained on.
+        ConfigError: A held-out CT is trained on.
     """
     cases = [*training, *(case for cases in held_out.values() for case in cases)]
     image_of: dict[Hashable, str] = {}
@@ -38,8 +38,8 @@ def check_cases(training: Sequence[Mapping[str, Any]], held_out: Mapping[str, Se
         if _identity(other) != _identity(image):
             logger.warning("%s: is the label of two CTs, %s and %s", label, other, image)
     trained = {_identity(case["image"]): str(case["image"]) for case in training}
-    for section, judged in held_out.items():
-        images = [str(case["image"]) for case in judged]
+    for section, section_cases in held_out.items():
+        images = [str(case["image"]) for case in section_cases]
         for image in images:
             if _identity(image) in trained:
                 raise _leak(image, section, trained[_identity(image)])
@@ -48,7 +48,7 @@ def check_cases(training: Sequence[Mapping[str, Any]], held_out: Mapping[str, Se
 
 
 def voxel_digest(shape: Sequence[int], slabs: Iterable[np.ndarray]) -> bytes:
-    """What is the same for the same voxels: a copy may be compressed, named, placed or stored otherwise."""
+    """Hash voxels, so that copies are found whatever their name, compression, affine or data type."""
     digest = hashlib.sha256(repr(tuple(shape)).encode())
     for slab in slabs:
         digest.update(np.rint(slab.astype(np.float32)).tobytes())
@@ -65,18 +65,18 @@ def _leak(image: str, section: str, other: str) -> ConfigError:
 
 
 def _identity(path: str) -> Hashable:
-    """The same for all paths, symbolic links and hard links to one file or folder."""
+    """Return a key that is the same for all paths, symbolic links and hard links to a file or folder."""
     try:
         state = os.stat(path)
-    except OSError:  # said, with its cure, by what reads it
+    except OSError:  # reported, with a hint, when it is read
         return os.path.abspath(path)
     return state.st_dev, state.st_ino
 
 
 def _same_voxels(images: Sequence[str], others: Sequence[str]) -> Iterable[tuple[str, str]]:
-    """Pairs of one of ``images`` and one of ``others`` that are the same CT."""
+    """Yield pairs of one of ``images`` and one of ``others`` that are the same CT."""
     found: dict[Hashable, str] = {}
-    # From what costs least to what costs most: each is asked only of those that the one before could not tell apart.
+    # From the cheapest to the most expensive, each only for those that the previous one could not distinguish.
     for key in (_shape, _start, _whole):
         one, other = _by(key, images), _by(key, others)
         common = {value for value in one.keys() & other.keys() if value is not None}
@@ -91,7 +91,7 @@ def _by(key: Callable[[str], Hashable], paths: Sequence[str]) -> dict[Hashable, 
     for path in paths:
         try:
             grouped.setdefault(key(path), []).append(path)
-        except AttUNet3dError:  # said by what reads it in full
+        except AttUNet3dError:  # reported when it is read as a whole
             continue
     return grouped
 

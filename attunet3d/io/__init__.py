@@ -1,4 +1,4 @@
-"""Reading CT and labels, writing masks: int16 HU or uint8 arrays (X, Y, Z) with RAS+ mm affines, or a typed error."""
+"""Read CTs and labels and write masks, as int16 HU or uint8 arrays (X, Y, Z) with affines to RAS+ mm."""
 
 import lazy_loader
 

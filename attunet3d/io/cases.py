@@ -1,4 +1,4 @@
-"""What in a folder can be segmented, and what the results are called."""
+"""Find the CTs in a folder, and name their results."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 from attunet3d.errors import ConfigError, InputNotFoundError
+from attunet3d.io.printable import printable
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from attunet3d.io.dicom.series import Series
 
-ALIKE = "differ only in capitals or in how accents are encoded"
-
 
 @dataclass(frozen=True)
 class SeriesCase(os.PathLike[str]):
-    """One series of a DICOM folder: as a path it is the folder, and what reads it reads this series.
+    """One series of a DICOM folder. As a path it is the folder, but readers read only this series.
 
     Attributes:
-        folder: as it was given.
-        number: of the series in `attunet3d inspect FOLDER`, from 1.
-        series: its headers, which are not read again.
+        folder: The folder, as given.
+        number: Number of the series in `attunet3d inspect FOLDER`, from 1.
+        series: Its headers, which are not read again.
     """
 
     folder: Path
@@ -39,79 +38,84 @@ class SeriesCase(os.PathLike[str]):
         return f"{self.folder}: series {self.number}"
 
 
-def segmentable_series(folder: str | os.PathLike[str], left_out: list[str] | None = None) -> list[SeriesCase]:
-    """Each CT series of a DICOM folder that could be chosen, for `Segmenter.segment` and `segment_all`.
+def segmentable_series(folder: str | os.PathLike[str]) -> list[SeriesCase]:
+    """List the CT series of a DICOM folder, for `Segmenter.segment` and `segment_all`.
+
+    Localizers, derived series and other modalities are left out, see `candidate_series`.
 
     Args:
-        folder: searched with what is in it; headers only.
-        left_out: a line is added for each series that is none of them (localizers, derived series, other modalities,
-            see `candidate_series`), and why.
+        folder: Searched recursively; only headers are read.
 
     Raises:
-        AmbiguousSeriesError: the folder holds CTs of several patients.
-        InputNotFoundError, UnreadableInputError, UnsupportedImageError: it holds no DICOM, or no CT.
+        AmbiguousSeriesError: The folder holds CTs of several patients.
+        InputNotFoundError, UnreadableInputError, UnsupportedImageError: It holds no DICOM, or no CT.
     """
+    return partition_series(folder)[0]
+
+
+def partition_series(folder: str | os.PathLike[str]) -> tuple[list[SeriesCase], list[str]]:
+    """Return what `segmentable_series` does, and a line for each other series that says why it is left out."""
     from attunet3d.io.dicom.find import candidate_series, find_series
     from attunet3d.io.paths import existing
 
     folder = existing(folder)
     found = find_series(folder)
     _, reasons = candidate_series(found)
-    cases = []
+    cases, left_out = [], []
     for number, series in enumerate(found, 1):
         case = SeriesCase(folder, number, series)
         if series.uid not in reasons:
             cases.append(case)
-        elif left_out is not None:
+        else:
             left_out.append(f"{case}: {reasons[series.uid]}: {series}")
-    return cases
+    return cases, left_out
 
 
 def case_name(path: str | os.PathLike[str]) -> str:
-    """The name of a CT without its format's suffix: ``case_7.nii.gz`` and the folder ``case_7`` are both "case_7".
+    """Return the name of a CT without the suffix: "case_7" for ``case_7.nii.gz`` and for the folder ``case_7``.
 
     The second series of that folder is "case_7_series2", see `SeriesCase`.
     """
     if isinstance(path, SeriesCase):
         return f"{case_name(path.folder)}_series{path.number}"
-    name = Path(os.path.abspath(path)).name  # of a link its own name, not the target's
+    name = Path(os.path.abspath(path)).name  # for a link: its own name, not the target's
     for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return name
 
 
-def alike(name: str) -> str:
-    """The same text for names that are one file's on some file systems: in capitals or not, accents in one code or two.
+def collision_key(name: str) -> str:
+    """Return a key that is equal for names of the same file on some file systems.
 
-    So do those of macOS, Windows, many USB disks and network shares.
+    Those of macOS, Windows, many USB disks and network shares ignore case or how Unicode is normalized.
     """
     return normalize("NFD", normalize("NFD", name).casefold())
 
 
-def said_alike(names: Iterable[str]) -> str:
-    """Names that are the same or `alike`, in words: each once, and why they cannot stand beside each other."""
-    different = list(dict.fromkeys(names))
-    said = " and ".join(f'"{name}"' for name in different)
-    return said if len(different) == 1 else f"{said}, which {ALIKE}"
-
-
-def alike_names(names: Sequence[str]) -> list[list[int]]:
-    """The places of names that are the same or `alike`, for each such name that is there more than once."""
-    places: dict[str, list[int]] = {}
+def name_collisions(names: Sequence[str]) -> list[list[int]]:
+    """Return the indices of names that would be the same file, see `collision_key`: a list for each such file."""
+    indices: dict[str, list[int]] = {}
     for index, name in enumerate(names):
-        places.setdefault(alike(name), []).append(index)
-    return [same for same in places.values() if len(same) > 1]
+        indices.setdefault(collision_key(name), []).append(index)
+    return [same for same in indices.values() if len(same) > 1]
+
+
+def quote_collision(names: Iterable[str]) -> str:
+    """Quote colliding names for a message: each once, and why they collide if they are not the same."""
+    different = list(dict.fromkeys(names))
+    quoted = " and ".join(f'"{printable(name)}"' for name in different)
+    return quoted if len(different) == 1 else f"{quoted}, which differ only in capitals or in how accents are encoded"
 
 
 def find_cases(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """MONAI data dicts {"image": path} for every CT directly in a folder: image files, and subfolders (DICOM series).
+    """List the CTs directly in a folder as MONAI data dicts {"image": path}: image files, and subfolders with DICOM.
 
-    A folder without either is taken as one DICOM series itself.
+    A folder without either is taken as a DICOM series itself.
 
     Raises:
-        InputNotFoundError: the folder does not exist or is empty.
-        ConfigError: two CTs would have masks of one name.
+        InputNotFoundError: The folder does not exist or is empty.
+        ConfigError: The masks of two CTs would have the same name.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -120,8 +124,8 @@ def find_cases(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
     if not entries:
         raise InputNotFoundError(f"{root}: the folder is empty; put CTs or DICOM folders into it")
     found = [p for p in entries if p.is_dir() or p.name.lower().endswith(IMAGE_SUFFIXES)]
-    for same in alike_names([case_name(p) for p in found]):
-        names = " and ".join(dict.fromkeys(repr(case_name(found[index])) for index in same))
-        why = f", which {ALIKE}" if " and " in names else ""
-        raise ConfigError(f"{root}: holds several CTs named {names}{why}; rename all but one")
+    names = [case_name(p) for p in found]
+    for same in name_collisions(names):
+        collision = quote_collision(names[index] for index in same)
+        raise ConfigError(f"{root}: holds several CTs named {collision}; rename all but one")
     return [{"image": str(p)} for p in found or [root]]

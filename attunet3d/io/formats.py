@@ -1,28 +1,28 @@
-"""What a file is by its first bytes, whatever it is called."""
+"""Recognize image formats by the first bytes of a file, whatever its name."""
 
 import re
 import zlib
 from pathlib import Path
 
 GZIP = b"\x1f\x8b"
-ENOUGH = 1024  # bytes
+ENOUGH = 1024  # bytes to recognize every format
 _META_IMAGE = re.compile(rb"^[ \t]*NDims[ \t]*=", re.M)
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file begins as gzip does. Raises OSError."""
+    """Return whether a file starts with gzip's magic number. Raises OSError."""
     with path.open("rb") as f:
         return f.read(2) == GZIP
 
 
 def format_of(path: Path) -> str | None:
-    """As `format_of_start`. Raises OSError."""
+    """Return the format of a file, see `format_of_start`. Raises OSError."""
     with path.open("rb") as f:
         return format_of_start(f.read(ENOUGH))
 
 
 def format_of_start(start: bytes) -> str | None:
-    """ "nifti", gzipped or not, "nrrd", "metaimage", "dicom", or None, by the first `ENOUGH` bytes of a file."""
+    """Return "nifti" (gzipped or not), "nrrd", "metaimage", "dicom" or None, by a file's first `ENOUGH` bytes."""
     if start[:2] == GZIP:
         try:
             inflated = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, ENOUGH)
@@ -39,5 +39,5 @@ def format_of_start(start: bytes) -> str | None:
 
 
 def _is_nifti(start: bytes) -> bool:
-    """Of one file: the header of a pair of files has another mark."""
+    """Single-file NIfTI only: the header of a .hdr/.img pair has a different magic string."""
     return start[344:348] == b"n+1\0" or start[4:8] == b"n+2\0"

@@ -1,4 +1,4 @@
-"""Things put into groups by what they say of themselves, of which some say little, in time as long as their number."""
+"""Group items by keys of which some fields may be missing, in time linear in the number of items."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from heapq import merge
@@ -6,32 +6,32 @@ from itertools import compress, islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Key = tuple[Hashable, ...]  # None for what is not said
+Key = tuple[Hashable, ...]  # None for a missing field
 
-MOST_TRIED = 100  # groups whose keys agree: of one size, patient and study there are not more kinds of images
+MOST_TRIED = 100  # groups with matching keys: a patient and study has fewer kinds of images of one size
 
 
-class Agreeing:
-    """Which of many keys agree with another: each field is equal, or one of both says nothing."""
+class KeyIndex:
+    """Index of keys, to find those that match another: each field is equal, or missing in one of both."""
 
     def __init__(self) -> None:
-        self._keys: dict[tuple[bool, ...], list[tuple[int, Key]]] = {}  # by which fields they have
-        # By those, and by which of them are compared: the numbers of the keys with these values.
+        self._keys: dict[tuple[bool, ...], list[tuple[int, Key]]] = {}  # by which fields are present
+        # By the fields present and those compared: the numbers of the keys with given values of the latter.
         self._tables: dict[tuple[tuple[bool, ...], tuple[bool, ...]], dict[Key, list[int]]] = {}
         self._count = 0
 
     def add(self, key: Key) -> None:
-        """Keys are numbered as they come, from 0."""
-        has = _said(key)
+        """Add a key. Keys are numbered from 0 in the order in which they are added."""
+        has = _present(key)
         self._keys.setdefault(has, []).append((self._count, key))
         for (of, compared), table in self._tables.items():
             if of == has:
                 table.setdefault(tuple(compress(key, compared)), []).append(self._count)
         self._count += 1
 
-    def with_key(self, key: Key) -> Iterator[int]:
-        """The numbers of the keys that agree, in order, no more than `MOST_TRIED`."""
-        has = _said(key)
+    def matching(self, key: Key) -> Iterator[int]:
+        """Yield the numbers of the matching keys in ascending order, at most `MOST_TRIED`."""
+        has = _present(key)
         found = []
         for of in self._keys:
             compared = tuple(a and b for a, b in zip(of, has, strict=True))
@@ -46,17 +46,17 @@ class Agreeing:
         return self._tables[of, compared]
 
 
-def _said(key: Key) -> tuple[bool, ...]:
+def _present(key: Key) -> tuple[bool, ...]:
     return tuple(field is not None for field in key)
 
 
 def grouped(items: Sequence[Item], key: Callable[[Item], Key], same: Callable[[Item, Item], bool]) -> list[list[Item]]:
-    """Each item in the first group whose first item is the same; those whose keys do not agree are not the same."""
+    """Put each item into the first group whose first item is the `same`, which only items with matching keys can be."""
     groups: list[list[Item]] = []
-    keys = Agreeing()
+    keys = KeyIndex()
     for item in items:
         of_item = key(item)
-        number = next((n for n in keys.with_key(of_item) if same(groups[n][0], item)), None)
+        number = next((n for n in keys.matching(of_item) if same(groups[n][0], item)), None)
         if number is None:
             keys.add(of_item)
             groups.append([item])

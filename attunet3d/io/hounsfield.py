@@ -1,9 +1,10 @@
-"""Whether voxels are Hounsfield units, judged by how their values are distributed and not by their extremes.
+"""Check whether voxels are in Hounsfield units, by the distribution of their values and not by their extremes.
 
-Extremes say little: padding reaches below air, metal above bone, and splines beyond both, in a good CT; and an offset
-picture with padding spans all of the HU scale. What no scanner, patient or window changes is where matter lies on that
-scale: air at -1000, fat at -100, soft tissue at 0 to 100, hardly anything between lung and fat, bone thinning out
-above. What cannot be so is refused, what only might not be is said in a warning: a good CT must not be refused.
+Extremes say little: in a valid CT, padding lies below air, metal above bone, and spline interpolation overshoots both;
+and an 8-bit image with an offset and padding spans the whole HU scale. What no scanner, patient or window changes is
+where tissues lie on that scale: air at -1000, fat at -100, soft tissue at 0 to 100, hardly anything between lung and
+fat, and fewer and fewer voxels of bone above. Impossible distributions are refused, suspicious ones only give a
+warning: a valid CT must not be refused.
 """
 
 import math
@@ -13,35 +14,35 @@ import numpy as np
 
 from attunet3d.errors import UnsupportedImageError
 
-FAT_OR_AIR_HU = -50  # fat is at -130 to -60 HU; nothing else in the body is as low but gas and lung
+FAT_OR_AIR_HU = -50  # fat is at -130 to -60 HU; only gas and lung are lower
 SOFT_TISSUE_HU = 0
-BODY_HU = (-150, 200)  # fat, water, muscle and organs, of any contrast phase but the arteries' first seconds
-GAP_HU = (-600, -200)  # between lung and fat there are only voxels that hold both
-BELOW_AIR_HU = -1250  # air is at -1000 by definition; a noise of 80 HU takes 0.1 % of it so low, splines little more
-PADDING_HU = -1100  # a constant below it is what a writer put where there was nothing to reconstruct
+BODY_HU = (-150, 200)  # fat, water, muscle and organs in any contrast phase but the first arterial seconds
+GAP_HU = (-600, -200)  # between lung and fat: partial volume only
+BELOW_AIR_HU = -1250  # air is at -1000 by definition; 80 HU of noise take 0.1 % of it so low, splines little more
+PADDING_HU = -1100  # a constant below is padding outside the reconstructed field
 
-A_FEW = 0.0005  # of the voxels: fewer are no evidence, but metal, ringing, or text that was burned in
-LEAST_BODY = 0.005  # a newborn in a field of view of 500 mm fills 1 %
-CONSTANT_SHARE, CONSTANT_RATIO = 0.01, 20  # of the voxels, and how often its neighbours: more than any noise allows
+A_FEW = 0.0005  # fraction of voxels: fewer may be metal, ringing or burned-in text, and are no evidence
+LEAST_BODY = 0.005  # fraction of voxels: a newborn in a field of view of 500 mm fills 1 %
+CONSTANT_SHARE, CONSTANT_RATIO = 0.01, 20  # fraction of voxels, and ratio to its neighbours: more than any noise allows
 NEIGHBOURS = 30  # HU
 
-_LIMIT = 36000  # values beyond are counted there: offsets of 32768 still show
-_SAMPLES = 2**16  # of a slice, for its histogram; 512 x 512 pixels are counted in every second row and column
-_OFFSETS = (1024, 2048, 8192, 32768)  # of stored pixels, once and twice, and of signed values made unsigned
-_NARROW = 10  # noise alone spreads a CT's values wider
+_LIMIT = 36000  # values beyond are clipped to it: offsets of 32768 still show
+_SAMPLES = 2**16  # per slice, for the histogram; of 512 x 512 pixels every second row and column is counted
+_OFFSETS = (1024, 2048, 8192, 32768)  # of stored pixels, once and twice, and of signed values stored as unsigned
+_NARROW = 10  # the noise of a CT alone spreads its values wider
 _RINGING_HU = 150  # a spline overshoots a window of 400 HU by less
-_SCALE_HU = (-900, 3000)  # ends beyond are the scale's own, -1024, -1000 and 3071 among them
+_SCALE_HU = (-900, 3000)  # limits beyond are those of the scale itself, such as -1024, -1000 and 3071
 
 
 class ValueCounts:
-    """How often each value occurs, to the nearest whole number, counted slice by slice."""
+    """Histogram of the voxel values, rounded to integers, filled slice by slice."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(2 * _LIMIT + 1, np.int64)
         self.fractional = 0
 
     def add(self, slab: np.ndarray) -> None:
-        """Count a slice (X, Y) of finite values, or a regular sample of a large one."""
+        """Count the finite values of a slice (X, Y), or of a regular sample of a large one."""
         step = max(1, math.isqrt(slab.size // _SAMPLES))
         sample = slab[::step, ::step].astype(np.float64)
         whole = np.rint(sample)
@@ -52,7 +53,7 @@ class ValueCounts:
 
 
 class _Distribution:
-    """Shares of values. "Natural" leaves out constants: padding, cut-out air, and the ends of a window."""
+    """Fractions of voxels by value. "Natural" voxels exclude constants: padding, masked air, ends of a window."""
 
     def __init__(self, values: ValueCounts) -> None:
         self.counts = values.counts
@@ -62,7 +63,7 @@ class _Distribution:
         self.natural = self.counts.copy()
         self.natural[[v + _LIMIT for v in self.constants]] = 0
         self.padding = sum(int(self.counts[v + _LIMIT]) for v in self.constants if v < PADDING_HU)
-        # Drawn images consist of constants: then these are what there is to judge.
+        # Synthetic images consist of constants only: then these are judged.
         self.drawn = self.natural.sum() < 0.05 * self.total
         if self.drawn:
             self.natural = self.counts.copy()
@@ -75,22 +76,22 @@ class _Distribution:
         found = []
         for index in often:
             near = self.counts[max(0, index - NEIGHBOURS) : index + NEIGHBOURS + 1].sum()
-            near -= self.counts[max(0, index - 2) : index + 3].sum()  # interpolation and rounding smear it
+            near -= self.counts[max(0, index - 2) : index + 3].sum()  # interpolation and rounding spread it
             if self.counts[index] * (2 * NEIGHBOURS - 4) >= CONSTANT_RATIO * near:
                 found.append(int(index) - _LIMIT)
         return found
 
     def share(self, low: float, high: float) -> float:
-        """Of the natural voxels: those from `low` to `high`."""
+        """Return the fraction of the natural voxels with values from `low` to `high`."""
         first, end = (int(np.clip(v + _LIMIT, 0, 2 * _LIMIT + 1)) for v in (math.ceil(low), math.floor(high) + 1))
         return float(self._cumulative[end] - self._cumulative[first]) / self.size if end > first else 0.0
 
     def constant_share(self, low: float, high: float) -> float:
-        """Of all voxels: constants from `low` to `high`."""
+        """Return the fraction of all voxels that are constants from `low` to `high`."""
         return sum(int(self.counts[v + _LIMIT]) for v in self.constants if low <= v <= high) / self.total
 
     def span(self, outside: float) -> tuple[int, int]:
-        """The values that leave this share of the voxels below them, and above, but for a constant at the bottom."""
+        """Return the quantiles at `outside` and 1 - `outside`, without a constant at the lower end."""
         counts = self.counts.copy()
         lowest = int(np.flatnonzero(counts)[0])
         if lowest - _LIMIT in self.constants and counts[lowest] < self.total:
@@ -100,7 +101,7 @@ class _Distribution:
         return int(at[0]) - _LIMIT, int(at[1]) - _LIMIT
 
     def mode(self, low: int, high: int) -> int:
-        """The most frequent value, smoothed, but for the lowest, which may stand for all below it."""
+        """Return the smoothed mode, without the lowest value, to which all below may be clipped."""
         counts = self.natural[low + _LIMIT : high + _LIMIT + 1].astype(np.float64)
         filled = np.flatnonzero(counts)
         if filled.size > 1:
@@ -109,9 +110,9 @@ class _Distribution:
 
 
 def check_hu(path: Path, values: ValueCounts, low: float, high: float) -> list[str]:
-    """What a user should know of the HU of a CT whose values reach from `low` to `high`.
+    """Return warnings about the HU of a CT whose values range from `low` to `high`.
 
-    Raises UnsupportedImageError for values that are no HU.
+    Raises UnsupportedImageError for values that are not HU.
     """
     found = _Distribution(values)
     doubts: list[str] = []
@@ -122,16 +123,16 @@ def check_hu(path: Path, values: ValueCounts, low: float, high: float) -> list[s
 
 
 def looks_like(values: ValueCounts) -> str:
-    """What values are that cannot be HU, and what to do about it."""
+    """Describe what values that are not HU seem to be, and what to do about it."""
     return _looks_like(_Distribution(values))
 
 
 def _why_not_hu(found: _Distribution, doubts: list[str]) -> str:
-    """Why the values cannot be HU, or nothing; what makes that likely goes to `doubts`."""
+    """Return why the values cannot be HU, or ""; what only makes that likely is added to `doubts`."""
     natural_low = found.share(-_LIMIT, FAT_OR_AIR_HU)
     body = found.share(*BODY_HU)
     below_air = found.share(-_LIMIT, BELOW_AIR_HU)
-    few = 1 / found.total if found.drawn else A_FEW  # what is drawn may be of one voxel
+    few = 1 / found.total if found.drawn else A_FEW  # a synthetic image may have one voxel of a tissue
     if natural_low < few and not found.constant_share(PADDING_HU, FAT_OR_AIR_HU):
         return f"nothing is as low as fat or air ({FAT_OR_AIR_HU} or less); {_looks_like(found)}"
     if found.share(SOFT_TISSUE_HU, _LIMIT) < few and not found.constant_share(SOFT_TISSUE_HU, _LIMIT):
@@ -139,13 +140,13 @@ def _why_not_hu(found: _Distribution, doubts: list[str]) -> str:
     if found.fractional > 0.05 and found.span(0.005)[1] - found.span(0.005)[0] <= _NARROW:
         return _looks_like(found)
     if below_air >= 0.05:
-        what = f"{below_air:.0%} lie below {BELOW_AIR_HU}, where nothing is, for air is at -1000"
+        what = f"{below_air:.0%} lie below {BELOW_AIR_HU}, below air (-1000)"
         if below_air > body or below_air > max(body / 2, 4 * found.share(-1100, -850)):
             return f"{what}; {_looks_like(found)}"
         doubts.append(f"{what}: this may be padding, or a wrong scale")
     if found.drawn:
         return ""
-    # After a rescale too many, fat lies where nothing is, and only cortical bone where soft tissue is.
+    # Rescaled once too often, fat lies where nothing is, and only cortical bone lies where soft tissue is.
     body = max(body, found.constant_share(*BODY_HU))
     if body < LEAST_BODY or (body < 0.02 and found.share(-_LIMIT, PADDING_HU) >= 0.1):
         return f"only {body:.1%} are fat or soft tissue ({BODY_HU[0]} to {BODY_HU[1]}); {_looks_like(found)}"
@@ -163,8 +164,8 @@ def _why_not_hu(found: _Distribution, doubts: list[str]) -> str:
         lowest, highest = found.span(0)
         picture = lowest == 0 and lowest in found.constants and highest <= 255
         if picture or found.share(300, _LIMIT) > 0.3:  # bone is less of any part of the body
-            return f"but for a constant, nothing is as low as fat or air; {_looks_like(found)}"
-        doubts.append("but for a constant outside, no value is as low as fat or air; check that the CT is in HU")
+            return f"apart from a constant, nothing is as low as fat or air; {_looks_like(found)}"
+        doubts.append("apart from padding, no value is as low as fat or air; check that the CT is in HU")
     return ""
 
 
@@ -181,9 +182,9 @@ def _looks_like(found: _Distribution) -> str:
         return f"this looks like HU / {-1000 / air:.3g}, with air at {air}: multiply by {-1000 / air:.3g}"
     offset = _offset(found)
     if offset is not None and abs(offset) in _OFFSETS:
-        sign, cure = ("+", "without the rescale: subtract") if offset > 0 else ("-", "as rescaled twice: add")
+        sign, hint = ("+", "without the rescale: subtract") if offset > 0 else ("-", "as rescaled twice: add")
         amount = f"{abs(offset)}{' (or 1000)' if abs(offset) == 1024 else ''}"
-        return f"this looks like HU {sign} {amount}, {cure} {amount}"
+        return f"this looks like HU {sign} {amount}, {hint} {amount}"
     if offset is not None:
         return f"this looks like another scale, with soft tissue at about {offset}: give the CT in HU"
     if low >= 0 and high <= 255:
@@ -192,9 +193,9 @@ def _looks_like(found: _Distribution) -> str:
 
 
 def _offset(found: _Distribution) -> int | None:
-    """By how much the body lies beside where it should, if by 600 or more.
+    """Return by how much the body's values are off, if by 600 or more.
 
-    The body is the highest group of values with a gap below it: bone only thins out.
+    The body is the highest group of values with a gap below it; there is no gap between soft tissue and bone.
     """
 
     def body(at: int) -> float:
@@ -215,7 +216,7 @@ def _offset(found: _Distribution) -> int | None:
 
 
 def _is_inverted(found: _Distribution) -> bool:
-    """Whether air is at the top: a noisy peak with the body 1000 below it, or the upper end of a window."""
+    """Return whether air is at the top: a noisy peak with the body 1000 below it, or the upper end of a window."""
     top = found.span(0)[1]
     if top < _LIMIT and found.constant_share(top - 2, _LIMIT) > max(0.25, found.constant_share(-_LIMIT, 0)):
         return True
@@ -228,9 +229,11 @@ def _is_inverted(found: _Distribution) -> bool:
 
 
 def _air_of_scaled(found: _Distribution) -> tuple[int | None, bool]:
-    """Where air is in an image whose HU were divided by 1.6 to 16, so that the body crowds together around 0.
+    """Find air in an image whose HU were divided by 1.6 to 16, so that the body crowds around 0.
 
-    And whether that is certain: it is neither one value, as the lower end of a window, nor as uneven as lung.
+    Returns:
+        The value of air, None if there is none, and whether that is certain: the values are neither constant, like the
+        lower end of a window, nor as spread as lung.
     """
 
     def count(low: float, high: float) -> int:
@@ -248,7 +251,7 @@ def _air_of_scaled(found: _Distribution) -> tuple[int | None, bool]:
 
 
 def _clipped(found: _Distribution) -> list[str]:
-    """The fact that HU are clipped, where that takes tissue away: to a window, or below the densest bone."""
+    """Return a warning if HU are clipped within the range of tissue: to a window, or below the densest bone."""
     low, high = _end(found, 1), _end(found, -1)
     if high is not None and high > _SCALE_HU[1]:
         high = None
@@ -265,7 +268,7 @@ def _clipped(found: _Distribution) -> list[str]:
 
 
 def _end(found: _Distribution, direction: int) -> int | None:
-    """The value that stands for all beyond it: below (direction 1) or above (-1); None where values just thin out."""
+    """Return the value to which all below (direction 1) or above (-1) are clipped; None if they are not clipped."""
     counts = found.counts.copy()
     counts[[v + _LIMIT for v in found.constants if v < PADDING_HU]] = 0
     counts = counts[::direction]
@@ -273,10 +276,10 @@ def _end(found: _Distribution, direction: int) -> int | None:
     first = int(np.argmax(counts > 0))
     candidates = [first] + sorted(direction * v + _LIMIT for v in found.constants if direction * v + _LIMIT != first)
     for at in candidates:
-        beyond, far = int(total[at - 3]), int(total[at - _RINGING_HU])  # in a window that has been resampled
+        beyond, far = int(total[at - 3]), int(total[at - _RINGING_HU])  # overshoot of a resampled window
         within = counts[at + 3 : at + 53]
         if far > A_FEW * found.total or np.count_nonzero(within) < 15:
-            continue  # in a drawn image each value is an end
+            continue  # in a synthetic image each value is an end
         if counts[at] >= max(10, 10 * within.mean()) and counts[at] > 2 * beyond:
             return direction * (at - _LIMIT)
     return None

@@ -1,4 +1,4 @@
-"""What an input and a result are known by: whether they are still what they were, without reading a CT."""
+"""Fingerprint inputs and recognize results, to tell whether they have changed without reading a CT."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attunet3d.io.itk_header import MAX_HEADER_BYTES, data_file
 from attunet3d.io.output_formats import FORMATS, PICTURE_SUFFIX, RECORD_SUFFIX
 from attunet3d.io.writer import TEMPORARY
 
-FileStates = dict[str, tuple[int, int]]  # size and time of change in ns, by path
+FileStates = dict[str, tuple[int, int]]  # size and modification time in ns, by path
 
 _MAP = re.compile(r"_attention_level\d+(_gate\d+)?\.nii\.gz$")
 _OF_A_RUN = {".run.lock", "results.csv", "run.json", "summary.json"}
@@ -23,13 +23,13 @@ _DETACHED = {".mhd": "metaimage", ".mha": "metaimage", ".nhdr": "nrrd", ".nrrd":
 
 
 def input_files(ct: str | os.PathLike[str], leave_out: str | os.PathLike[str] | None = None) -> FileStates:
-    """The files of an input: of a folder all below it but our own results, of a detached header also its data.
+    """List the files of an input: all files below a folder but our own results; for a detached header also its data.
 
-    What is not there, or cannot be looked at, is none of them. Links to folders are not followed, as by the readers.
+    Files that are missing or inaccessible are left out. As in the readers, links to folders are not followed.
 
     Args:
-        ct: a file or a DICOM folder.
-        leave_out: a folder that is not looked into, if it lies below: the one that results go to.
+        ct: A file or a DICOM folder.
+        leave_out: A folder below it that is skipped, such as the one for results.
     """
     path = os.fspath(ct)
     if os.path.isdir(path):
@@ -37,7 +37,7 @@ def input_files(ct: str | os.PathLike[str], leave_out: str | os.PathLike[str] | 
     files = {path: file_state(path)}
     kind = _DETACHED.get(os.path.splitext(path)[1].lower())
     state = files[path]
-    if kind is not None and state is not None and state[0] <= MAX_HEADER_BYTES:  # larger: it holds its voxels itself
+    if kind is not None and state is not None and state[0] <= MAX_HEADER_BYTES:  # a larger one holds its voxels itself
         with suppress(AttUNet3dError, OSError):  # the reader will say what is wrong with it
             data = str(data_file(Path(path), kind))
             files[data] = file_state(data)
@@ -47,14 +47,14 @@ def input_files(ct: str | os.PathLike[str], leave_out: str | os.PathLike[str] | 
 def input_sha256(
     ct: str | os.PathLike[str], series_uid: str | None = None, files: Mapping[str, tuple[int, int]] | None = None
 ) -> str:
-    """The SHA-256 of an input's place, of its files' names, sizes and times, and of the series that is asked for.
+    """Return the SHA-256 of an input's path, its files' names, sizes and modification times, and the chosen series.
 
-    No name and no UID can be read from it. It changes when an input is moved or written anew.
+    Names and UIDs cannot be recovered from it. It changes when the input is moved or rewritten.
 
     Args:
-        ct: as given; a link is as what it leads to.
-        series_uid: of a DICOM folder; that of a `SeriesCase` need not be given.
-        files: from `input_files`, which is asked otherwise.
+        ct: The input as given; a link counts as its target.
+        series_uid: Series of a DICOM folder; not needed for a `SeriesCase`.
+        files: From `input_files`, if already known.
     """
     if series_uid is None and isinstance(ct, SeriesCase):
         series_uid = ct.series.uid
@@ -68,7 +68,7 @@ def input_sha256(
 
 
 def file_state(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Size and time of change in ns of a file, or of what a link leads to; None where there is none to look at."""
+    """Return size and modification time in ns of a file (for a link: of its target); None if it is inaccessible."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -77,9 +77,9 @@ def file_state(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 def own_files(names: Collection[str]) -> set[str]:
-    """Of the names in a folder those that this package wrote there as results, and so are no input.
+    """Return those of the names in a folder that are results of this package, and so no input.
 
-    A mask is one if its record lies beside it; ``x_seg.nii.gz`` without ``x_seg.json`` is a file like any other.
+    A mask counts only beside its record: ``x_seg.nii.gz`` without ``x_seg.json`` is a file like any other.
     """
     own = {name for name in names if TEMPORARY.fullmatch(name)}
     if ".run.lock" in names:

@@ -1,4 +1,4 @@
-"""What is in a DICOM folder or an image file, and whether its geometry is that of a CT that can be segmented."""
+"""Describe the contents of a DICOM folder or an image file, and whether its geometry can be segmented."""
 
 import os
 from dataclasses import dataclass
@@ -16,19 +16,29 @@ from attunet3d.io.reader import NAMES, open_ct
 from attunet3d.io.slabs import LPS_TO_RAS, MIN_SPACING_MM, StoredImage, check_affine
 
 _SERIES_IS_FINE = "can be segmented"
-# Unlike a DICOM header, that of a file does not say whether it is a CT.
+# Unlike DICOM, the headers of other formats do not say whether the image is a CT.
 _FILE_IS_FINE = "geometry can be segmented; whether it is a CT in HU shows when its voxels are read"
 _PLANES = ("sagittal", "coronal", "axial")  # whose normal is x, y, z
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One series, one stack of a series, or one image file; None where the headers do not say.
+    """A series, a stack of a series, or an image file. Values missing in the headers are None.
 
-    `size` is columns x rows x slices; `spacing_mm`, in the same order, is between columns, rows and slices. `plane` is
-    "axial", "coronal", "sagittal" or "oblique"; `axes` are the directions of increasing column, row and slice index,
-    such as "LPS". `verdict` is "can be segmented" or the reader's reason; voxels are not read, so that damaged pixels
-    or values other than HU may still be found later.
+    Attributes:
+        number: Position in the list, from 1.
+        uid: Of the series, see `Series`.
+        kind: Such as "CT", "CT localizer" or "NIfTI".
+        files: Number of files.
+        size: Columns, rows and slices.
+        spacing_mm: Between columns, rows and slices.
+        plane: "axial", "coronal", "sagittal" or "oblique".
+        axes: Directions of increasing column, row and slice index, such as "LPS".
+        gantry_tilt_deg: Angle between the slice step and the slice normal.
+        usable: Whether it can be segmented, as far as headers tell.
+        verdict: "can be segmented", or why not. Voxels are not read, so that damaged pixels or values other than HU
+            may still be found later.
+        warnings: Those of the reader.
     """
 
     number: int
@@ -46,9 +56,9 @@ class Finding:
 
 
 def inspect_path(path: str | os.PathLike[str]) -> list[Finding]:
-    """Every series in a DICOM folder, in the order of their UIDs, or the one image of a NIfTI, NRRD or MetaImage file.
+    """Describe each series of a DICOM folder, in the order of their UIDs, or a NIfTI, NRRD or MetaImage file.
 
-    Reads headers only. Raises InputNotFoundError if there is nothing, and what `open_ct` raises for an unusable file.
+    Only headers are read. Raises InputNotFoundError if there is nothing, and for an unusable file what `open_ct` does.
     """
     path = existing(path)
     if path.is_dir():
@@ -73,7 +83,7 @@ def _of_file(path: Path) -> Finding:
         usable, verdict = False, str(error)
     if min(image.shape) < 2:
         usable, verdict = False, f"{path}: single slice; a CT volume needs at least 2 slices: give the whole scan"
-    return _of_image(1, None, NAMES[image.facts["format"]], 1, image, usable, verdict)
+    return _of_image(1, None, NAMES[image.metadata["format"]], 1, image, usable, verdict)
 
 
 def _of_image(
@@ -93,12 +103,12 @@ def _of_image(
         gantry_tilt_deg=None if axes is None else round(tilt_deg(image.affine), 3),
         usable=usable,
         verdict=verdict,
-        warnings=tuple(image.facts["warnings"]),
+        warnings=tuple(image.metadata["warnings"]),
     )
 
 
 def _of_headers(number: int, series: Series, reason: str) -> Finding:
-    """What the first image says of a series that is no volume: without a grid there is no step between slices."""
+    """Describe a series that is no volume by its first image; without a grid there is no spacing between slices."""
     first = series.images[0]
     rows, columns = first.spacing or (None, None)
     plane = axes = tilt = None
@@ -128,7 +138,7 @@ def _of_headers(number: int, series: Series, reason: str) -> Finding:
 
 
 def _travel(series: Series) -> np.ndarray | None:
-    """LPS+ mm from the first to the last of several parallel slices; None where that has no direction."""
+    """Return the vector (LPS+ mm) from the first to the last of parallel slices; None if it has no direction."""
     normal = series.images[0].normal
     positions = [s.position for s in series.images if s.position is not None]
     if normal is None or not positions or len({s.orientation for s in series.images}) > 1:
@@ -143,7 +153,7 @@ def _millimetres(value: float | None) -> float | None:
 
 
 def _orientation(steps: np.ndarray) -> tuple[str | None, str | None]:
-    """Plane and axis codes of the columns of `steps` (3, 3): RAS+ steps of column, row and slice index."""
+    """Return plane and axis codes for `steps` (3, 3), whose columns are the RAS+ steps of column, row and slice."""
     normal = np.cross(steps[:, 0], steps[:, 1])
     length = np.linalg.norm(normal)
     if not (np.all(np.isfinite(steps)) and length > 0 and abs(np.linalg.det(steps)) > 0):

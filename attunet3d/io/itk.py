@@ -1,4 +1,4 @@
-"""NRRD and MetaImage in, through SimpleITK: LPS to RAS+."""
+"""Read NRRD and MetaImage files with SimpleITK, and convert LPS to RAS+."""
 
 import math
 from collections.abc import Iterator
@@ -15,14 +15,18 @@ from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 
 
 def open_itk(path: Path) -> StoredImage:
-    """Header of a NRRD or MetaImage file, and its voxels to come; its suffix counts where its content does not tell.
+    """Open a NRRD or MetaImage file, and read its header; the suffix decides if the content does not tell the format.
 
-    Voxels in another file are only read from beside the header. Raises UnreadableInputError, UnsupportedImageError (not
-    one 3D scalar image) and GeometryError (units other than mm).
+    A separate data file must lie beside the header.
+
+    Raises:
+        UnreadableInputError: The file is damaged, or its data file is missing.
+        UnsupportedImageError: Not a single 3D scalar image, or the data file lies elsewhere.
+        GeometryError: Lengths in units other than mm.
     """
     try:
-        held = format_of(path)
-        nrrd = held == "nrrd" or (held is None and path.suffix.lower() in (".nrrd", ".nhdr"))
+        by_content = format_of(path)
+        nrrd = by_content == "nrrd" or (by_content is None and path.suffix.lower() in (".nrrd", ".nhdr"))
         kind = "nrrd" if nrrd else "metaimage"
         data = data_file(path, kind)
         check_units(path, kind)
@@ -42,8 +46,8 @@ def open_itk(path: Path) -> StoredImage:
             "give a CT with one real value per voxel"
         )
     if len(size) != 3:
-        cure = "extract one volume" if len(size) > 3 else "give the whole scan"
-        raise UnsupportedImageError(f"{path}: {len(size)}D image of shape {size}; expected 3D (X, Y, Z): {cure}")
+        hint = "extract one volume" if len(size) > 3 else "give the whole scan"
+        raise UnsupportedImageError(f"{path}: {len(size)}D image of shape {size}; expected 3D (X, Y, Z): {hint}")
     if min(size) < 1:
         raise UnreadableInputError(f"{path}: the header says shape {size}, without voxels; export the file again")
     bits = int(pixel.partition("-bit")[0])  # "16-bit signed integer", "32-bit float"
@@ -65,22 +69,22 @@ def open_itk(path: Path) -> StoredImage:
 def _slabs(path: Path, reader: sitk.ImageFileReader) -> Iterator[np.ndarray]:
     with _itk_errors(path):
         image = reader.Execute()
-    view = sitk.GetArrayViewFromImage(image)  # (Z, Y, X), and alive only as long as `image`
+    view = sitk.GetArrayViewFromImage(image)  # (Z, Y, X); valid only as long as `image` exists
     for plane in view:
         yield plane.T
 
 
 @contextmanager
 def _itk_errors(path: Path) -> Iterator[None]:
-    """ITK's errors as ours, without its printed warnings; not quoted, for ITK says "no such file" of truncated ones."""
-    cure = "copy or export the file again"
+    """Convert ITK's errors, and silence its warnings. Not quoted: ITK reports truncated files as "no such file"."""
+    hint = "copy or export the file again"
     if path.suffix.lower() in (".mhd", ".nhdr"):
-        cure = f"copy or export it again, with the data file that {path.name} names beside it"
+        hint = f"copy or export it again, with the data file that {path.name} names beside it"
     quiet = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         yield
     except (RuntimeError, MemoryError) as e:
-        raise read_failed(path, cure=cure) from e
+        raise read_failed(path, hint=hint) from e
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(quiet)

@@ -1,6 +1,6 @@
-"""What ITK does not check in the header of a MetaImage or NRRD file: where its voxels are, and its unit of length.
+"""Check what ITK does not check in the header of a MetaImage or NRRD file: its data file and its unit of length.
 
-Headers can name any file on the machine, and lists and patterns of files. Only a file beside the header is followed.
+Headers can name any file on the machine, and lists and patterns of files. Only a file beside the header is read.
 """
 
 import re
@@ -10,41 +10,42 @@ from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedIma
 from attunet3d.io.printable import printable_start
 from attunet3d.io.slabs import DEFLATE_MAX_RATIO
 
-MAX_HEADER_BYTES = 2**20  # a header takes about 1 KB
+MAX_HEADER_BYTES = 2**20  # usual headers have about 1 KB
 
-# Anywhere in the header's bytes, however the lines are broken: what ITK could take for the field is refused if it does
-# not stand at the start of a line, once.
+# Anywhere in the header, whatever its line breaks: what ITK might take for the field is refused unless it occurs once,
+# at the start of a line.
 _FIELDS = {
     "metaimage": (re.compile(rb"ElementDataFile", re.I), re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:](.*)$", re.M)),
     "nrrd": (re.compile(rb"data[ \t]?file[ \t]*:(?!=)", re.I), re.compile(rb"^data ?file:(.*)$", re.I | re.M)),
 }
-# ITK's parsers have buffers of fixed sizes and do not always look. Comments and keys of one's own (":=") may be long.
+# ITK's parsers have buffers of fixed size that they do not always check. Comments and custom keys (":=") may be long.
 MAX_LINE_BYTES = 400
 _LONG = re.compile(rb"^(?!#|[^:\n]*:=)[^\n]{%d}" % MAX_LINE_BYTES, re.M)
 _END = {"metaimage": re.compile(rb"ElementDataFile[^\n]*\n?"), "nrrd": re.compile(rb"\n\r?\n")}
-_DIMENSIONS = re.compile(rb"NDims[ \t]*[=:]([^\n]*)")  # MetaIO takes any number for the length of its arrays
+_DIMENSIONS = re.compile(rb"NDims[ \t]*[=:]([^\n]*)")  # MetaIO does not check it against the length of its arrays
 _TEXT = re.compile(rb"^[ \t]*(?:BinaryData[ \t]*[=:][ \t]*False|encoding:[ \t]*(?:te?xt|ascii|hex))", re.I | re.M)
-_PACKED = re.compile(rb"^[ \t]*(?:CompressedData[ \t]*[=:][ \t]*True|encoding:[ \t]*(?:gz|bz))", re.I | re.M)
-_PACKED_BYTES = re.compile(rb"CompressedDataSize[ \t]*[=:][ \t]*(\S*)")
-# ITK takes any length for mm, and any negative skip for "the voxels are at the end".
+_COMPRESSED = re.compile(rb"^[ \t]*(?:CompressedData[ \t]*[=:][ \t]*True|encoding:[ \t]*(?:gz|bz))", re.I | re.M)
+_COMPRESSED_BYTES = re.compile(rb"CompressedDataSize[ \t]*[=:][ \t]*(\S*)")
+# ITK takes any unit for mm, and any negative skip for "the voxels are at the end".
 _UNITS = re.compile(rb"^[ \t]*(?:DistanceUnits[ \t]*[=:]|(?:space )?units:)(.*)$", re.I | re.M)
 _MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres"}
 _UNKNOWN_UNITS = {"", "?", "???", "unknown", "none"}
 _SKIPS = re.compile(rb"^[ \t]*(HeaderSize(?=[ \t]*[=:])|(?:line|byte) ?skip(?=:))[ \t]*[=:](.*)$", re.I | re.M)
-_TEXT_MAX_RATIO = 8  # a digit, or a digit and a space, for at most eight bytes
+_TEXT_MAX_RATIO = 8  # at least one character of text for a value of at most eight bytes
 
 
 def data_file(path: Path, kind: str) -> Path:
-    """The file that holds the voxels of a "metaimage" or "nrrd": `path` itself, or one beside it.
+    """Return the file with the voxels of a "metaimage" or "nrrd": `path` itself, or one beside it.
 
-    Raises UnreadableInputError for a header that names no file or cannot be understood, UnsupportedImageError for one
-    that names a file elsewhere, or several.
+    Raises:
+        UnreadableInputError: The header is malformed, or names no data file, or one that does not exist.
+        UnsupportedImageError: The header names a file elsewhere, or several.
     """
     start = _start(path)
     end = _END[kind].search(start)
     if _LONG.search(start, 0, end.end() if end else len(start)):
         raise UnreadableInputError(
-            f"{path}: cannot be read, a line of the header is of more than {MAX_LINE_BYTES} bytes; "
+            f"{path}: cannot be read, a line of the header has more than {MAX_LINE_BYTES} bytes; "
             "copy or export the file again"
         )
     if not all(re.fullmatch(rb"[1-9]", n.strip()) for n in _DIMENSIONS.findall(start)):
@@ -72,14 +73,14 @@ def data_file(path: Path, kind: str) -> Path:
     data = path.parent / name
     if not data.is_file():
         raise UnreadableInputError(
-            f"{path}: cannot be read, the data file that {path.name} names is not there ({name}); "
+            f"{path}: cannot be read, the data file that {path.name} names is missing ({name}); "
             "copy or export it again, with the data file beside it"
         )
     return data
 
 
 def check_units(path: Path, kind: str) -> None:
-    """Raise GeometryError for a "metaimage" or "nrrd" whose header gives lengths in anything but mm."""
+    """Raise GeometryError if the header of a "metaimage" or "nrrd" gives lengths in other units than mm."""
     for given in _UNITS.findall(_header(path, kind)):
         text = given.decode("utf-8", "replace").strip()
         names = re.findall(r'"([^"]*)"', text) if '"' in text else text.split()
@@ -92,21 +93,21 @@ def check_units(path: Path, kind: str) -> None:
 
 
 def skipped_bytes(path: Path, kind: str, data: Path) -> int:
-    """How many bytes lie before the voxels of a "metaimage" or "nrrd", as its header says, unpacked; 0 if it does not.
+    """Return how many bytes precede the voxels of a "metaimage" or "nrrd" by its header, uncompressed; 0 by default.
 
-    Raises UnreadableInputError for voxels that would begin within the header, or nowhere.
+    Raises UnreadableInputError if the voxels would begin within the header, or nowhere.
     """
     header, total = _header(path, kind), 0
     for field, given in _SKIPS.findall(header):
         text = given.strip().decode("ascii", "replace")
         skip = int(text) if re.fullmatch(r"[+-]?\d{1,15}", text) else None
-        # Of a MetaImage it is counted from the start of the file; -1: the voxels are its end.
+        # A MetaImage counts from the start of the file; -1: the voxels are at its end.
         least = len(header) if kind == "metaimage" and data == path and skip else 0
         may_be_end = skip == -1 and not field.lower().startswith(b"line")
         if skip is None or (skip < least and not may_be_end):
             raise UnreadableInputError(
-                f"{path}: cannot be read, {field.decode('ascii')} of the header is {printable_start(text, 20)}, which "
-                "is not where voxels can begin; export the file again"
+                f"{path}: cannot be read, {field.decode('ascii')} of the header is {printable_start(text, 20)}, where "
+                "no voxels can begin; export the file again"
             )
         if not field.lower().startswith(b"line"):
             total += max(skip, 0)
@@ -114,20 +115,20 @@ def skipped_bytes(path: Path, kind: str, data: Path) -> int:
 
 
 def most_bytes(path: Path, data: Path) -> int:
-    """How many bytes of voxels the file `data` can hold at most, for the encoding that the header `path` gives.
+    """Return how many bytes of voxels the file `data` can hold at most, in the encoding given by the header `path`.
 
-    Raises UnreadableInputError for a header that claims more packed bytes than there are.
+    Raises UnreadableInputError if the header claims more compressed bytes than there are.
     """
     start = _start(path)
     size = data.stat().st_size
-    for claimed in _PACKED_BYTES.findall(start):
+    for claimed in _COMPRESSED_BYTES.findall(start):
         if not claimed.isdigit() or int(claimed) > size:
             shown = claimed[:20].decode("ascii", "replace")
             raise UnreadableInputError(
-                f"{path}: truncated, {size} bytes where the header promises {shown} packed ones; "
+                f"{path}: truncated, {size} bytes where the header promises {shown} compressed ones; "
                 "copy or export the file again"
             )
-    return size * (DEFLATE_MAX_RATIO if _PACKED.search(start) else _TEXT_MAX_RATIO if _TEXT.search(start) else 1)
+    return size * (DEFLATE_MAX_RATIO if _COMPRESSED.search(start) else _TEXT_MAX_RATIO if _TEXT.search(start) else 1)
 
 
 def _header(path: Path, kind: str) -> bytes:

@@ -1,21 +1,21 @@
-"""JSON of others in, as data and never as a traceback; and JSON out, for terminals."""
+"""Parse untrusted JSON, and write JSON that is safe to print on terminals."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-_MOST_LEVELS = 100  # what is nested deeper, Python's own functions cannot walk through from everywhere
+_MOST_LEVELS = 100  # deeper nesting can exceed Python's recursion limit
 
 
 def parse_json(content: str | bytes) -> Any:
-    """The value of a JSON text; bytes may be UTF-8, UTF-16 or UTF-32.
+    """Parse a JSON text; bytes may be UTF-8, UTF-16 or UTF-32.
 
     Raises:
-        ValueError: it is no JSON, nested more than 100 deep, has a number of thousands of digits or a key twice.
+        ValueError: Invalid JSON, nested more than 100 deep, with a number of thousands of digits, or a duplicate key.
     """
     try:
-        value = json.loads(content, object_pairs_hook=_once)
+        value = json.loads(content, object_pairs_hook=_without_duplicates)
     except RecursionError:
         raise ValueError(f"it is nested more than {_MOST_LEVELS} deep") from None
     level = [value]
@@ -26,11 +26,11 @@ def parse_json(content: str | bytes) -> Any:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f'it has the key "{key}" twice in one place; only one of them would count')
+            raise ValueError(f'it has the key "{key}" twice in one object; only one of them would be used')
         found[key] = value
     return found
 
@@ -42,5 +42,5 @@ def _items(value: Any) -> Any:
 
 
 def json_text(value: Any, **how: Any) -> str:
-    """A value as JSON in printable ASCII; NaN and infinity are a ValueError. `how`: arguments of `json.dumps`."""
-    return json.dumps(value, allow_nan=False, **how).replace("\x7f", "\\u007f")  # all else json.dumps escapes
+    """Format a value as JSON in printable ASCII. `how`: arguments of `json.dumps`. ValueError for NaN and infinity."""
+    return json.dumps(value, allow_nan=False, **how).replace("\x7f", "\\u007f")  # json.dumps escapes all others

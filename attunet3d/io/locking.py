@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""Lock an output folder, so that only one run at a time writes to it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from attunet3d.io.writer import make_folder, no_link
 logger = logging.getLogger(__name__)
 
 LOCK = ".run.lock"
-_MOST_TOLD = 300  # characters, of what the file says of the other run
+_MOST_QUOTED = 300  # characters of what the lock file says about the other run
 _LOCKED_BYTE = 2**30
 _held: dict[str, ExitStack] = {}
 
 
 @contextmanager
 def locked(folder: Path, required: bool = True) -> Iterator[None]:
-    """Keep other runs out of a folder, which is made if it is missing. The system frees it when this process ends.
+    """Lock a folder against other runs; it is created if missing. The system releases the lock when the process ends.
 
-    Runs on several machines keep out each other as far as the folder's storage has locks for all of them. Where it has
-    none, that is an error if it is ``required``, and else logged.
+    Runs on other machines are kept out if the folder's storage supports locks across machines.
+
+    Args:
+        folder: The folder.
+        required: Raise if the storage has no locks; otherwise this is only logged.
 
     Raises:
-        OutputError: another run is there, or the folder cannot be written or locked.
+        OutputError: Another run has the lock, or the folder cannot be written or locked.
     """
     path = make_folder(folder) / LOCK
     try:
-        # What a link led to would be overwritten.
+        # Not a link: its target would be overwritten.
         file = open(path, "a+", encoding="utf-8", errors="replace", opener=no_link)  # noqa: SIM115
     except OSError as error:
         raise OutputError(
@@ -46,11 +49,11 @@ def locked(folder: Path, required: bool = True) -> Iterator[None]:
             _lock(file)
         except BlockingIOError as error:
             file.seek(0)
-            other = one_line(file.read(_MOST_TOLD)) or "just started"
+            other = one_line(file.read(_MOST_QUOTED)) or "just started"
             raise OutputError(
                 f"{folder}: another run writes here ({other}); wait for it, or choose another output folder"
             ) from error
-        except OSError as error:  # some network storage knows no locks
+        except OSError as error:  # some network storage has no locks
             if required:
                 raise OutputError(
                     f"{path}: cannot be locked ({error.strerror}); choose storage with file locks"
@@ -63,12 +66,12 @@ def locked(folder: Path, required: bool = True) -> Iterator[None]:
 
 
 def hold_folder(folder: str | Path) -> None:
-    """As `locked`, until `release_folder` or the end of the process, where the storage has locks.
+    """Lock a folder like `locked`, until `release_folder` or the end of the process, if the storage has locks.
 
-    What is held already stays held.
+    A folder that is already locked by this process stays locked.
 
     Raises:
-        OutputError: another process holds it, or it cannot be written.
+        OutputError: Another process has the lock, or the folder cannot be written.
     """
     key = os.path.realpath(folder)
     if key not in _held:
@@ -78,7 +81,7 @@ def hold_folder(folder: str | Path) -> None:
 
 
 def release_folder(folder: str | Path) -> None:
-    """Let others into a folder, if this process held it."""
+    """Release the lock of `hold_folder`, if this process has it."""
     _held.pop(os.path.realpath(folder), ExitStack()).close()
 
 

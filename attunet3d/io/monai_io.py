@@ -1,4 +1,4 @@
-"""The readers, the writer and the folder layout as MONAI's `LoadImaged` and `SaveImaged` take them."""
+"""Readers, a writer and a folder layout for MONAI's `LoadImaged` and `SaveImaged`."""
 
 import json
 import logging
@@ -17,16 +17,16 @@ from attunet3d.io.cases import case_name
 from attunet3d.io.paths import PathLike
 from attunet3d.io.reader import open_label, read_volume
 from attunet3d.io.slabs import to_labels
-from attunet3d.io.writer import atomic_path, place_like
+from attunet3d.io.writer import atomic_path, set_geometry
 
 logger = logging.getLogger(__name__)
 
 
 class _Reader(ImageReader):
-    """MONAI's interface to a reader.
+    """MONAI's interface of a reader.
 
-    `LoadImage` swallows what `read` raises and tries MONAI's own readers instead, which would take what was refused
-    here; what `get_data` raises reaches the caller. So `read` only keeps the path.
+    `LoadImage` swallows errors of `read` and tries MONAI's own readers instead, which would accept what was refused
+    here; errors of `get_data` reach the caller. So `read` only keeps the path.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -39,7 +39,7 @@ class _Reader(ImageReader):
         if len(img) != 1:
             raise UnsupportedImageError(f"{img[0]}: one of {len(img)} files for one image; for DICOM give the folder")
         path = img[0]
-        array, affine, source = self._load(path)
+        array, affine, metadata = self._load(path)
         meta = {
             MetaKeys.AFFINE: affine.copy(),
             MetaKeys.ORIGINAL_AFFINE: affine.copy(),
@@ -47,8 +47,8 @@ class _Reader(ImageReader):
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),  # MONAI's "no channel"
             ImageMetaKey.FILENAME_OR_OBJ: str(path),
-            # As text, because MONAI's collation wants the same keys and lengths from every image of a batch.
-            "source": json.dumps(source),
+            # As text, since MONAI's collation needs the same keys and lengths in every image of a batch.
+            "source": json.dumps(metadata),
         }
         return array, meta
 
@@ -57,62 +57,62 @@ class _Reader(ImageReader):
 
 
 class CTReader(_Reader):
-    """Reads CT for MONAI: `LoadImaged(keys="image", reader=CTReader, dtype=None)` gives int16 HU.
+    """Read CTs for MONAI: `LoadImaged(keys="image", reader=CTReader, dtype=None)` gives int16 HU.
 
-    The metadata is that of MONAI's readers (affine in RAS+ mm) and "source", the JSON text of `Volume.source`, whose
-    warnings are logged when a CT is read for the first time. Arguments and errors as in `open_ct`.
+    The metadata has the keys of MONAI's readers (affine in RAS+ mm) and "source": `Volume.metadata` as JSON text. Its
+    warnings are logged when a CT is read for the first time. Arguments and errors are those of `open_ct`.
     """
 
     def __init__(self, series_uid: str | None = None, allow_uneven: bool = False) -> None:
         self.series_uid = series_uid
         self.allow_uneven = allow_uneven
-        self._said: set[Path] = set()
+        self._warned: set[Path] = set()
 
     def _load(self, path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         volume = read_volume(path, series_uid=self.series_uid, allow_uneven=self.allow_uneven)
-        if path not in self._said:
-            self._said.add(path)
-            for warning in volume.source["warnings"]:
+        if path not in self._warned:
+            self._warned.add(path)
+            for warning in volume.metadata["warnings"]:
                 logger.warning("%s: %s", path, warning)
-        return volume.array, volume.affine, volume.source
+        return volume.array, volume.affine, volume.metadata
 
 
 class LabelReader(_Reader):
-    """Reads label maps for MONAI: `LoadImaged(keys="label", reader=LabelReader, dtype=None)` gives uint8."""
+    """Read label maps for MONAI: `LoadImaged(keys="label", reader=LabelReader, dtype=None)` gives uint8."""
 
     def _load(self, path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         image = open_label(path)
-        return to_labels(image), image.affine, image.facts
+        return to_labels(image), image.affine, image.metadata
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer, whole or not at all, with a header that places the image as the CT's does.
+    """MONAI's NIfTI writer with atomic writes, and a header that places the image as the CT's does.
 
     Use: `SaveImaged(keys="pred", writer="attunet3d.io.AtomicNibabelWriter", ...)`.
     """
 
-    source: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
-        """As MONAI's; remembers the facts that CTReader left in `meta_dict`."""
+        """Like MONAI's; also keeps the metadata that CTReader has put into `meta_dict`."""
         super().set_metadata(meta_dict, resample=resample, **options)
         source = (meta_dict or {}).get("source")
-        self.source = json.loads(source) if isinstance(source, str) else None
+        self.metadata = json.loads(source) if isinstance(source, str) else None
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
-        """As MONAI's. Raises OutputError, which `SaveImage` turns into a RuntimeError that quotes it."""
+        """Like MONAI's. Raises OutputError, which `SaveImage` turns into a RuntimeError that quotes it."""
         ImageWriter.write(self, filename, verbose=verbose)
         image = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **obj_kwargs)
-        place_like(image, np.asarray(image.affine, np.float64), self.source)
+        set_geometry(image, np.asarray(image.affine, np.float64), self.metadata)
         with atomic_path(filename) as temporary:
             nib.save(image, temporary)
 
 
 class MaskLayout(FolderLayoutBase):
-    """Where `SaveImaged` puts a mask: ``<output_dir>/<case>_seg.nii.gz``, in the folders the CT has below ``root``.
+    """Layout of the masks that `SaveImaged` writes: ``<output_dir>/<folders below root>/<case>_seg.nii.gz``.
 
-    So that ``a/ct.nii.gz`` and ``b/ct.nii.gz`` do not share a mask; nor do series in folders named by UIDs, which
-    MONAI's own layout cuts at the last dot.
+    So ``a/ct.nii.gz`` and ``b/ct.nii.gz`` do not share a mask, nor do series in folders named by UIDs, which MONAI's
+    own layout cuts at the last dot.
     """
 
     def __init__(self, output_dir: PathLike, root: PathLike) -> None:
@@ -125,11 +125,11 @@ class MaskLayout(FolderLayoutBase):
         return str(path)
 
     def case(self, subject: PathLike) -> str:
-        """The name of a CT's case, with the folders it has below ``root``."""
+        """Return the name of a CT's case, preceded by its folders below ``root``."""
         folder = Path(os.path.abspath(subject)).parent
         below = folder.relative_to(self.root) if folder.is_relative_to(self.root) else Path()
         return (below / case_name(subject)).as_posix()
 
     def path(self, subject: PathLike) -> Path:
-        """Where a CT's mask is put."""
+        """Return the path of a CT's mask."""
         return self.output_dir / f"{self.case(subject)}_seg.nii.gz"

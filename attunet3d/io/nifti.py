@@ -1,4 +1,4 @@
-"""NIfTI in: one slab at a time, so that a scaled or floating-point CT never stands in memory as floats."""
+"""Read NIfTI slab by slab, so that a scaled or floating-point CT is never in memory as floats as a whole."""
 
 import gzip
 import math
@@ -18,7 +18,7 @@ from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedIma
 from attunet3d.io.formats import is_gzip
 from attunet3d.io.slabs import StoredImage, check_file_size, read_failed
 
-# Everything in the header that places the image; with these copied, each viewer puts a mask where it puts the CT.
+# All header fields that place the image: with these copied, each viewer shows a mask exactly where it shows the CT.
 GEOMETRY_FIELDS = (
     "pixdim",
     "qform_code",
@@ -33,7 +33,7 @@ GEOMETRY_FIELDS = (
     "srow_y",
     "srow_z",
 )
-MAX_OFFSET = 64 * 2**20  # of the voxels: what lies before them has to be unpacked
+MAX_OFFSET = 64 * 2**20  # of the voxels in the file: all before them has to be decompressed
 DISAGREEMENT_MM = 0.1
 LENGTH_UNITS = {0: "unknown", 1: "metres", 2: "mm", 3: "microns"}  # the low bits of xyzt_units
 
@@ -41,19 +41,21 @@ _DECODE_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error, Imag
 
 
 def open_nifti(path: Path) -> StoredImage:
-    """Header of a .nii or .nii.gz file, and its voxels to come.
+    """Open a .nii or .nii.gz file, and read its header. Trailing dimensions of size 1 are dropped.
 
-    Trailing dimensions of size 1 are dropped. Raises UnreadableInputError, UnsupportedImageError (not one 3D scalar
-    image) and GeometryError (units other than mm).
+    Raises:
+        UnreadableInputError: The file is damaged.
+        UnsupportedImageError: Not a single 3D scalar image.
+        GeometryError: Lengths in units other than mm.
     """
     disabled = nibabel_logger.disabled
-    nibabel_logger.disabled = True  # it prints about every header detail that it repairs
+    nibabel_logger.disabled = True  # it logs each header field that it repairs
     try:
         header, warnings = _read_header(path)
         affine = np.asarray(header.get_best_affine(), np.float64)
         stored, dtype, offset = tuple(header.get_data_shape()), header.get_data_dtype(), header.get_data_offset()
         slope, inter = header.get_slope_inter()
-        facts = _facts(header, stored, warnings)
+        metadata = _metadata(header, stored, warnings)
     except _DECODE_ERRORS as e:
         raise read_failed(path, e) from e
     finally:
@@ -62,8 +64,8 @@ def open_nifti(path: Path) -> StoredImage:
         kind = "complex" if dtype.kind == "c" else "colour"
         raise UnsupportedImageError(f"{path}: {kind} voxels ({dtype}); give a CT with one real value per voxel")
     if len(stored) < 3 or any(n != 1 for n in stored[3:]):
-        cure = "extract one volume" if len(stored) > 3 else "give the whole scan"
-        raise UnsupportedImageError(f"{path}: {len(stored)}D image of shape {stored}; expected 3D (X, Y, Z): {cure}")
+        hint = "extract one volume" if len(stored) > 3 else "give the whole scan"
+        raise UnsupportedImageError(f"{path}: {len(stored)}D image of shape {stored}; expected 3D (X, Y, Z): {hint}")
     shape = (stored[0], stored[1], stored[2])
     if min(shape) < 1:
         raise UnreadableInputError(f"{path}: the header says shape {shape}, without voxels; export the file again")
@@ -77,7 +79,7 @@ def open_nifti(path: Path) -> StoredImage:
         )
     check_file_size(path, offset + dtype.itemsize * math.prod(shape), compressed=is_gzip(path))
     scale = (1.0 if slope is None else slope, 0.0 if inter is None else inter)
-    return StoredImage(path, shape, affine, facts, _slabs(path, offset, dtype, scale, shape))
+    return StoredImage(path, shape, affine, metadata, _slabs(path, offset, dtype, scale, shape))
 
 
 def _open(path: Path) -> BinaryIO:
@@ -85,14 +87,14 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _read_header(path: Path) -> tuple[Any, list[str]]:
-    """The header alone, and warnings: `nibabel.load` also reads its extensions, which can claim any length."""
+    """Read the header alone; also return warnings. `nibabel.load` reads extensions too, which can claim any length."""
     with _open(path) as f:
         start = f.read(nib.Nifti2Header.template_dtype.itemsize)
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         if kind.may_contain_header(start):
             header = kind(start[: kind.template_dtype.itemsize], check=False)
             warnings = []
-            # The format's own words: less than 352 (or 544) means that. nibabel takes 0 at its word.
+            # By the standard, less than 352 (or 544) means that. nibabel would take 0 literally.
             offset, least = float(header["vox_offset"]), kind.single_vox_offset
             if 0 <= offset < least:
                 header["vox_offset"] = least
@@ -102,7 +104,7 @@ def _read_header(path: Path) -> tuple[Any, list[str]]:
     raise ImageFileError("no NIfTI header" if is_gzip(path) else "no NIfTI header, and not gzipped")
 
 
-def _facts(header: Any, shape: tuple[int, ...], warnings: list[str]) -> dict[str, Any]:
+def _metadata(header: Any, shape: tuple[int, ...], warnings: list[str]) -> dict[str, Any]:
     qform_code, sform_code = int(header["qform_code"]), int(header["sform_code"])
     if not qform_code and not sform_code:
         warnings.append("the NIfTI header gives no orientation (sform and qform codes 0); nibabel's default is assumed")
@@ -121,10 +123,10 @@ def _facts(header: Any, shape: tuple[int, ...], warnings: list[str]) -> dict[str
 
 
 def _disagreement_mm(header: Any, shape: tuple[int, ...]) -> float:
-    """Largest distance between the corners of the image as its sform and as its qform place it."""
+    """Return the largest distance between the corners of the image as placed by its sform and by its qform."""
     try:
         shift = (header.get_sform() - header.get_qform())[:3]
-    except (HeaderDataError, ValueError):  # the quaternion is no rotation
+    except (HeaderDataError, ValueError):  # invalid quaternion
         return float("inf")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
     return float(np.linalg.norm(shift[:, :3] @ corners + shift[:, 3:], axis=0).max())
@@ -133,7 +135,7 @@ def _disagreement_mm(header: Any, shape: tuple[int, ...]) -> float:
 def _slabs(
     path: Path, offset: int, dtype: np.dtype, scale: tuple[float, float], shape: tuple[int, int, int]
 ) -> Iterator[np.ndarray]:
-    """The (X, Y) slabs, read in sequence: nibabel's own slicing decompresses a .nii.gz from its start for each slab."""
+    """Yield the (X, Y) slabs. nibabel's own slicing would decompress a .nii.gz from its start for each slab."""
     slope, inter = np.float64(scale[0]), np.float64(scale[1])
     size = shape[0] * shape[1] * dtype.itemsize
     try:
@@ -145,6 +147,6 @@ def _slabs(
                     raise EOFError(f"the voxels end in slice {k} of {shape[2]}")
                 slab = np.frombuffer(data, dtype).reshape(shape[:2], order="F")
                 yield slab if scale == (1, 0) else slab * slope + inter
-            f.read(1)  # Reaching the end makes gzip verify its checksum. What follows the voxels stays packed.
+            f.read(1)  # At the end gzip verifies its checksum. What follows the voxels is not decompressed.
     except _DECODE_ERRORS as e:
         raise read_failed(path, e) from e

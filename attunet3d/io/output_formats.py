@@ -33,14 +33,14 @@ class MaskSource:
     Attributes:
         ct: the CT as it was given, for messages.
         affine: voxel -> RAS+ mm, of the CT and of the mask.
-        facts: metadata of the CT, see `StoredImage`; a format may add to its list of "warnings".
+        metadata: metadata of the CT, see `StoredImage`; a format may add to its list of "warnings".
         files, frames: DICOM images of the CT, see `StoredImage`.
         checkpoint_sha256: of the weights.
     """
 
     ct: PathLike
     affine: np.ndarray
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     files: Sequence[Path]
     frames: Sequence[int]
     checkpoint_sha256: str
@@ -88,13 +88,13 @@ class OutputFormat:
 def _prepare_nifti(source: MaskSource) -> Save:
     from attunet3d.io.writer import save_mask
 
-    return partial(save_mask, affine=source.affine, like=source.facts)
+    return partial(save_mask, affine=source.affine, metadata=source.metadata)
 
 
 def _prepare_seg(source: MaskSource, segmentation_type: str) -> Save:
     from attunet3d.io.dicom.seg import save_seg, source_headers
 
-    warnings = source.facts["warnings"]
+    warnings = source.metadata["warnings"]
     return partial(
         save_seg,
         affine=source.affine,

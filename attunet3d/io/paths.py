@@ -1,4 +1,4 @@
-"""What lies in a folder and below it, for readers that open every file."""
+"""List the files in a folder and its subfolders, for readers that open every file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from attunet3d.errors import InputNotFoundError, UnreadableInputError
 
 
 def files_below(folder: Path) -> tuple[list[Path], int]:
-    """Every file in a folder and below it in the order of their names, and how many links to folders there are.
+    """Return every file in a folder and its subfolders, ordered by name, and the number of links to folders.
 
-    Links to folders are not followed: they can lead round in circles. Pipes and devices are left out, since reading
-    them may never end, and so are links to them; a dead link is not, since it may stand for a slice.
-    Raises UnreadableInputError for a folder that cannot be listed: it may hold a part of the scan.
+    Links to folders are not followed, as they may form cycles. Pipes and devices, and links to them, are left out,
+    since reading them may never end; dead links are not, since they may stand for slices.
+
+    Raises:
+        UnreadableInputError: A folder cannot be listed: it may hold a part of the scan.
     """
     found: list[Path] = []
     links = 0
@@ -35,7 +37,7 @@ PathLike = str | os.PathLike[str]
 
 
 def existing(path: PathLike) -> Path:
-    """The path of something that is there. Raises InputNotFoundError."""
+    """Return a path that exists. Raises InputNotFoundError if it does not."""
     path = Path(path)
     if not os.path.exists(path):  # not Path.exists, which raises for names that are too long
         raise InputNotFoundError(f"{path}: does not exist; check the path")

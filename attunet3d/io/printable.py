@@ -1,4 +1,4 @@
-"""Text from files, made fit for terminals and records: what is printed, wherever it comes from, goes through here."""
+"""Make text from any source safe for terminals and records: all that is printed passes through here."""
 
 import io
 import re
@@ -6,23 +6,23 @@ import sys
 import unicodedata
 from typing import Any
 
-UID = re.compile(r"(?<![\d.])([0-2](\.\d+){3,}|2\.25\.\d+)")  # of DICOM, in the midst of other text
+UID = re.compile(r"(?<![\d.])([0-2](\.\d+){3,}|2\.25\.\d+)")  # DICOM UIDs within other text
 MOST_CHARACTERS = 10_000  # of a line
 
-_BLANK = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")  # letters and marks, for Python, that nobody sees
+_BLANK = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")  # invisible, though letters and marks to Python
 _UID_OF_STACK = re.compile(UID.pattern + r"(#\d+)?")
 
 
 def without_uids(text: str) -> str:
-    """`text` with "UID" for each DICOM UID, and for what tells the scans under one UID apart."""
+    """Replace each DICOM UID in `text`, with the number of a stack ("#2") after it, by "UID"."""
     return _UID_OF_STACK.sub("UID", text)
 
 
 def printable(text: str) -> str:
-    r"""`text` with Python's escapes (``\n``, ``\x1b``, ``\u202e``) for what a terminal acts on, or does not show.
+    r"""Escape what a terminal interprets or does not show, as Python does (``\n``, ``\x1b``, ``\u202e``).
 
-    That is: control characters and line breaks, marks that turn the direction of writing, characters without width or
-    without a meaning, and bytes that are no text (``\udcff``). Spaces of all kinds stay.
+    These are control characters and line breaks, bidirectional marks, characters without width or unassigned, and
+    undecodable bytes (``\udcff``). Spaces of all kinds stay.
     """
     if text.isprintable() and _BLANK.isdisjoint(text):
         return text
@@ -34,48 +34,48 @@ def _is_shown(character: str) -> bool:
 
 
 def printable_start(text: str, most: int) -> str:
-    """`text` up to what is not printable, with "?" for the rest, which may be other elements of a damaged header.
+    """Return at most `most` characters of `text`, and "?" for all from the first that is not printable.
 
-    At most `most` characters.
+    In a damaged header these may be other elements.
     """
     end = next((k for k, c in enumerate(text) if not c.isprintable()), None)
     shown = text if end is None else text[:end] + "?"
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
-def one_line(said: object) -> str:
-    """What an error or a text says, without line breaks and what else a terminal would act on: names can hold it."""
-    return printable(" ".join(str(said).split()))
+def one_line(message: object) -> str:
+    """Format an error or a text as one printable line: names in it may hold line breaks or control characters."""
+    return printable(" ".join(str(message).split()))
 
 
 def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
-    """`text` without its middle where it is longer than `most` characters."""
+    """Cut out the middle of `text` if it has more than `most` characters."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
 
 
 def own(stream: Any) -> Any:
-    """Where our own lines go, of a stream that others may print to."""
+    """Return the stream for our own lines, if others' output to it is marked by a `ForeignText`."""
     return stream.stream if isinstance(stream, ForeignText) else stream
 
 
 def say(text: str) -> None:
-    """Print `text` on stderr as one line, `printable`."""
+    """Print `text` on stderr as one printable line."""
     print(shortened(printable(text)), file=own(sys.stderr), flush=True)
 
 
 def set_in(text: str) -> str:
-    """Lines that are not ours, such as a traceback's: each `printable`, and set in by two spaces.
+    """Indent lines that are not ours, such as a traceback's, by two spaces, and make each `printable`.
 
-    So whatever names they quote, none of them looks like a line of ours.
+    So whatever names they quote, none of them can pass for a line of ours.
     """
     return "\n".join("  " + printable(line.expandtabs()) for line in text.rstrip("\n").split("\n"))
 
 
 class ForeignText(io.TextIOBase):
-    """A stream for what others print, libraries and Python itself: as `set_in`, bit by bit. `say` writes past it.
+    """A stream for the output of libraries and of Python itself, which it indents by `set_in`; `say` bypasses it.
 
-    It is no terminal for them: their colours would be shown as escapes.
+    It is not a terminal to them: their colours would be shown as escapes.
     """
 
     def __init__(self, stream: Any) -> None:

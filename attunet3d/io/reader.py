@@ -1,6 +1,6 @@
-"""CT volumes and label maps from NIfTI, NRRD and MetaImage files and DICOM folders.
+"""Read CTs and label maps from NIfTI, NRRD and MetaImage files and DICOM folders.
 
-Arrays are (X, Y, Z); affines map voxel indices to RAS+ mm. pydicom and SimpleITK are imported where they are needed.
+Arrays are (X, Y, Z); affines map voxel indices to RAS+ mm. pydicom and SimpleITK are imported only when needed.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from attunet3d.io.cases import SeriesCase
 from attunet3d.io.formats import format_of
 from attunet3d.io.nifti import open_nifti
 from attunet3d.io.paths import PathLike, existing
-from attunet3d.io.slabs import DICOM_SUFFIXES, NIFTI_SUFFIXES, StoredImage, odd_size, to_hu, to_labels
+from attunet3d.io.slabs import DICOM_SUFFIXES, NIFTI_SUFFIXES, StoredImage, to_hu, to_labels, unusual_size
 
 NAMES = {"nifti": "NIfTI", "nrrd": "NRRD", "metaimage": "MetaImage"}
 _SUFFIXES = {
@@ -27,59 +27,71 @@ _SUFFIXES = {
 
 @dataclass(frozen=True)
 class Volume:
-    """A CT: `array` int16 HU (X, Y, Z), `affine` float64 (4, 4) from voxel to RAS+ mm, `source` for the run's record.
+    """A CT in memory.
 
-    `source` holds plain values that JSON can: "format" ("nifti", "dicom", "nrrd", "metaimage"), "warnings" (a list of
-    sentences), and for NIfTI "sform_code" and "qform_code", for DICOM "series_uid", "slices" and "gantry_tilt_deg".
+    Attributes:
+        array: int16 HU (X, Y, Z).
+        affine: float64 (4, 4), from voxel indices to RAS+ mm.
+        metadata: JSON-serializable: "format" ("nifti", "dicom", "nrrd" or "metaimage"), "warnings" (a list of
+            sentences), and for NIfTI "sform_code" and "qform_code", for DICOM "series_uid", "slices" and
+            "gantry_tilt_deg".
     """
 
     array: np.ndarray
     affine: np.ndarray
-    source: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def open_ct(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool = False) -> StoredImage:
-    """A CT as a file or a DICOM folder holds it: its grid from the header, its voxels to come (see `to_hu`).
+    """Open a CT file or DICOM folder: read its grid from the header, but not yet its voxels (see `to_hu`).
 
-    `series_uid` chooses among several DICOM series, and a `SeriesCase` is the one series of its folder; `allow_uneven`
-    interpolates between DICOM slices at uneven distances, which are refused otherwise.
-    Raises InputNotFoundError, UnreadableInputError, UnsupportedImageError, GeometryError, AmbiguousSeriesError.
+    Args:
+        path: A file, a DICOM folder, or a `SeriesCase`, one series of a folder.
+        series_uid: Selects one of several DICOM series.
+        allow_uneven: Interpolate between DICOM slices with uneven spacing, which are refused otherwise.
+
+    Raises:
+        InputNotFoundError: The path does not exist, or the folder has no such series.
+        UnreadableInputError: A file is damaged, of an unknown format, or must not be opened.
+        UnsupportedImageError: Not a single 3D CT.
+        GeometryError: The position or orientation of the image is missing, invalid or unsupported.
+        AmbiguousSeriesError: The folder holds several CT series.
     """
     given = path
     path = existing(path)
     if path.is_dir():
-        from attunet3d.io.dicom.find import choose_series, find_series, passed_over
+        from attunet3d.io.dicom.find import choose_series, find_series, left_out_cts
         from attunet3d.io.dicom.geometry import open_series
 
         series = [given.series] if isinstance(given, SeriesCase) else find_series(path)
         image = open_series(choose_series(series, series_uid), allow_uneven=allow_uneven)
-        others = passed_over(series) if series_uid is None else []
+        others = left_out_cts(series) if series_uid is None else []
         if others:
-            image.facts["warnings"].append(f"other CT series were left out: {'; '.join(others)}")
+            image.metadata["warnings"].append(f"other CT series were left out: {'; '.join(others)}")
         return image
     image = open_file(path)
-    image.facts["warnings"] += odd_size(image.shape, image.affine)
+    image.metadata["warnings"] += unusual_size(image.shape, image.affine)
     if series_uid is not None:
-        image.facts["warnings"].append(f"a series was asked for, but {path.name} is not DICOM")
+        image.metadata["warnings"].append(f"a series was asked for, but {path.name} is not DICOM")
     return image
 
 
 def read_volume(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool = False) -> Volume:
-    """Read a CT from a file or a DICOM folder; arguments and errors as `open_ct`."""
+    """Read a CT from a file or a DICOM folder. Arguments and errors are those of `open_ct`."""
     image = open_ct(path, series_uid=series_uid, allow_uneven=allow_uneven)
-    return Volume(to_hu(image), image.affine, image.facts)
+    return Volume(to_hu(image), image.affine, image.metadata)
 
 
 def read_ct(
     path: PathLike, *, series_uid: str | None = None, allow_uneven: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A CT's voxels in HU, int16 (X, Y, Z), and its affine, voxel to RAS+ mm. Arguments and errors as `open_ct`."""
+    """Read the voxels of a CT, int16 HU (X, Y, Z), and its affine to RAS+ mm. Arguments and errors as in `open_ct`."""
     volume = read_volume(path, series_uid=series_uid, allow_uneven=allow_uneven)
     return volume.array, volume.affine
 
 
 def read_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """A label map, uint8 (X, Y, Z), and its affine, voxel to RAS+ mm, from a NIfTI, NRRD or MetaImage file.
+    """Read a label map, uint8 (X, Y, Z), and its affine to RAS+ mm from a NIfTI, NRRD or MetaImage file.
 
     Raises InputNotFoundError, UnreadableInputError, UnsupportedImageError, GeometryError.
     """
@@ -88,19 +100,19 @@ def read_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def open_file(path: Path) -> StoredImage:
-    """Of the format that the file holds; where that cannot be told, of the one that it is named for."""
+    """Open an image file by its content; by its suffix if the content does not tell the format."""
     if not path.is_file():
-        raise UnreadableInputError(f"{path}: not a file but a pipe or device; give an image file, or a DICOM folder")
+        raise UnreadableInputError(f"{path}: a pipe or device; give an image file, or a DICOM folder")
     name = path.name.lower()
     try:
-        held = format_of(path)
+        by_content = format_of(path)
     except OSError as e:
         raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
-    named = next((kind for kind, suffixes in _SUFFIXES.items() if name.endswith(suffixes)), None)
-    kind = held or named
+    by_name = next((kind for kind, suffixes in _SUFFIXES.items() if name.endswith(suffixes)), None)
+    kind = by_content or by_name
     if kind is None and name.endswith((".hdr", ".img", ".hdr.gz", ".img.gz")):
         raise UnreadableInputError(
-            f"{path}: one of a pair of files, header and image; convert the pair to a single .nii.gz file"
+            f"{path}: one of a pair of files (header and image); convert the pair to a single .nii.gz file"
         )
     if kind is None:
         raise UnreadableInputError(
@@ -115,8 +127,8 @@ def open_file(path: Path) -> StoredImage:
         from attunet3d.io.itk import open_itk
 
         image = open_itk(path)
-    if kind != named:
-        image.facts["warnings"].append(f"the file is {NAMES[kind]} by what it holds, though not by its name")
+    if kind != by_name:
+        image.metadata["warnings"].append(f"the file is {NAMES[kind]} by its content, but not by its name")
     return image
 
 

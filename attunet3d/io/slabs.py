@@ -1,6 +1,6 @@
-"""From stored voxels to one array, slab by slab: int16 HU for CT, uint8 for label maps.
+"""Convert stored voxels slab by slab to one array: int16 HU for CT, uint8 for label maps.
 
-Every format hands its voxels over as a `StoredImage`; the rules for what counts as a CT or a label map are here, once.
+Each format is opened as a `StoredImage`; the rules for valid CTs and label maps are here, once for all formats.
 """
 
 import math
@@ -15,32 +15,32 @@ import numpy as np
 from attunet3d.errors import GeometryError, UnreadableInputError, UnsupportedImageError
 from attunet3d.io.hounsfield import ValueCounts, check_hu, looks_like
 
-# Of an integer that a file holds as a float, or scaled: relative, and of 0 and 1 absolute.
+# Tolerance for integers stored as floats or scaled: relative, and absolute for 0 and 1.
 LABEL_ROUNDING = 1e-6
 
-MOST_CLIPPED = 0.01  # of the voxels: beside metal the reconstruction overflows in a few, see `to_hu`
+MOST_CLIPPED = 0.01  # fraction of voxels: near metal the reconstruction may overflow in a few, see `to_hu`
 
 # Outside these limits the numbers are not millimetres: inner-ear CT has 0.1 mm voxels, the thickest slices are 10 mm.
 MIN_SPACING_MM = 0.05
 MAX_SPACING_MM = 20.0
 MAX_ORIGIN_MM = 1e5  # 100 m from the scanner's origin; NIfTI's float32 would still hold it to 0.01 mm
 
-# What is odd and said, but possible: a phantom or a part of one, a scan from head to foot.
-ODD_SPACING_MM = (0.1, 10.0)
+# Beyond these an image is unusual, but possible (a phantom or part of one, a scan from head to foot): a warning.
+USUAL_SPACING_MM = (0.1, 10.0)
 SMALLEST_TRUNK_MM = 60.0  # a premature baby's is wider
 LARGEST_BODY_MM = 2500.0
-MANY_VOXELS = 100_000  # in so small an image they suggest lengths in cm
+MANY_VOXELS = 100_000  # so many in so small an image suggest lengths in cm
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM_SUFFIXES = (".dcm", ".ima")
 IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 
-# 1024 x 1024 x 2048, the body from head to foot in 1 mm slices on the finest matrix: no CT has more voxels, and a label
-# map none that a CT has not.
+# 1024 x 1024 x 2048, the body from head to foot in 1 mm slices on the finest matrix: no CT has more voxels, so no
+# label map either.
 MOST_VOXELS = 2**31
 
-DEFLATE_MAX_RATIO = 1032  # Deflate cannot expand by more: a header that asks for more is damaged.
+DEFLATE_MAX_RATIO = 1032  # deflate cannot expand by more: a header that claims more is damaged
 
 INT16 = np.iinfo(np.int16)
 
@@ -49,19 +49,25 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A 3D image as a file holds it, before its voxels are read.
+    """A 3D image as stored in a file, before its voxels are read.
 
-    `shape` is (X, Y, Z); `affine` maps voxel indices to RAS+ mm; `slabs` yields Z arrays of shape (X, Y) in order, with
-    any scale and offset applied; `facts` goes into the record of a run and has a list under "warnings"; `files` are the
-    DICOM images of a series in the order of Z, and empty for other formats; `frames` are the numbers of the slices in
-    their file, where that is a multi-frame one.
-    Raises UnsupportedImageError for more than MOST_VOXELS: nothing has been read, and no memory been asked for.
+    Attributes:
+        path: The file or DICOM folder.
+        shape: (X, Y, Z).
+        affine: From voxel indices to RAS+ mm.
+        metadata: See `Volume`; "warnings" is a list.
+        slabs: Yields Z arrays (X, Y) in order, with scale and offset applied.
+        files: The DICOM images of a series in the order of Z; empty for other formats.
+        frames: The slices' frame numbers in a multi-frame DICOM file; empty otherwise.
+
+    Raises:
+        UnsupportedImageError: More than MOST_VOXELS voxels; raised before any is read or memory is allocated.
     """
 
     path: Path
     shape: tuple[int, int, int]
     affine: np.ndarray
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     slabs: Iterator[np.ndarray]
     files: tuple[Path, ...] = ()
     frames: tuple[int, ...] = ()
@@ -76,11 +82,14 @@ class StoredImage:
 
 
 def to_hu(image: StoredImage) -> np.ndarray:
-    """Voxels in HU, int16 (X, Y, Z), in Fortran order.
+    """Read the voxels in HU, int16 (X, Y, Z), in Fortran order.
 
-    Fractions are rounded to nearest; values beyond int16 are clipped with a warning in `image.facts`, if they are few.
-    Raises GeometryError for an unusable affine, and UnsupportedImageError for single slices, for non-finite voxels and
-    for values that cannot be HU.
+    Fractions are rounded to the nearest integer. A few values beyond int16 are clipped, with a warning in
+    `image.metadata`.
+
+    Raises:
+        GeometryError: The affine is unusable.
+        UnsupportedImageError: A single slice, non-finite voxels, or values that cannot be HU.
     """
     if min(image.shape) < 2:
         raise UnsupportedImageError(
@@ -103,22 +112,23 @@ def to_hu(image: StoredImage) -> np.ndarray:
         hu[:, :, k] = slab
     if clipped > MOST_CLIPPED * hu.size:
         raise UnsupportedImageError(
-            f"{image.path}: {clipped} of {hu.size} values reach beyond int16 ({low:g} to {high:g}); as many are not "
-            f"metal, but a wrong sign or scale: {looks_like(values)}"
+            f"{image.path}: {clipped} of {hu.size} values reach beyond int16 ({low:g} to {high:g}), too many for "
+            f"metal: the sign or scale is wrong; {looks_like(values)}"
         )
     if clipped:
-        image.facts["warnings"].append(
+        image.metadata["warnings"].append(
             f"values {low:g} to {high:g} reach beyond int16 and were clipped to {INT16.min}..{INT16.max}"
         )
-    image.facts["warnings"] += check_hu(image.path, values, low, high)
+    image.metadata["warnings"] += check_hu(image.path, values, low, high)
     return hu
 
 
 def to_labels(image: StoredImage) -> np.ndarray:
-    """Label map, uint8 (X, Y, Z), in Fortran order.
+    """Read the voxels as a label map, uint8 (X, Y, Z), in Fortran order.
 
-    Values are integers, but for the rounding of a file's scale. Raises GeometryError for an unusable affine, and
-    UnsupportedImageError for values that are not integers in 0..255.
+    Raises:
+        GeometryError: The affine is unusable.
+        UnsupportedImageError: Values are not integers in 0..255, apart from the rounding of a file's scale.
     """
     check_affine(image.path, image.affine)
     labels = np.empty(image.shape, np.uint8, order="F")
@@ -143,10 +153,10 @@ def to_labels(image: StoredImage) -> np.ndarray:
 
 
 def check_affine(path: Path, affine: np.ndarray) -> None:
-    """Raise GeometryError unless `affine` (4x4, voxel to mm) is finite, invertible, and believable in mm."""
+    """Raise GeometryError unless `affine` (4x4, voxel to mm) is finite, invertible, and plausible in mm."""
     if not np.all(np.isfinite(affine)):
         raise GeometryError(f"{path}: the affine holds non-finite values; save the image again with a valid header")
-    with np.errstate(over="ignore"):  # infinite is too large as well
+    with np.errstate(over="ignore"):  # infinite spacings are too large as well
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
     shown = " x ".join(f"{s:.4g}" for s in spacing)
     if spacing.min() < MIN_SPACING_MM or spacing.max() > MAX_SPACING_MM:
@@ -164,21 +174,21 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
         )
 
 
-def odd_size(shape: tuple[int, int, int], affine: np.ndarray) -> list[str]:
-    """A warning about an image that is too small or too large for a patient, as when its lengths are not in mm."""
-    with np.errstate(over="ignore", invalid="ignore"):  # that is refused, see `check_affine`
+def unusual_size(shape: tuple[int, int, int], affine: np.ndarray) -> list[str]:
+    """Return a warning about an image too small or too large for a patient, as when its lengths are not in mm."""
+    with np.errstate(over="ignore", invalid="ignore"):  # `check_affine` refuses these
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         extent = spacing * shape
     small = sorted(extent)[1] < SMALLEST_TRUNK_MM and math.prod(shape) >= MANY_VOXELS
     large = extent.max() > LARGEST_BODY_MM
-    if not (small or large or spacing.min() < ODD_SPACING_MM[0] or spacing.max() > ODD_SPACING_MM[1]):
+    if not (small or large or spacing.min() < USUAL_SPACING_MM[0] or spacing.max() > USUAL_SPACING_MM[1]):
         return []
     voxel, whole = (" x ".join(f"{mm:.4g}" for mm in lengths) for lengths in (spacing, extent))
-    return [f"voxels of {voxel} mm make an image of {whole} mm, an odd size for a CT: check that its lengths are in mm"]
+    return [f"voxels of {voxel} mm make an image of {whole} mm, unusual for a CT: check that its lengths are in mm"]
 
 
 def check_file_size(path: Path, expected: int, *, compressed: bool) -> None:
-    """Raise UnreadableInputError for a file too small for `expected` bytes: a damaged header can claim terabytes."""
+    """Raise UnreadableInputError if a file cannot hold `expected` bytes: a damaged header may claim terabytes."""
     size = path.stat().st_size
     if size * (DEFLATE_MAX_RATIO if compressed else 1) < expected:
         raise UnreadableInputError(
@@ -188,14 +198,14 @@ def check_file_size(path: Path, expected: int, *, compressed: bool) -> None:
 
 
 def read_failed(
-    path: Path, error: BaseException | None = None, cure: str = "copy or export the file again"
+    path: Path, error: BaseException | None = None, hint: str = "copy or export the file again"
 ) -> UnreadableInputError:
-    """The error for a file that its decoder gave up on; what `error` says is quoted on one line."""
+    """Return the error for a file that cannot be decoded; the text of `error` is quoted on one line."""
     if not os.access(path, os.R_OK):
         return UnreadableInputError(f"{path}: no permission to read it; check its permissions")
     detail = " ".join(str(error or "").split())[:160]
     return UnreadableInputError(
-        f"{path}: cannot be read, truncated or damaged{f' ({detail})' if detail else ''}; {cure}"
+        f"{path}: cannot be read, truncated or damaged{f' ({detail})' if detail else ''}; {hint}"
     )
 
 
@@ -205,6 +215,6 @@ def _finite_range(path: Path, k: int, slab: np.ndarray) -> tuple[float, float]:
         count = int(slab.size - np.isfinite(slab).sum())
         raise UnsupportedImageError(
             f"{path}: {count} NaN or infinite voxels in slice {k}; "
-            "replace them: outside the scanned field with -1024 HU"
+            "replace them, outside the scanned field with -1024 HU"
         )
     return low, high

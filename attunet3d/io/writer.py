@@ -1,4 +1,4 @@
-"""Results out: whole or not at all. Each file is written beside its place and then renamed into it."""
+"""Write results atomically: each file is written to a temporary path beside its own, and then renamed."""
 
 import errno
 import hashlib
@@ -20,19 +20,20 @@ from nibabel.spatialimages import HeaderDataError
 
 from attunet3d.errors import OutputError
 
-# Largest difference in mm (or mm per voxel) at which a quaternion, stored as float32, still stands for the affine.
+# Largest difference in mm (or mm per voxel) between an affine and its qform, which is stored as float32.
 QFORM_TOLERANCE = 1e-4
-# Of a temporary file: random, then where and by which process it is written; before version 0.6 random alone.
-TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(?:(?P<place>[0-9a-f]{8})-(?P<process>\d+)-)?.+", re.DOTALL)
+# Name of a temporary file: random part, host and process that write it; before version 0.6 only the random part.
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(?:(?P<host>[0-9a-f]{8})-(?P<process>\d+)-)?.+", re.DOTALL)
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.4)  # seconds
-_LEFT_BEHIND_SECONDS = 7 * 24 * 3600
+_ABANDONED_SECONDS = 7 * 24 * 3600
 
 
 @contextmanager
 def temporary_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` and with its suffix; what is there when the block ends is removed.
+    """Yield a temporary path beside `path` with its suffix; any file there is removed when the block ends.
 
-    Raises OutputError for an OSError in the block: the block should only write.
+    Raises:
+        OutputError: There is no such folder, or the block raises an OSError: it should only write.
     """
     path = Path(path)
     if os.path.isdir(path):  # not Path.is_dir, which raises for names that are too long
@@ -62,10 +63,10 @@ def _hint(error: OSError) -> str:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path in the same folder and with the same suffix; renamed to `path` if the block succeeds.
+    """Yield a temporary path beside `path` with its suffix, and rename it to `path` if the block succeeds.
 
-    When the block fails, or is interrupted, the temporary file is removed and a former `path` stays as it was.
-    Errors as `temporary_path`.
+    If the block fails or is interrupted, the temporary file is removed, and an existing `path` stays as it was.
+    Errors are those of `temporary_path`.
     """
     with temporary_path(path) as temporary:
         yield temporary
@@ -73,29 +74,30 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def replace_as_one(new: Sequence[tuple[Path, Path]], former: Sequence[Path] = ()) -> None:
-    """Put the files of a result in place of those of a former one, in one folder; wherever that ends, none are mixed.
+    """Replace the files of a result in a folder, so that files of two results are never mixed, even if interrupted.
 
-    The last of `new` is the one that stands for the result. Its place is the first to be empty, if anything else is
-    replaced, and the last to be filled: where it is, all the others belong to it. A power failure finds the same.
+    The last of `new` is the main file, such as the record. If there are several files, the old main file is removed
+    first, and the new one is put in place last: whenever it exists, all others belong to it, even after a power
+    failure.
 
     Args:
-        new: whole files at temporary paths, and their places.
-        former: what else there is of the former result; what is not there does not matter.
+        new: Temporary paths of complete files, and their final paths.
+        former: Other files of the old result, which are removed; they need not exist.
     """
-    temporary, place = new[-1]
+    temporary, main = new[-1]
     for file, _ in new:
         with file.open("rb+") as f:
             os.fsync(f.fileno())
     if len(new) > 1 or former:
-        for old in (place, *former):
+        for old in (main, *former):
             with suppress(FileNotFoundError):
                 os.unlink(old)
-        _sync_folder(place.parent)
-        for file, other in new[:-1]:
-            _replace(file, other)
-        _sync_folder(place.parent)
-    _replace(temporary, place)
-    _sync_folder(place.parent)
+        _sync_folder(main.parent)
+        for file, path in new[:-1]:
+            _replace(file, path)
+        _sync_folder(main.parent)
+    _replace(temporary, main)
+    _sync_folder(main.parent)
 
 
 def _replace(file: Path, place: Path) -> None:
@@ -111,7 +113,7 @@ def _replace(file: Path, place: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have renames on the disk before anything later is; not on Windows, and some network storage cannot."""
+    """Flush renames to the disk before anything later; has no effect on Windows and some network storage."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -121,19 +123,22 @@ def _sync_folder(folder: Path) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """A name that no other file has, and that says which process writes it, see `remove_left_behind`."""
-    return f".tmp-{uuid.uuid4().hex[:8]}-{_place()}-{os.getpid()}-{name}"
+    """Return a unique name that tells which process writes the file, see `remove_left_behind`."""
+    return f".tmp-{uuid.uuid4().hex[:8]}-{_host()}-{os.getpid()}-{name}"
 
 
 def remove_left_behind(folder: str | os.PathLike[str], alone: bool = False) -> None:
-    """Remove temporary files whose process is dead: of this machine by its number, of others after a week.
+    """Remove temporary files of dead processes: by process number on this host, after a week on others.
 
-    No file takes as long to write, and what a living process of this machine writes is never touched. ``alone``: the
-    caller has the folder for itself, and whatever is left in it goes.
+    No file takes a week to write, and files of living processes on this host are never touched.
+
+    Args:
+        folder: Searched without its subfolders; need not exist.
+        alone: The caller has the folder for itself: all temporary files are removed.
     """
     try:
         found = [(entry, TEMPORARY.fullmatch(entry.name)) for entry in os.scandir(folder)]
-    except OSError:  # it does not exist yet, or will be refused when it is written to
+    except OSError:  # it does not exist yet, or writing to it will fail
         return
     for entry, match in found:
         if match is None:
@@ -141,16 +146,16 @@ def remove_left_behind(folder: str | os.PathLike[str], alone: bool = False) -> N
         with suppress(OSError):
             if alone:
                 dead = True
-            elif match["place"] == _place():
+            elif match["host"] == _host():
                 dead = not _is_alive(int(match["process"]))
             else:
-                dead = time.time() - entry.stat(follow_symlinks=False).st_mtime > _LEFT_BEHIND_SECONDS
+                dead = time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED_SECONDS
             if dead:
                 os.unlink(entry.path)
 
 
-def _place() -> str:
-    """Where process numbers mean what they mean here: the machine, or the container."""
+def _host() -> str:
+    """Identify the host, or container, in which process numbers are unique."""
     try:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -166,7 +171,7 @@ def _is_alive(process: int) -> bool:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """An output folder, made with its parents if it does not exist. Raises OutputError."""
+    """Create an output folder, with its parents, if it does not exist. Raises OutputError."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,14 +181,14 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def no_link(path: str, flags: int) -> int:
-    """An opener for `open`: a link, which came with a folder and may lead anywhere, is an OSError."""
+    """Open a file, as opener of `open`, unless it is a link, which may lead anywhere: OSError."""
     if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):  # Windows
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
-    """Write UTF-8 text, whole or not at all; names of files that are no text as their bytes. Raises OutputError."""
+    """Write UTF-8 text atomically; undecodable bytes in file names are kept. Raises OutputError."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
     return Path(path)
@@ -194,13 +199,20 @@ def write_mask(
     mask: np.ndarray,
     affine: np.ndarray,
     *,
-    like: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a mask, uint8 (X, Y, Z), as NIfTI (.nii.gz or .nii), whole or not at all.
+    """Write a mask atomically as NIfTI.
 
-    `affine` maps voxels to RAS+ mm. `like` is the `source` of the CT: if that was NIfTI, the mask's header places it
-    exactly as the CT's does, in every viewer. Otherwise the sform is the affine with code 1 (scanner), and the qform
-    too unless the affine is sheared. Raises OutputError.
+    Args:
+        path: A .nii.gz or .nii file.
+        mask: uint8 (X, Y, Z).
+        affine: From voxel indices to RAS+ mm.
+        metadata: `Volume.metadata` of the CT. If that was NIfTI, the header places the mask exactly as the CT, in every
+            viewer. Otherwise the sform is the affine with code 1 (scanner), and so is the qform unless the affine is
+            sheared.
+
+    Raises:
+        OutputError: The mask or the name is unsuitable, or the file cannot be written.
     """
     path = Path(path)
     if not path.name.lower().endswith((".nii.gz", ".nii")):
@@ -208,34 +220,34 @@ def write_mask(
     if mask.dtype not in (np.uint8, np.bool_) or mask.ndim != 3:
         raise OutputError(f"{path}: the mask is {mask.dtype} of shape {mask.shape}; expected uint8 (X, Y, Z)")
     with atomic_path(path) as temporary:
-        save_mask(temporary, mask, affine, like=like)
+        save_mask(temporary, mask, affine, metadata=metadata)
     return path
 
 
-def save_mask(path: Path, mask: np.ndarray, affine: np.ndarray, *, like: Mapping[str, Any] | None = None) -> None:
-    """`write_mask` to a path that is temporary already, unchecked: what fails here is left to the path's owner."""
-    nib.save(_nifti(mask, affine, like), path)
+def save_mask(path: Path, mask: np.ndarray, affine: np.ndarray, *, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a mask like `write_mask`, but to a path that is already temporary; nothing is checked or cleaned up."""
+    nib.save(_nifti(mask, affine, metadata), path)
 
 
-def save_map(path: Path, shares: np.ndarray, affine: np.ndarray, *, like: Mapping[str, Any] | None = None) -> None:
-    """As `save_mask`, of uint8 (X, Y, Z) where 255 is 1: the header's slope of 1/255 lets viewers show [0, 1]."""
-    image = _nifti(shares, affine, like)
+def save_map(path: Path, values: np.ndarray, affine: np.ndarray, *, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write fractions, uint8 (X, Y, Z), like `save_mask`, with slope 1/255 in the header: viewers show 255 as 1."""
+    image = _nifti(values, affine, metadata)
     image.header.set_slope_inter(1 / 255, 0)
     nib.save(image, path)
 
 
-def _nifti(array: np.ndarray, affine: np.ndarray, like: Mapping[str, Any] | None) -> nib.Nifti1Image:
-    # NIfTI-2 holds its affine in double precision: only it can repeat that of a NIfTI-2 CT exactly.
-    kind = nib.Nifti2Image if (like or {}).get("nifti_version") == 2 else nib.Nifti1Image
+def _nifti(array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, Any] | None) -> nib.Nifti1Image:
+    # NIfTI-2 holds its affine in double precision: only it can hold that of a NIfTI-2 CT exactly.
+    kind = nib.Nifti2Image if (metadata or {}).get("nifti_version") == 2 else nib.Nifti1Image
     image = kind(array.astype(np.uint8, copy=False), affine)
-    place_like(image, np.asarray(affine, np.float64), like)
+    set_geometry(image, np.asarray(affine, np.float64), metadata)
     return image
 
 
-def place_like(image: nib.Nifti1Image, affine: np.ndarray, like: Mapping[str, Any] | None) -> None:
-    """Put `affine` (voxel to RAS+ mm) into the header, with the source's own fields if they say the same."""
+def set_geometry(image: nib.Nifti1Image, affine: np.ndarray, metadata: Mapping[str, Any] | None) -> None:
+    """Put `affine` (voxel to RAS+ mm) into the header, by the CT's own fields in `metadata` if they are equivalent."""
     image.header.set_xyzt_units("mm")
-    geometry = (like or {}).get("nifti_geometry")
+    geometry = (metadata or {}).get("nifti_geometry")
     if geometry:
         copied = image.header.copy()
         for field, value in geometry.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attunet3d.errors import AmbiguousSeriesError, AttUNet3dError, ConfigError, InputNotFoundError
-from attunet3d.io.cases import ALIKE, alike, alike_names, case_name, segmentable_series
+from attunet3d.io.cases import case_name, collision_key, name_collisions, partition_series, quote_collision
 from attunet3d.io.identity import own_files
 from attunet3d.io.paths import path_as_listed
 from attunet3d.io.printable import UID, printable
@@ -80,11 +80,10 @@ def check_cases(cases: list[ManyCase], source: Path) -> None:
             raise ConfigError(f"id {name[:20]}...: longer than {MOST_CHARACTERS} bytes; {hint}")
         if UID.search(case.id):
             raise ConfigError(f'id "{name}": holds a DICOM UID, which no file name may; {hint}')
-    for same in alike_names([case.id for case in cases]):
-        ids = " and ".join(dict.fromkeys(f'"{cases[index].id}"' for index in same))
-        why = f"; they {ALIKE}" if " and " in ids else ""
+    for same in name_collisions([case.id for case in cases]):
+        ids = quote_collision(cases[index].id for index in same)
         paths = ", ".join(printable(cases[index].path) for index in same)
-        raise ConfigError(f"id {ids}: {len(same)} cases have it ({paths}){why}; give them other ids in a manifest")
+        raise ConfigError(f"id {ids}: {len(same)} cases have it ({paths}); give them other ids in a manifest")
 
 
 def entries_of(folder: Path, output: Path | None = None) -> list[Path]:
@@ -138,8 +137,9 @@ def _list_entry(entry: Path, left_out: list[str], results: str | None) -> list[F
     if _holds_results_only(entry, results):
         return found
     try:
-        for case in segmentable_series(entry, left_out):
-            found.append(Found(f"{name}_series{case.number}", entry, case.series.uid))
+        cases, other_series = partition_series(entry)
+        left_out += other_series
+        found += [Found(f"{name}_series{case.number}", entry, case.series.uid) for case in cases]
     except InputNotFoundError as error:
         if not images:
             left_out.append(str(error))
@@ -165,16 +165,16 @@ def name_cases(found: Iterable[Found], root: Path) -> list[ManyCase]:
     found = list(found)
     names = [case.name for case in found]
     places = [_place(case.path, root) for case in found]
-    often = Counter(map(alike, names))
+    often = Counter(map(collision_key, names))
     for index, place in enumerate(places):
-        if often[alike(names[index])] > 1:
+        if often[collision_key(names[index])] > 1:
             folders = os.path.dirname(place).split("/")
             names[index] = "_".join([*(_without_uid(f) for f in folders if f not in ("", ".", "..")), names[index]])
-    often = Counter(map(alike, names))
+    often = Counter(map(collision_key, names))
     cases = []
     for name, place, case in zip(names, places, found, strict=True):
         safe = _safe(name)
-        if safe != name or often[alike(name)] > 1 or len(safe.encode()) > MOST_CHARACTERS:
+        if safe != name or often[collision_key(name)] > 1 or len(safe.encode()) > MOST_CHARACTERS:
             short = safe.encode()[: MOST_CHARACTERS - 9].decode("utf-8", "ignore").rstrip()
             safe = f"{short}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
         cases.append(ManyCase(safe, str(case.path), case.series_uid))

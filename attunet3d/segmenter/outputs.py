@@ -119,7 +119,7 @@ class CaseWriter:
     ) -> None:
         self._outputs = outputs
         self._name = name or case_name(ct)
-        self._source = MaskSource(ct, read.grid.affine, read.facts, read.files, read.frames, checkpoint_sha256)
+        self._source = MaskSource(ct, read.grid.affine, read.metadata, read.files, read.frames, checkpoint_sha256)
         self._savers = {output: output.prepare(self._source) for output in outputs.formats}
 
     def write(
@@ -163,7 +163,7 @@ class CaseWriter:
                     save(temporary(masks[output.name]), mask)
                 record["mask_sha256"] = file_sha256(new[0][0])
                 for level, path in map_files.items():
-                    save_map(temporary(path), maps[level], self._source.affine, like=self._source.facts)
+                    save_map(temporary(path), maps[level], self._source.affine, metadata=self._source.metadata)
                 picture = None if hu is None else self._picture(mask, record, hu)
                 if picture is not None:
                     temporary(picture_file).write_bytes(picture)

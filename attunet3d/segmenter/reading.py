@@ -25,7 +25,7 @@ class PlannedCT:
     Attributes:
         grid: grid of the CT.
         model: grid that the network works on.
-        facts: what its reader said, see `Volume.source`.
+        metadata: what its reader said, see `Volume.metadata`.
         files, frames: its DICOM images, see `StoredImage`.
         memory: plan of the case.
         seconds: time that reading took.
@@ -35,7 +35,7 @@ class PlannedCT:
         self._hu: np.ndarray | None = to_hu(image)
         self.grid = Grid(image.shape, image.affine)
         self.model = model
-        self.facts = image.facts
+        self.metadata = image.metadata
         self.files, self.frames = image.files, image.frames
         self.memory = memory
         self.seconds = round(time.perf_counter() - start, 3)
@@ -116,7 +116,7 @@ class CaseReader:
         except AttUNet3dError as error:
             _refuse_changed(Path(ct), files, error)
             raise
-        image.facts["state"] = input_sha256(ct, series_uid, files)
+        image.metadata["state"] = input_sha256(ct, series_uid, files)
         return image, files
 
     def _read(self, image: StoredImage, files: FileStates, start: float) -> PlannedCT:

@@ -229,7 +229,7 @@ def case_record(
     ct: str | os.PathLike[str],
     mask: np.ndarray,
     grid: Grid,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     session: SessionRecord,
     run: RunRecord,
     keep_uids: bool = True,
@@ -240,24 +240,24 @@ def case_record(
         ct: its path; only the name is kept.
         mask: uint8 (X, Y, Z).
         grid: of the CT.
-        facts: what its reader said, see `Volume.source`.
+        metadata: what its reader said, see `Volume.metadata`.
         session: from `session_record`.
         run: how the network was run.
         keep_uids: if false, the series' UID is left out, and UIDs in the CT's name and the warnings are masked.
     """
     voxels = int(np.count_nonzero(mask))
-    warnings = [*facts.get("warnings", []), *session.get("warnings", [])]
+    warnings = [*metadata.get("warnings", []), *session.get("warnings", [])]
     if voxels == 0:
         warnings.append("the mask is empty: no pancreas was found")
     name = Path(os.path.abspath(ct)).name
-    source = cast(Source, {key: facts[key] for key in _SOURCE_KEYS if key in facts})
+    source = cast(Source, {key: metadata[key] for key in _SOURCE_KEYS if key in metadata})
     if not keep_uids:
         source.pop("series_uid", None)
         name, *warnings = map(without_uids, (name, *warnings))
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "input": name,
-        "input_state": facts.get("state"),
+        "input_state": metadata.get("state"),
         "source": source,
         **session,
         "geometry": {

@@ -303,9 +303,9 @@ class Segmenter:
                 del logits
                 keep_largest_component(found, self._keep_components)
                 mask = found.numpy()
-        facts = {**read.facts, "warnings": [*read.facts["warnings"], *windows.warnings]}
+        metadata = {**read.metadata, "warnings": [*read.metadata["warnings"], *windows.warnings]}
         run = _run_record(read, windows, stages)
-        record = case_record(ct, mask, read.grid, facts, self._session, run, outputs.keep_uids)
+        record = case_record(ct, mask, read.grid, metadata, self._session, run, outputs.keep_uids)
         path = writer.write(mask, record, maps, hu, stages.run("write"))
         return Segmentation(mask, read.grid.affine, path, record, maps or None)
 

@@ -1,4 +1,4 @@
-"""Datalists: folds that partition the cases, the same bytes for the same seed, and what training is given of them."""
+"""Datalists: folds partition the cases, the same seed gives the same bytes, and training gets the right cases."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_folds_and_test_partition_the_cases(folds: int, test: int) -> None:
 
 
 def test_the_seed_alone_decides(tmp_path: Path) -> None:
-    facts = {"name": "x", "pancreas_labels": [[1], [2]]}
+    metadata = {"name": "x", "pancreas_labels": [[1], [2]]}
     written = [
-        write_datalist(tmp_path / f"{k}.json", facts, CASES, folds=3, seed=seed, test=2).read_bytes()
+        write_datalist(tmp_path / f"{k}.json", metadata, CASES, folds=3, seed=seed, test=2).read_bytes()
         for k, seed in enumerate((7, 7, 8))
     ]
     assert written[0] == written[1] != written[2]
@@ -73,7 +73,7 @@ def test_the_seed_alone_decides(tmp_path: Path) -> None:
         (2, 20, "at least 2 must be left"),
     ],
 )
-def test_folds_that_cannot_be(folds: int, test: int, found: str) -> None:
+def test_impossible_splits(folds: int, test: int, found: str) -> None:
     with pytest.raises(ConfigError, match=found):
         split_cases(CASES, folds, test=test)
 
@@ -104,7 +104,7 @@ def test_a_case_without_a_fold_is_always_for_training(dataset: Path) -> None:
     assert len(load_cases(path, dataset, "validation", 1)) == 1
 
 
-def test_a_validation_section_comes_before_folds(dataset: Path) -> None:
+def test_a_validation_section_has_priority_over_folds(dataset: Path) -> None:
     path = write(dataset, training=[{**case, "fold": 0} for case in CASES[:4]], validation=CASES[4:6])
     assert len(load_cases(path, dataset, "training")) == 4
     assert len(load_cases(path, dataset, "validation", fold=9)) == 2
@@ -128,12 +128,12 @@ BAD_DATALISTS = (
 )
 
 
-def test_labels_of_numbers_that_are_none(dataset: Path) -> None:
+def test_invalid_pancreas_labels(dataset: Path) -> None:
     path = write(dataset, training=CASES, labels={"1" * 5000: "pancreas", "3": "pancreas", "spleen": 10**4000})
     assert pancreas_labels(path) == [3]
 
 
-def test_what_is_no_datalist(tmp_path: Path) -> None:
+def test_invalid_datalists(tmp_path: Path) -> None:
     with pytest.raises(InputNotFoundError, match="no such datalist"):
         read_datalist(tmp_path / "none.json")
     broken = tmp_path / "broken.json"
@@ -157,17 +157,17 @@ def test_what_is_no_datalist(tmp_path: Path) -> None:
         ({"training": [{"image": 3, "label": "l00.nii.gz"}]}, "training", "lacks the path of its image"),
     ],
 )
-def test_sections_that_cannot_be_used(dataset: Path, content: dict[str, Any], section: str, found: str) -> None:
+def test_invalid_sections(dataset: Path, content: dict[str, Any], section: str, found: str) -> None:
     path = write(dataset, **content)
     with pytest.raises(ConfigError, match=found) as raised:
         load_cases(path, dataset, section)
     assert str(raised.value).startswith(str(path))
 
 
-def test_a_file_that_is_not_there(dataset: Path) -> None:
+def test_missing_files(dataset: Path) -> None:
     path = write(dataset, training=CASES)
     (dataset / "l05.nii.gz").unlink()
-    with pytest.raises(InputNotFoundError, match=r"l05\.nii\.gz: named in .*datalist\.json, not there"):
+    with pytest.raises(InputNotFoundError, match=r"l05\.nii\.gz: named in .*datalist\.json, but does not exist"):
         load_cases(path, dataset, "training")
 
 

@@ -1,4 +1,4 @@
-"""MSD Task07 in its own layout, with a case for each thing that can be wrong with one."""
+"""MSD Task07 in its own layout, with a case for each possible defect."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def task07(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_good_cases_are_listed_and_bad_ones_named(run: Run, task07: Path, tmp_path: Path) -> None:
+def test_valid_cases_are_listed_and_others_reported(run: Run, task07: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in task07.rglob("*") if path.is_file()}
     output = tmp_path / "new" / "task07.json"
     arguments = ("prepare", "msd-pancreas", task07, "-o", output, "--folds", 2, "--seed", 3)
@@ -104,7 +104,7 @@ def test_good_cases_are_listed_and_bad_ones_named(run: Run, task07: Path, tmp_pa
         (line,) = [line for line in refused if line.startswith(f"refused: {name}: ")]
         assert found in line
     # The case that is listed twice is in once.
-    assert any("pancreas_001.nii.gz: the CT of pancreas_001 once more" in line for line in refused)
+    assert any("pancreas_001.nii.gz: the same file as the CT of pancreas_001" in line for line in refused)
 
     content = json.loads(output.read_text())
     assert [case["image"] for case in content["training"]] == [f"imagesTr/{name}.nii.gz" for name in GOOD]
@@ -161,10 +161,10 @@ def test_tumour_as_a_class_and_cases_for_test(run: Run, task07: Path, tmp_path: 
     assert sorted(listed) == [f"imagesTr/{name}.nii.gz" for name in GOOD]
 
 
-def test_more_folds_than_good_cases(run: Run, task07: Path, tmp_path: Path) -> None:
+def test_more_folds_than_valid_cases(run: Run, task07: Path, tmp_path: Path) -> None:
     code, stdout, stderr = run("prepare", "msd-pancreas", task07, "-o", tmp_path / "task07.json", "--folds", 6)
     assert (code, stdout) == (2, "")
-    assert stderr[-1] == "error: 6 folds of 5 cases: there can be from 2 to 5"
+    assert stderr[-1] == "error: 6 folds of 5 cases: give from 2 to 5"
     assert not list(tmp_path.iterdir())
 
 

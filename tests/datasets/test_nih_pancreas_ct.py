@@ -1,4 +1,4 @@
-"""NIH Pancreas-CT in its own layout: DICOM whose labels run against it, under headers that place them nowhere."""
+"""NIH Pancreas-CT in its own layout: DICOM with labels in reverse order, whose headers do not match."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 @pytest.fixture(scope="module")
 def raw(phantoms: dict[int, Phantom], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cases 1, 2, 3 and 5 are good: y reversed, y and z reversed, placed by their header, y reversed."""
+    """Cases 1, 2, 3 and 5 are valid: y reversed, y and z reversed, placed by their header, y reversed."""
     root = tmp_path_factory.mktemp("nih")
     for number in (1, 2, 3, 4, 5, 6, 8, 25):
         write_ct(root / "manifest" / "Pancreas-CT" / f"PANCREAS_{number:04d}", phantoms.get(number, phantoms[1]))
@@ -72,16 +72,16 @@ def raw(phantoms: dict[int, Phantom], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, str]]]:
-    """The datalist, and what was said."""
+    """The datalist, and what was reported."""
     output, said = tmp_path_factory.mktemp("out") / "nih.json", []
     before = snapshot(raw)
-    done = prepare(find_cases(raw, output), output, folds=2, say=lambda kind, text: said.append((kind, text)))
+    done = prepare(find_cases(raw, output), output, folds=2, report=lambda kind, text: said.append((kind, text)))
     assert (done.accepted, done.refused, done.left_out) == (4, 4, 2)
     assert snapshot(raw) == before, "the raw data have changed"
     return output, said
 
 
-def test_labels_lie_where_the_pancreas_is(
+def test_labels_match_the_pancreas(
     raw: Path, phantoms: dict[int, Phantom], prepared: tuple[Path, list[tuple[str, str]]]
 ) -> None:
     output, _ = prepared
@@ -110,7 +110,7 @@ def test_labels_lie_where_the_pancreas_is(
     assert sorted(p.name for p in output.parent.iterdir()) == ["nih.json", "nih_labels"]
 
 
-def test_each_case_that_is_not_used_has_its_reason(prepared: tuple[Path, list[tuple[str, str]]]) -> None:
+def test_each_unused_case_has_a_reason(prepared: tuple[Path, list[tuple[str, str]]]) -> None:
     _, said = prepared
     reasons = {text.partition(": ")[0]: (kind, text) for kind, text in said}
     assert sorted(reasons) == [f"PANCREAS_{k:04d}" for k in (4, 6, 8, 25, 70, 71)]
@@ -120,13 +120,13 @@ def test_each_case_that_is_not_used_has_its_reason(prepared: tuple[Path, list[tu
         (8, "refused", "label0008.nii.gz: in no orientation"),
         (25, "left out", "same scan as case 2"),
         (70, "left out", "same scan as case 2"),
-        (71, "refused", "label0071.nii.gz: there is no CT"),
+        (71, "refused", "label0071.nii.gz: has no matching CT"),
     ):
         assert reasons[f"PANCREAS_{number:04d}"][0] == kind
         assert found in reasons[f"PANCREAS_{number:04d}"][1]
 
 
-def test_twice_is_the_same_byte_for_byte(
+def test_preparing_twice_gives_the_same_bytes(
     raw: Path, prepared: tuple[Path, list[tuple[str, str]]], tmp_path: Path
 ) -> None:
     output, _ = prepared
@@ -137,7 +137,7 @@ def test_twice_is_the_same_byte_for_byte(
     }
 
 
-def test_corrected_labels_below_the_raw_data_are_not_raw_data(phantoms: dict[int, Phantom], tmp_path: Path) -> None:
+def test_corrected_labels_in_the_raw_folder_are_not_raw_data(phantoms: dict[int, Phantom], tmp_path: Path) -> None:
     for number in (1, 2):
         write_ct(tmp_path / f"PANCREAS_{number:04d}", phantoms[number])
         write_label(tmp_path / f"label{number:04d}.nii.gz", np.flip(phantoms[number].mask, 1))
@@ -168,7 +168,7 @@ def test_labels_elsewhere_through_the_command_line(
     captured = capsys.readouterr()
     assert captured.out == f"{output}\n"
     assert captured.err.splitlines() == [
-        "left out: PANCREAS_0025: the same scan as case 2, cropped a little otherwise",
+        "left out: PANCREAS_0025: the same scan as case 2, cropped slightly differently",
         "2 cases accepted, 0 refused, 1 left out, 2 folds of 1",
     ]
 
@@ -179,7 +179,7 @@ def test_a_folder_that_is_another_data_set(raw: Path, tmp_path: Path) -> None:
             find_cases(root, tmp_path / "out.json", labels)
 
 
-def test_a_header_that_the_ct_contradicts(phantoms: dict[int, Phantom]) -> None:
+def test_a_header_that_contradicts_the_ct(phantoms: dict[int, Phantom]) -> None:
     truth = phantoms[2]
     ct = Volume(truth.image, truth.affine, {})
     label, placed = place_label(ct, truth.mask, truth.affine, "label0002.nii.gz")
@@ -213,7 +213,7 @@ def test_edge_agreement_of_a_bright_cube() -> None:
     assert edge_agreement(np.where(hu < 0, -1000, hu).astype(np.int16), mask) == 1.0
 
 
-def test_labels_appear_with_the_datalist_or_not_at_all(raw: Path, tmp_path: Path) -> None:
+def test_labels_are_only_written_with_a_datalist(raw: Path, tmp_path: Path) -> None:
     output = tmp_path / "nih.json"
     with pytest.raises(ConfigError, match="5 folds of 4 cases"):
         prepare(find_cases(raw, output), output, folds=5)

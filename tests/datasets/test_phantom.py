@@ -70,7 +70,7 @@ def test_anatomy_is_plausible(seed: int) -> None:
     assert mask[1:-1, 1:-1, 1:-1].sum() == mask.sum()
 
 
-def test_noise_has_the_asked_deviation() -> None:
+def test_noise_has_the_given_deviation() -> None:
     noisy, clean = make_phantom(0, shape=SMALL, noise_hu=20), make_phantom(0, shape=SMALL, noise_hu=0)
     difference = (noisy.image.astype(float) - clean.image)[clean.image > -900]  # -1024 HU is the floor in air
     assert difference.std() == pytest.approx(20, rel=0.03)
@@ -94,7 +94,7 @@ def test_same_patient_on_any_grid(seed: int, orientation: str, spacing: tuple[fl
 
 
 def test_image_and_mask_agree_in_world_on_another_grid() -> None:
-    """The HU too sit at the same world point: the RAS image resampled to the oblique grid matches."""
+    """HU too are at the same world position: the RAS image resampled to the oblique grid matches."""
     reference = make_phantom(5, spacing=(2, 2, 2), orientation="RAS", noise_hu=0)
     phantom = make_phantom(5, spacing=(2.2, 2.2, 2.2), orientation="oblique", noise_hu=0)
     to_reference = np.linalg.inv(reference.affine) @ phantom.affine
@@ -142,7 +142,7 @@ def test_written_files_hold_the_phantoms(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
 
 
-def test_more_cases_leave_the_earlier_files_as_they_are(tmp_path: Path) -> None:
+def test_more_cases_leave_earlier_files_unchanged(tmp_path: Path) -> None:
     write_phantoms(tmp_path / "two", 2, shape=(32, 32, 24))
     write_phantoms(tmp_path / "three", 3, shape=(32, 32, 24))
     write_phantoms(tmp_path / "two", 2, shape=(32, 32, 24))  # again, over the same files
@@ -205,8 +205,8 @@ def test_unwritable_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 5])
-def test_organs_are_where_anatomy_has_them(seed: int) -> None:
-    """By their centres, in mm; and of the HU they were painted with."""
+def test_organs_are_anatomically_placed(seed: int) -> None:
+    """Checked by centres in mm, and by HU."""
     phantom = make_phantom(seed, spacing=(3.0, 3.0, 3.0), orientation="RAS", noise_hu=0.0)
     centre = {name: np.argwhere(phantom.organs == number).mean(axis=0) for name, number in NUMBERS.items()}
     right, front, up = range(3)

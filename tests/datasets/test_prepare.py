@@ -1,4 +1,4 @@
-"""`prepare pairs`, and what is common to all data sets: layouts, warnings, what is written and when."""
+"""`prepare pairs`, and what all data sets share: layouts, warnings, and what is written and when."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_layouts(phantoms: list[Phantom], tmp_path: Path, layout: str) -> None:
     (raw / label.format(0)).with_name("._a0_label.nii.gz").write_bytes(b"AppleDouble")
     output = tmp_path / "pairs.json"
     said: list[tuple[str, str]] = []
-    done = prepare(find_cases(raw), output, folds=3, say=lambda *words: said.append(words))
+    done = prepare(find_cases(raw), output, folds=3, report=lambda *words: said.append(words))
     assert not said
     assert (done.accepted, done.refused) == (3, 0)
     cases = json.loads(output.read_text())["training"]
@@ -112,7 +112,7 @@ def test_phantoms_through_the_command_line(run: Run, tmp_path: Path) -> None:
     assert output.read_bytes() != written
 
 
-def test_labels_with_other_organs_need_to_be_told(run: Run, phantoms: list[Phantom], tmp_path: Path) -> None:
+def test_labels_with_other_organs_need_pancreas_labels(run: Run, phantoms: list[Phantom], tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     for number, phantom in enumerate(phantoms):
         organs = phantom.mask * np.uint8(7)
@@ -144,7 +144,7 @@ def test_labels_with_other_organs_need_to_be_told(run: Run, phantoms: list[Phant
     assert content["pancreas_labels"] == [7]
 
 
-def test_pairs_that_are_none(phantoms: list[Phantom], tmp_path: Path) -> None:
+def test_incomplete_and_ambiguous_pairs(phantoms: list[Phantom], tmp_path: Path) -> None:
     with pytest.raises(InputNotFoundError, match="no such folder"):
         find_cases(tmp_path / "none")
     with pytest.raises(ConfigError, match="give both"):
@@ -161,7 +161,7 @@ def test_pairs_that_are_none(phantoms: list[Phantom], tmp_path: Path) -> None:
     assert found["a"].endswith("images/a.nii.gz: has no label")
     assert "b.mha and" in found["b"]
     assert "images/d.nii.gz and" in found["d"]
-    assert found["c"].endswith("labels/c.nii.gz: there is no CT to it")
+    assert found["c"].endswith("labels/c.nii.gz: has no matching CT")
 
 
 def test_warnings_do_not_refuse(phantoms: list[Phantom], tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_warnings_do_not_refuse(phantoms: list[Phantom], tmp_path: Path) -> None
         save(phantom.image, affine, tmp_path / f"a{number}.nii.gz")
         save(phantom.mask, affine, tmp_path / f"a{number}_label.nii.gz")
     said: list[tuple[str, str]] = []
-    done = prepare(find_cases(tmp_path), tmp_path / "out.json", folds=2, say=lambda *words: said.append(words))
+    done = prepare(find_cases(tmp_path), tmp_path / "out.json", folds=2, report=lambda *words: said.append(words))
     assert (done.accepted, done.refused) == (2, 0)
     ((kind, text),) = said
     assert kind == "warning"
@@ -179,7 +179,7 @@ def test_warnings_do_not_refuse(phantoms: list[Phantom], tmp_path: Path) -> None
     assert text == f"a1: pancreas of {volume_ml:.1f} mL; 10 to 300 mL are plausible"
 
 
-def test_bad_places_and_folds_are_refused_before_any_case(phantoms: list[Phantom], tmp_path: Path) -> None:
+def test_invalid_outputs_and_folds_are_refused_before_any_case(phantoms: list[Phantom], tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     for number, phantom in enumerate(phantoms):
         save(phantom.image, phantom.affine, raw / f"a{number}.nii.gz")

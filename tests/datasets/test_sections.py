@@ -1,4 +1,4 @@
-"""What is written in a datalist and not as it should be: understood and said, or refused by name."""
+"""Unusual notation in datalists is understood with a warning, or refused."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def case(number: int, **more: Any) -> dict[str, Any]:
 
 
 def load(folder: Path, content: Any, section: str = "training", **options: Any) -> tuple[list[str], list[str]]:
-    """The names of the images, and what was said."""
+    """The names of the images, and the warnings."""
     path = folder / "d.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     said: list[str] = []
-    cases = load_cases(path, folder, section, say=said.append, **options)
+    cases = load_cases(path, folder, section, warn=said.append, **options)
     return [os.path.relpath(found["image"], folder) for found in cases], said
 
 
@@ -50,7 +50,7 @@ def load(folder: Path, content: Any, section: str = "training", **options: Any) 
         ([0, 1, 0, 1], 1, None),
     ],
 )
-def test_folds_that_are_numbers_in_disguise(dataset: Path, folds: list[Any], fold: Any, found: str | None) -> None:
+def test_folds_in_unusual_notation(dataset: Path, folds: list[Any], fold: Any, found: str | None) -> None:
     content = {"training": [case(k, fold=fold) for k, fold in enumerate(folds)]}
     names, said = load(dataset, content, "validation", fold=fold)
     assert names == ["i1.nii.gz", "i3.nii.gz"]
@@ -74,16 +74,16 @@ def test_a_backslash_may_be_a_part_of_a_name(dataset: Path) -> None:
     assert (names, said) == (["sub\\i0.nii.gz"], [])
 
 
-def test_cases_without_a_fold_and_folds_beside_validation_are_said(dataset: Path) -> None:
+def test_cases_without_a_fold_and_folds_beside_validation_give_warnings(dataset: Path) -> None:
     training = [case(0, fold=0), case(1, fold=1), case(2)]
     names, said = load(dataset, {"training": training}, fold=0)
     assert names == ["i1.nii.gz", "i2.nii.gz"]
     assert said == [f"{dataset}/d.json: 1 of 3 cases have no fold: always for training"]
     _, said = load(dataset, {"training": training, "validation": [case(3)]})
-    assert said == [f'{dataset}/d.json: has "validation", so that its folds count for nothing']
+    assert said == [f'{dataset}/d.json: has "validation", so that its folds are ignored']
 
 
-def test_repeats_other_keys_and_other_lists_are_left_alone(dataset: Path) -> None:
+def test_repeats_other_keys_and_other_lists_are_allowed(dataset: Path) -> None:
     content = {
         "name": "x", "labels": {"0": "background"}, "numTraining": 3, "folds": 2, "unlabelled": [{"image": "u.nii.gz"}],
         "training": [case(0, id=7, image_id="a", folder="b", meta={"age": 60})] * 3, "testing": ["./i0.nii.gz"],
@@ -97,7 +97,7 @@ def test_testing_is_test(dataset: Path) -> None:
         load(dataset, {"test": [case(0)], "testing": [case(1)]}, "test")
 
 
-def test_what_is_there_of_a_section(dataset: Path) -> None:
+def test_optional_sections(dataset: Path) -> None:
     content = {
         "training": [case(0, fold=0), case(1, fold=1)],
         "test": [case(2), "i3.nii.gz", {"image": "gone"}, case(9)],
@@ -114,7 +114,7 @@ def test_what_is_there_of_a_section(dataset: Path) -> None:
 @pytest.mark.parametrize(
     "fold", [-1, -1.0, "-1", 0.5, True, None, "a", "fold1", "", [0], {"a": 1}, float("nan")], ids=str
 )
-def test_folds_that_are_none(dataset: Path, fold: Any) -> None:
+def test_invalid_folds(dataset: Path, fold: Any) -> None:
     with pytest.raises(ConfigError, match=r'case 2 under "training" \(i1.nii.gz\): fold .*; folds are whole numbers'):
         load(dataset, {"training": [case(0, fold=0), case(1, fold=fold)], "validation": [case(2)]})
     with pytest.raises(ConfigError, match="the config's fold: fold"):
@@ -140,11 +140,11 @@ def test_folds_that_are_none(dataset: Path, fold: Any) -> None:
         ({"image": ["i1.nii.gz"]}, r'lacks the path of its image: "image" is \[\'i1.nii.gz\'\]'),
         ({"image": None}, "lacks the path of its image"),
         ({"label": " "}, "lacks the path of its label"),
-        ({"label": "i1.nii.gz"}, "its image is its label"),
-        ({"label": "link.nii.gz"}, "its image is its label"),
+        ({"label": "i1.nii.gz"}, "image and label are the same file"),
+        ({"label": "link.nii.gz"}, "image and label are the same file"),
     ],
 )
-def test_keys_that_are_nearly_right(dataset: Path, more: dict[str, Any], found: str) -> None:
+def test_misspelt_keys(dataset: Path, more: dict[str, Any], found: str) -> None:
     (dataset / "link.nii.gz").hardlink_to(dataset / "i1.nii.gz")
     with pytest.raises(ConfigError, match=rf'd.json: case 2 under "training".*{found}'):
         load(dataset, {"training": [case(0), case(1) | more]})
@@ -163,14 +163,14 @@ def test_keys_that_are_nearly_right(dataset: Path, more: dict[str, Any], found: 
         ("holdout", "call it training, validation or test"),
     ],
 )
-def test_sections_that_nothing_looks_for(dataset: Path, name: str, found: str) -> None:
-    with pytest.raises(ConfigError, match=rf'has cases under "{name}", where nothing looks for them; {found}'):
+def test_misspelt_sections(dataset: Path, name: str, found: str) -> None:
+    with pytest.raises(ConfigError, match=rf'has cases under "{name}", which is no section; {found}'):
         load(dataset, {"training": [case(0, fold=0), case(1, fold=1)], name: [case(2)]})
     with pytest.raises(ConfigError, match="section must be training, validation or test, got"):
         load(dataset, {"training": [case(0)]}, name)
 
 
-def test_a_key_that_is_there_twice(dataset: Path) -> None:
+def test_duplicate_keys(dataset: Path) -> None:
     entry = json.dumps(case(0))
     for text in (
         f'{{"training": [{entry}], "training": []}}',
@@ -185,19 +185,19 @@ def test_one_fold_leaves_nothing_to_train_on(dataset: Path) -> None:
         load(dataset, {"training": [case(0, fold=0), case(1, fold=0)]})
 
 
-def test_a_case_without_pancreas_can_teach_and_not_judge(dataset: Path) -> None:
+def test_a_case_without_pancreas_is_for_training_only(dataset: Path) -> None:
     content = {"training": [case(0), case(1, negative=True)], "validation": [case(2, negative=True)]}
     load(dataset, content)
     found = load_cases(dataset / "d.json", dataset, "training")
     assert [entry.get("negative") for entry in found] == [None, True]
     with pytest.raises(
-        ConfigError, match=r"i2.nii.gz\): has no pancreas .* cannot judge one; take it out of validation"
+        ConfigError, match=r"i2.nii.gz\): has no pancreas .* none can be evaluated; remove it from validation"
     ):
         load(dataset, content, "validation")
 
 
-def test_organs_that_were_drawn(dataset: Path) -> None:
-    """A case says which; one without the pancreas teaches other organs, and judges nothing."""
+def test_labelled_organs(dataset: Path) -> None:
+    """A case lists them; one without the pancreas is used for other organs in training, and not for evaluation."""
     part, whole = case(0, labelled=["liver", "spleen"]), case(2, labelled=["pancreas", "liver"])
     content = {"training": [part, case(1)], "validation": [whole], "test": [part]}
     path = dataset / "d.json"
@@ -205,7 +205,7 @@ def test_organs_that_were_drawn(dataset: Path) -> None:
     cases = load_cases(path, dataset, "training")
     assert [found.get("labelled") for found in cases] == [["liver", "spleen"], None]
     assert "labelled" not in load_cases(path, dataset, "validation")[0]
-    with pytest.raises(ConfigError, match=r"case 1 under \"test\" .*no pancreas was drawn"):
+    with pytest.raises(ConfigError, match=r"case 1 under \"test\" .*the pancreas is not labelled"):
         load_cases(path, dataset, "test")
     with pytest.raises(ConfigError, match=r"\"labelled\" is 'liver', and should be a list"):
         load(dataset, {"training": [case(0, labelled="liver")]})

@@ -18,7 +18,7 @@ AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 
 
 def volume(seed: int) -> np.ndarray:
-    """Air in the first slices, as many CTs have it."""
+    """Air in the first slices, as in many CTs."""
     hu = np.random.default_rng(seed).integers(-100, 200, (8, 7, 12)).astype(np.int16)
     hu[:, :, :9] = -1000
     return hu
@@ -38,7 +38,7 @@ def test_other_cases_and_repeats_pass(tmp_path: Path) -> None:
 
 
 def copies(source: Path, folder: Path) -> dict[str, Path]:
-    """The same CT as other files."""
+    """The same CT in other files."""
     image = nib.load(source)
     values = np.asarray(image.dataobj)
     found = {name: folder / f"{name}.nii.gz" for name in ("symlink", "hardlink", "copy", "moved", "scaled")}
@@ -77,15 +77,15 @@ def test_a_dicom_series_that_was_copied(tmp_path: Path) -> None:
         )
 
 
-def test_a_label_of_two_cts_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_label_of_two_cts_gives_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one, other, third = (case(tmp_path, name, seed) for seed, name in enumerate("abc"))
     other["label"] = one["label"]
     check_cases([one, one, other], {"validation": [third]})
     assert caplog.messages == [f"{one['label']}: is the label of two CTs, {one['image']} and {other['image']}"]
 
 
-def test_only_what_may_be_the_same_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of another shape: the header alone; of one that differs in its first slices: these."""
+def test_only_possible_duplicates_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the header of a CT of another shape, and only the first slices of one that differs in these."""
     trained = [case(tmp_path, "a", 0), case(tmp_path, "b", 1)]
     hu = volume(2)
     digest, read = separation._digest, []

@@ -102,7 +102,7 @@ class Datalists:
             check_classes(label_groups(pancreas_labels(path), {"liver": [9]}), 3)
 
         def cases(section: str, optional: bool) -> None:
-            for case in load_cases(path, folder, section, optional=optional, say=said.append):
+            for case in load_cases(path, folder, section, optional=optional, warn=said.append):
                 if not Path(case["image"]).exists() or not Path(case["label"]).exists():
                     raise Fault(f"a case that is not there: {case}")
 

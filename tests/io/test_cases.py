@@ -8,7 +8,7 @@ import pytest
 
 from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io import MaskLayout, case_name, find_cases
-from attunet3d.io.cases import alike_names
+from attunet3d.io.cases import name_collisions, quote_collision
 
 
 @pytest.mark.parametrize(
@@ -39,20 +39,25 @@ def test_find_cases(tmp_path: Path) -> None:
             find_cases(tmp_path / missing)
 
 
-def test_two_cts_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_cts_with_the_same_name_are_refused(tmp_path: Path) -> None:
     for name in ("ct.nii.gz", "ct.mha"):
         (tmp_path / name).touch()
-    with pytest.raises(ConfigError, match="several CTs named 'ct'"):
+    with pytest.raises(ConfigError, match='several CTs named "ct"; '):
         find_cases(tmp_path)
 
 
 @pytest.mark.parametrize(("one", "other"), [("CT", "ct"), ("caf\u00e9", "cafe\u0301"), ("\u00df", "SS")])
-def test_names_that_some_file_systems_take_for_one(tmp_path: Path, one: str, other: str) -> None:
-    assert alike_names(["third", one, other, one, "fourth"]) == [[1, 2, 3]]
+def test_names_that_collide_on_some_file_systems(tmp_path: Path, one: str, other: str) -> None:
+    assert name_collisions(["third", one, other, one, "fourth"]) == [[1, 2, 3]]
     for name in (one, other):
         (tmp_path / f"{name}.nii.gz").touch()
-    with pytest.raises(ConfigError, match=r"several CTs named '.*' and '.*', which differ only in capitals"):
+    with pytest.raises(ConfigError, match=r'several CTs named ".*" and ".*", which differ only in capitals'):
         find_cases(tmp_path)
+
+
+def test_colliding_names_are_quoted_on_one_line() -> None:
+    assert quote_collision(["ct", "ct"]) == '"ct"'
+    assert quote_collision(["a\n", "A\n", "a\n"]).startswith(r'"a\n" and "A\n", which differ only in capitals')
 
 
 def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:
@@ -62,7 +67,7 @@ def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:
 
 
 def test_masks_do_not_share_a_file(tmp_path: Path) -> None:
-    """Neither series in folders named by UIDs, nor CTs of one name in folders of their own."""
+    """Neither series in folders named by UIDs, nor CTs of the same name in different folders."""
     layout = MaskLayout(tmp_path / "out", tmp_path / "data")
     names = {layout.filename(subject=tmp_path / "data" / f"1.2.3.{i}") for i in range(3)}
     assert names == {str(tmp_path / "out" / f"1.2.3.{i}_seg.nii.gz") for i in range(3)}

@@ -1,9 +1,9 @@
-"""Groups by what things say of themselves, as comparing all with all would find them."""
+"""Groups are the same as from comparing all items with each other."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attunet3d.io.grouping import MOST_TRIED, Agreeing, Key, grouped
+from attunet3d.io.grouping import MOST_TRIED, Key, KeyIndex, grouped
 
 
 def agree(a: Key, b: Key) -> bool:
@@ -11,7 +11,7 @@ def agree(a: Key, b: Key) -> bool:
 
 
 @given(st.lists(st.tuples(*[st.none() | st.integers(0, 2)] * 3), max_size=30))
-def test_the_first_group_that_agrees_takes_an_item(items: list[Key]) -> None:
+def test_items_join_the_first_matching_group(items: list[Key]) -> None:
     expected: list[list[Key]] = []
     for item in items:
         home = next((group for group in expected if agree(group[0], item)), None)
@@ -22,7 +22,7 @@ def test_the_first_group_that_agrees_takes_an_item(items: list[Key]) -> None:
     assert grouped(items, lambda item: item, agree) == expected
 
 
-def test_items_that_differ_are_not_compared_with_all() -> None:
+def test_items_are_only_compared_with_matching_keys() -> None:
     compared = []
 
     def same(a: Key, b: Key) -> bool:
@@ -34,8 +34,8 @@ def test_items_that_differ_are_not_compared_with_all() -> None:
     assert len(compared) == 3000  # each with itself
 
 
-def test_of_keys_that_all_agree_some_are_tried() -> None:
-    keys = Agreeing()
+def test_the_number_of_matching_keys_is_limited() -> None:
+    keys = KeyIndex()
     for _ in range(3 * MOST_TRIED):
         keys.add((1, None))
-    assert list(keys.with_key((1, 2))) == list(range(MOST_TRIED))
+    assert list(keys.matching((1, 2))) == list(range(MOST_TRIED))

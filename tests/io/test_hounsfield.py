@@ -1,4 +1,4 @@
-"""What values a CT may have: good ones in every shape they come in, and what only looks like HU by its extremes."""
+"""Values of a CT: valid ones of all kinds, and values that only look like HU by their extremes."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,15 +27,15 @@ def ct() -> np.ndarray:
 
 
 def doubts(array: np.ndarray) -> list[str]:
-    """The warnings with which an array is read as a CT."""
+    """The warnings on reading an array as a CT."""
     slabs = (array[:, :, k] for k in range(array.shape[2]))
     image = StoredImage(Path("ct.nii"), array.shape, np.eye(4), {"warnings": []}, slabs)
     to_hu(image)
-    return image.facts["warnings"]
+    return image.metadata["warnings"]
 
 
 def padded(array: np.ndarray, value: float) -> np.ndarray:
-    """With a constant outside the circle in which a scanner reconstructs."""
+    """With a constant outside the circle of reconstruction."""
     x, y = np.ogrid[-1 : 1 : array.shape[0] * 1j, -1 : 1 : array.shape[1] * 1j]
     return np.where((x * x + y * y > 1)[..., None], value, array)
 
@@ -46,7 +46,7 @@ def stored(hu: np.ndarray) -> np.ndarray:
 
 
 def scaled(hu: np.ndarray, low: float, high: float, top: float) -> np.ndarray:
-    """A window from `low` to `high` as 0 to `top`."""
+    """Scale a window from `low` to `high` to 0 to `top`."""
     return np.clip((hu - low) / (high - low), 0, 1) * top
 
 
@@ -99,7 +99,7 @@ GOOD |= {f"padding of {p}": lambda hu, p=p: padded(hu, p) for p in (-1024, -2000
 
 
 @pytest.mark.parametrize("change", GOOD)
-def test_good_cts_are_read_without_a_word(ct: np.ndarray, change: str) -> None:
+def test_valid_cts_are_read_without_warnings(ct: np.ndarray, change: str) -> None:
     assert doubts(GOOD[change](ct)) == []
 
 
@@ -153,7 +153,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "whole HU / 10": (lambda hu: np.rint(hu / 10), "looks like HU / 1"),
     "HU / 4": (lambda hu: hu / 4, "looks like HU / 4, with air at -2[45]"),
     "HU / 2": (lambda hu: hu / 2, "looks like HU / 2"),
-    "HU * 2": (lambda hu: hu * 2, "54% lie below -1250, where nothing is"),
+    "HU * 2": (lambda hu: hu * 2, "54% lie below -1250, below air"),
     "HU * 10": (lambda hu: hu * 10, "lie below -1250"),
     "1/cm": (lambda hu: 0.19 * (1 + hu / 1000), NORMALISED),
     "1/m": (lambda hu: 19.5 * (1 + hu / 1000), "nothing is as low as fat or air"),
@@ -205,15 +205,13 @@ def _written(folder: Path, kind: str, array: np.ndarray) -> Path:
 @pytest.mark.parametrize("kind", ["nii", "nrrd", "mha", "dicom"])
 def test_all_formats_alike(tmp_path: Path, ct: np.ndarray, kind: str) -> None:
     good = np.clip(ct, -160, 240)[:, :, 20:26].astype(np.int16)
-    assert "HU are clipped to [-160, 240]" in read_volume(_written(tmp_path, kind, good)).source["warnings"]
+    assert "HU are clipped to [-160, 240]" in read_volume(_written(tmp_path, kind, good)).metadata["warnings"]
     bad = padded(stored(ct), -2000)[:, :, 20:26].astype(np.int16)
     with pytest.raises(UnsupportedImageError, match=PLUS):
         read_volume(_written(tmp_path / kind, kind, bad) if kind == "dicom" else _written(tmp_path, kind, bad))
 
 
-def test_the_reader_of_training_and_evaluation_says_warnings_once(
-    tmp_path: Path, ct: np.ndarray, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_monai_reader_logs_warnings_once(tmp_path: Path, ct: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     path = _written(tmp_path, "nii", np.clip(ct, -160, 240).astype(np.int16))
     reader = CTReader()
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""What an input is known by: it changes with the input, and with nothing else."""
+"""The fingerprint of an input changes with the input, and with nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
 
 
-def test_a_file_by_its_place_size_and_time(tmp_path: Path) -> None:
+def test_a_file_is_identified_by_path_size_and_time(tmp_path: Path) -> None:
     ct = tmp_path / "ct.nii.gz"
     ct.write_bytes(b"1234")
     known = [input_sha256(ct)]
@@ -36,7 +36,7 @@ def test_a_file_by_its_place_size_and_time(tmp_path: Path) -> None:
     assert all(len(one) == 64 for one in known)
 
 
-def test_a_link_is_what_it_leads_to(tmp_path: Path) -> None:
+def test_a_link_counts_as_its_target(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_bytes(b"1234")
     link = tmp_path / "ct"
@@ -59,7 +59,7 @@ def test_the_data_of_a_detached_header(tmp_path: Path, name: str) -> None:
     assert list(input_files(tmp_path / name)) == [str(tmp_path / name)]
 
 
-def test_a_folder_by_all_below_it_but_our_own_results(tmp_path: Path) -> None:
+def test_a_folder_is_identified_by_its_files_without_results(tmp_path: Path) -> None:
     write_series(tmp_path / "ct" / "x", phantom())
     known = input_sha256(tmp_path, files=input_files(tmp_path, tmp_path / "out"))
     (tmp_path / "out").mkdir()
@@ -73,7 +73,7 @@ def test_a_folder_by_all_below_it_but_our_own_results(tmp_path: Path) -> None:
     assert input_sha256(tmp_path, files=input_files(tmp_path, tmp_path / "out")) != known
 
 
-def test_a_series_by_its_uid_which_cannot_be_read(tmp_path: Path) -> None:
+def test_a_series_is_identified_by_its_hashed_uid(tmp_path: Path) -> None:
     write_series(tmp_path / "x", phantom(), uid="1.2.3.1")
     write_series(tmp_path / "y", phantom(), uid="1.2.3.2")
     one, other = segmentable_series(tmp_path)
@@ -81,7 +81,7 @@ def test_a_series_by_its_uid_which_cannot_be_read(tmp_path: Path) -> None:
     assert len({input_sha256(one), input_sha256(other), input_sha256(tmp_path)}) == 3
 
 
-def test_names_that_are_no_text_and_what_is_not_there(tmp_path: Path) -> None:
+def test_undecodable_names_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"ct-\xff.dcm")).touch()
     (tmp_path / "gone").symlink_to("nowhere")
     (tmp_path / "round").symlink_to("round")
@@ -89,7 +89,7 @@ def test_names_that_are_no_text_and_what_is_not_there(tmp_path: Path) -> None:
     assert len({input_sha256(tmp_path), input_sha256(tmp_path / "no"), input_sha256(tmp_path / "round")}) == 3
 
 
-def test_results_by_the_record_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_recognized_by_their_records(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = {"a_seg.json", "a_seg.nii.gz", "a_seg.png", "a_attention_level2.nii.gz", ".tmp-0123abcd-b_seg.nii.gz"}
     ours |= {"a_seg.dcm", "a_attention_level3_gate2.nii.gz"}
     theirs = {"b_seg.nii.gz", "a.nii.gz", "results.csv", "a_attention.nii.gz", "c_seg.dcm"}

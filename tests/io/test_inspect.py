@@ -1,4 +1,4 @@
-"""What a folder holds, by hand: which series and stacks, of what kind, with what geometry and verdict."""
+"""Series and stacks in a folder with known answers: kind, geometry and verdict."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def _uids(folder):
 
 
 def test_nested_folders_odd_names_and_junk(tmp_path):
-    """One series in three folders, under names that say nothing; a DICOMDIR, a text and noise are no files of it."""
+    """One series in three folders, with arbitrary file names; a DICOMDIR, a text and noise are ignored."""
     paths = write_series(tmp_path / "all", phantom(), uid="1.2.3")
     for k, place in enumerate(["a/b/c/d/IM 1", "a/.hidden", "a/ünï.txt", "x/1.2.3.nii", "x/y/DICOM", "x/-v"]):
         target = tmp_path / place
@@ -82,7 +82,7 @@ def test_stacks_in_one_series_are_told_apart(tmp_path, differ):
         read_ct(tmp_path, series_uid="1.2.3")
     if differ == "orientations":
         assert [f.plane for f in found] == ["axial", "coronal"]
-        assert read_volume(tmp_path).source["series_uid"] == "1.2.3#1", "the axial one is preferred"
+        assert read_volume(tmp_path).metadata["series_uid"] == "1.2.3#1", "the axial one is preferred"
     else:
         with pytest.raises(AmbiguousSeriesError, match="2 CT series; choose one with series_uid"):
             read_ct(tmp_path)
@@ -90,7 +90,7 @@ def test_stacks_in_one_series_are_told_apart(tmp_path, differ):
 
 @pytest.mark.parametrize("tags", [{"Rows": 12, "Columns": 10}, {"ImageOrientationPatient": CORONAL}])
 def test_one_odd_slice_is_no_stack(tmp_path, tags):
-    """It would pass for another stack, and the rest, with a hole, for a whole scan."""
+    """It would pass for another stack, and the rest, with a gap, for a complete scan."""
     edit(write_series(tmp_path, phantom(), uid="1.2.3")[5], **tags)
     (found,) = inspect_path(tmp_path)
     assert found.uid == "1.2.3"
@@ -99,7 +99,7 @@ def test_one_odd_slice_is_no_stack(tmp_path, tags):
         read_ct(tmp_path)
 
 
-def test_one_scan_of_several_acquisitions_stays_whole(tmp_path):
+def test_a_scan_of_several_acquisitions_is_not_split(tmp_path):
     """Slices of a step-and-shoot scan have an acquisition for every pair, and a copied file repeats its position."""
     hu = phantom()
     paths = write_series(tmp_path, hu, uid="1.2.3")
@@ -119,7 +119,7 @@ def test_two_scans_of_several_acquisitions_are_two_stacks(tmp_path):
     np.testing.assert_array_equal(read_ct(tmp_path, series_uid="1.2.3#2")[0], phantom(seed=1))
 
 
-def test_localizers_of_a_series_with_two_stacks_are_apart(tmp_path):
+def test_localizers_of_a_series_with_two_stacks_are_separate(tmp_path):
     _two_stacks(tmp_path, AcquisitionNumber=2)
     scout = {"uid": "1.2.3", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
     write_series(tmp_path / "0", phantom()[:, :, :1], **scout)
@@ -127,8 +127,8 @@ def test_localizers_of_a_series_with_two_stacks_are_apart(tmp_path):
 
 
 @pytest.mark.parametrize("tags", [{"ImageOrientationPatient": CORONAL}, {"ImageOrientationPatient": None}])
-def test_an_axial_series_with_a_fault_is_not_passed_over(tmp_path, tags):
-    """Its first file lies otherwise, or does not say how: it still counts beside a faultless series."""
+def test_an_axial_series_with_a_fault_is_not_left_out(tmp_path, tags):
+    """Its first file has another orientation, or none: it still counts beside a valid series."""
     paths = write_series(tmp_path / "1", phantom(), uid="1.2.3")
     edit(min(paths), **tags)
     write_series(tmp_path / "2", phantom(), uid="1.2.4")
@@ -166,12 +166,12 @@ def test_kinds(tmp_path):
     assert choose_series(find_series(tmp_path)).uid == "1.2.10", "the only slices of the scanner itself"
 
 
-def test_compressed_with_loss_is_derived_and_yet_the_scanners_slices(tmp_path):
+def test_lossy_images_are_derived_but_original(tmp_path):
     write_series(tmp_path, phantom(), ImageType=["DERIVED", "PRIMARY", "AXIAL"])
     assert inspect_path(tmp_path)[0].kind == "CT"
 
 
-def test_a_mip_counts_where_there_is_nothing_else(tmp_path):
+def test_a_mip_is_used_if_there_is_nothing_else(tmp_path):
     write_series(tmp_path, phantom(), ImageType=["DERIVED", "SECONDARY", "MIP"])
     np.testing.assert_array_equal(read_ct(tmp_path)[0], phantom())
 
@@ -240,7 +240,7 @@ def test_two_patients(tmp_path):
 
     write_series(tmp_path / "mixed" / "1", phantom(), uid="1.2.5", PatientID="4711")
     write_series(tmp_path / "mixed" / "2", phantom((10, 12, 6)), uid="1.2.5", PatientID="0815")
-    with pytest.raises(UnsupportedImageError, match=r"1\.2\.5 mixes images of 2 patients.*apart") as caught:
+    with pytest.raises(UnsupportedImageError, match=r"1\.2\.5 mixes images of 2 patients.*separately") as caught:
         read_ct(tmp_path / "mixed")
     assert "4711" not in str(caught.value)
     (found,) = inspect_path(tmp_path / "mixed")
@@ -261,7 +261,7 @@ def test_two_patients(tmp_path):
     ],
 )
 def test_patients_are_told_apart_by_name_too(tmp_path, first, second, patients):
-    """One name is written in many ways; who has neither name nor ID is nobody else."""
+    """A name has many spellings; an image without name and ID is no other patient."""
     hu = phantom()
     write_series(tmp_path / "1", hu[:, :, :3], uid="1.2.3", **first)
     write_series(tmp_path / "2", hu[:, :, 3:], uid="1.2.3", origin=(-100, -50, 27.5), **second)
@@ -275,7 +275,7 @@ def test_patients_are_told_apart_by_name_too(tmp_path, first, second, patients):
     assert not any(word in str(caught.value) for word in ("DOE", "ROE", "doe", "roe", "4711"))
 
 
-def test_table_and_json_hold_all_and_nothing_of_the_patient(run, tmp_path):
+def test_table_and_json_are_complete_and_without_patient_data(run, tmp_path):
     patient = {"PatientID": "MRN4711", "PatientBirthDate": "19700101"}
     write_series(tmp_path / "ct", phantom(), uid="1.2.3", **patient)
     shutil.copy(next((tmp_path / "ct").iterdir()), tmp_path / "ct" / "copy")
@@ -318,7 +318,7 @@ def test_table_and_json_hold_all_and_nothing_of_the_patient(run, tmp_path):
 
 
 def test_image_file(run, tmp_path):
-    """Voxels of 2 x 3 x 4 mm, stored from right to left: the first axis runs to the left."""
+    """Voxels of 2 x 3 x 4 mm, stored from right to left: the first axis points to the left."""
     image = nib.Nifti1Image(np.zeros((5, 6, 7), np.int16), np.diag([-2.0, 3, 4, 1]))
     nib.save(image, tmp_path / "ct.nii.gz")
     (found,) = inspect_path(tmp_path / "ct.nii.gz")

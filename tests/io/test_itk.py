@@ -1,4 +1,4 @@
-"""NRRD and MetaImage: voxels are read late, only from beside the header, and only as many as there can be."""
+"""NRRD and MetaImage: voxels are read late, only from files beside the header, and only if the file can hold them."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def replace(path: Path, old: bytes, new: bytes) -> Path:
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_voxels_are_read_after_the_header(tmp_path: Path, name: str, compress: bool) -> None:
-    """What refuses a CT by its header does so before its voxels are in memory."""
+    """A CT that is refused by its header is refused before its voxels are in memory."""
     path = write(tmp_path, name, compress)
     image = open_itk(path)
     assert image.shape == (12, 10, 6)
@@ -62,7 +62,7 @@ ELSEWHERE = [
 @pytest.mark.parametrize("named", ELSEWHERE)
 @pytest.mark.parametrize("name", NAMES)
 def test_voxels_elsewhere_are_not_read(tmp_path: Path, name: str, named: str) -> None:
-    """The data are there, in the right size: without the check these would be read."""
+    """The data exist, in the right size: without the check they would be read."""
     path = write(tmp_path / "in", name)
     for place in (tmp_path / "secret.raw", tmp_path / "in" / "sub" / "ct.raw"):
         place.parent.mkdir(exist_ok=True)
@@ -109,12 +109,12 @@ def test_a_header_that_promises_more_than_the_file_can_hold(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("claimed", [b"10000000000000", b"-5", b"nan"])
-def test_more_packed_bytes_than_there_are(tmp_path: Path, claimed: bytes) -> None:
+def test_more_compressed_bytes_than_there_are(tmp_path: Path, claimed: bytes) -> None:
     path = write(tmp_path, "ct.mha", compress=True)
     data = path.read_bytes()
     at = data.index(b"CompressedDataSize = ") + 21
     path.write_bytes(data[:at] + claimed + data[data.index(b"\n", at) :])
-    with pytest.raises(UnreadableInputError, match="packed ones"):
+    with pytest.raises(UnreadableInputError, match="compressed ones"):
         open_itk(path)
 
 
@@ -148,8 +148,8 @@ def test_long_comments_and_keys_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_ct(path)[0], phantom())
 
 
-def test_an_origin_that_a_mask_could_not_hold(tmp_path: Path) -> None:
-    """ITK holds it as float64, NIfTI as float32: infinite."""
+def test_an_origin_beyond_float32(tmp_path: Path) -> None:
+    """ITK stores it as float64; as float32 of NIfTI it is infinite."""
     path = replace(write(tmp_path, "ct.mha"), b"Offset = 0 0 0", b"Offset = 0 1e300 0")
     with pytest.raises(GeometryError, match=r"1e\+300 mm off; correct the origin"):
         read_ct(path)
@@ -217,16 +217,16 @@ def test_metaimage_units(tmp_path: Path, name: str) -> None:
         ("line skip: 1\nbyte skip: 2", b"one\nab"),
     ],
 )
-def test_nrrd_voxels_after_something_else(tmp_path: Path, field: str, before: bytes) -> None:
+def test_nrrd_voxels_after_other_data(tmp_path: Path, field: str, before: bytes) -> None:
     (tmp_path / "ct.nrrd").write_bytes(nrrd(field, before))
     np.testing.assert_array_equal(read_ct(tmp_path / "ct.nrrd")[0], phantom())
 
 
 @pytest.mark.parametrize("field", ["byte skip: -2", "byte skip: x", "line skip: -1", "byteskip: 1e3"])
-def test_nrrd_voxels_that_begin_nowhere(tmp_path: Path, field: str) -> None:
+def test_nrrd_invalid_skips(tmp_path: Path, field: str) -> None:
     """ITK takes any negative number for -1, which means the end of the file."""
     (tmp_path / "ct.nrrd").write_bytes(nrrd(field, b"x" * 9))
-    with pytest.raises(UnreadableInputError, match="is not where voxels can begin"):
+    with pytest.raises(UnreadableInputError, match="where no voxels can begin"):
         read_ct(tmp_path / "ct.nrrd")
 
 
@@ -259,7 +259,7 @@ def test_metaimage_header_size(tmp_path: Path, name: str, size: str) -> None:
         ("ct.mhd", "99999", "truncated"),
     ],
 )
-def test_metaimage_voxels_that_begin_nowhere(tmp_path: Path, name: str, size: str, match: str) -> None:
+def test_metaimage_invalid_header_sizes(tmp_path: Path, name: str, size: str, match: str) -> None:
     with pytest.raises(UnreadableInputError, match=match):
         read_ct(metaimage(tmp_path, name, size, b"x" * 16))
 

@@ -1,4 +1,4 @@
-"""JSON of others: whatever is in the file, the answer is a value or a ValueError that says why not."""
+"""Untrusted JSON gives a value, or a ValueError that says why not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_used(name: str) -> None:
+def test_unusable_json(name: str) -> None:
     content, why = BAD[name]
     with pytest.raises(ValueError, match=why):
         parse_json(content)
@@ -37,6 +37,6 @@ def test_what_cannot_be_used(name: str) -> None:
         ('{"a": 1}'.encode("utf-16"), {"a": 1}),
     ],
 )
-def test_what_can(content: Any, value: Any) -> None:
+def test_usable_json(content: Any, value: Any) -> None:
     found = parse_json(content)
     assert value is None or found == value

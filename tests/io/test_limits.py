@@ -1,4 +1,4 @@
-"""What is refused before memory or time is spent on it: NIfTI headers, gzip bombs, volumes larger than any CT."""
+"""Files refused before memory or time is spent on them: NIfTI headers, gzip bombs, volumes larger than any CT."""
 
 import gzip
 import os
@@ -14,7 +14,7 @@ from attunet3d.errors import UnreadableInputError, UnsupportedImageError
 from attunet3d.io import read_ct, read_label, read_volume
 from attunet3d.io.inspect import inspect_path
 from attunet3d.io.nifti import MAX_OFFSET
-from attunet3d.io.slabs import MOST_VOXELS, StoredImage, odd_size
+from attunet3d.io.slabs import MOST_VOXELS, StoredImage, unusual_size
 
 VOX_OFFSET, EXTENSION, DIM = 108, 348, 40
 
@@ -29,7 +29,7 @@ def nifti(path: Path, changes: dict[int, bytes], after: bytes = b"") -> Path:
 
 
 def peak(path: Path, error: type[Exception], match: str) -> int:
-    """Bytes that Python asked for until the file was refused."""
+    """Bytes that Python allocated until the file was refused."""
 
     def refused() -> None:
         with pytest.raises(error, match=match):
@@ -46,7 +46,7 @@ def test_voxels_that_begin_far_away(tmp_path: Path, name: str, offset: float) ->
 
 
 @pytest.mark.parametrize("offset", [np.nan, np.inf, -5])
-def test_voxels_that_begin_nowhere(tmp_path: Path, offset: float) -> None:
+def test_invalid_voxel_offsets(tmp_path: Path, offset: float) -> None:
     path = nifti(tmp_path / "ct.nii", {VOX_OFFSET: np.float32(offset).tobytes()})
     assert peak(path, UnreadableInputError, "copy or export") < 2**22
 
@@ -55,7 +55,7 @@ def test_voxels_that_begin_nowhere(tmp_path: Path, offset: float) -> None:
 @pytest.mark.parametrize("offset", [0, 1, 200, 348, 351])
 @pytest.mark.parametrize("version", [1, 2])
 def test_voxels_that_begin_within_the_header(tmp_path: Path, name: str, offset: int, version: int) -> None:
-    """NIfTI says that this means 352, or 544 in its second version; nibabel would read the header as voxels."""
+    """By the standard this means 352, or 544 in NIfTI-2; nibabel would read the header as voxels."""
     kind = (nib.Nifti1Image, nib.Nifti2Image)[version - 1]
     data = bytearray(kind(phantom(), np.eye(4)).to_bytes())
     at, value = (VOX_OFFSET, np.float32(offset)) if version == 1 else (168, np.int64(offset))
@@ -64,7 +64,7 @@ def test_voxels_that_begin_within_the_header(tmp_path: Path, name: str, offset: 
     volume = read_volume(tmp_path / name)
     np.testing.assert_array_equal(volume.array, phantom())
     said = [f"the NIfTI header says that the voxels begin at byte {offset}; {352 if version == 1 else 544} is meant"]
-    assert volume.source["warnings"] == (said if offset else [])
+    assert volume.metadata["warnings"] == (said if offset else [])
 
 
 @pytest.mark.parametrize("offset", [353, 360, 1000])
@@ -75,13 +75,13 @@ def test_voxels_that_begin_anywhere_else(tmp_path: Path, offset: int) -> None:
 
 
 @pytest.mark.parametrize(("slope", "inter"), [(0, -1024), (np.nan, 5), (np.inf, 0), (-np.inf, 1), (np.nan, np.nan)])
-def test_a_scale_that_is_none(tmp_path: Path, slope: float, inter: float) -> None:
-    """As NIfTI says of 0, and other readers take what is no number."""
+def test_invalid_scales(tmp_path: Path, slope: float, inter: float) -> None:
+    """As the standard says for 0, and other readers take NaN."""
     path = nifti(tmp_path / "ct.nii", {112: np.array([slope, inter], "<f4").tobytes()})
     np.testing.assert_array_equal(read_ct(path)[0], phantom())
 
 
-def test_an_offset_that_is_no_number(tmp_path: Path) -> None:
+def test_an_offset_that_is_not_a_number(tmp_path: Path) -> None:
     path = nifti(tmp_path / "ct.nii", {112: np.array([1, np.nan], "<f4").tobytes()})
     with pytest.raises(UnreadableInputError, match="invalid intercept"):
         read_ct(path)
@@ -96,8 +96,8 @@ def test_an_offset_that_is_no_number(tmp_path: Path) -> None:
         ((0.7, 0.7, 15), (512, 512, 4), "voxels of 0.7 x 0.7 x 15 mm"),
     ],
 )
-def test_odd_sizes_are_said(spacing: tuple[float, ...], shape: tuple[int, int, int], said: str) -> None:
-    (text,) = odd_size(shape, np.diag([*spacing, 1]))
+def test_unusual_sizes_give_a_warning(spacing: tuple[float, ...], shape: tuple[int, int, int], said: str) -> None:
+    (text,) = unusual_size(shape, np.diag([*spacing, 1]))
     assert said in text
     assert text.endswith("check that its lengths are in mm")
 
@@ -106,15 +106,15 @@ def test_odd_sizes_are_said(spacing: tuple[float, ...], shape: tuple[int, int, i
     ("spacing", "shape"),
     [((0.7, 0.7, 1), (512, 512, 2000)), ((0.2, 0.2, 0.6), (512, 512, 120)), ((1, 1, 5), (20, 20, 2))],
 )
-def test_possible_sizes(spacing: tuple[float, ...], shape: tuple[int, int, int]) -> None:
+def test_usual_sizes(spacing: tuple[float, ...], shape: tuple[int, int, int]) -> None:
     """From head to foot, a child's detail, a crop."""
-    assert odd_size(shape, np.diag([*spacing, 1])) == []
+    assert unusual_size(shape, np.diag([*spacing, 1])) == []
 
 
-def test_odd_sizes_are_in_the_record_and_in_what_inspect_says(tmp_path: Path) -> None:
+def test_warnings_of_unusual_sizes_are_in_the_metadata_and_in_inspect(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(phantom((70, 60, 30)), np.diag([0.3, 0.3, 0.5, 1])), tmp_path / "ct.nii")
-    (text,) = read_volume(tmp_path / "ct.nii").source["warnings"]
-    assert "odd size" in text
+    (text,) = read_volume(tmp_path / "ct.nii").metadata["warnings"]
+    assert "unusual for a CT" in text
     assert inspect_path(tmp_path / "ct.nii")[0].warnings == (text,)
 
 
@@ -126,7 +126,7 @@ def test_pairs_of_header_and_image(tmp_path: Path, name: str) -> None:
 
 
 def test_an_extension_of_a_gzip_bomb_is_not_read(tmp_path: Path) -> None:
-    """An extension of 40 MiB (under the limit of the offset), in 40 KB of gzip: only skipped over, in pieces."""
+    """An extension of 40 MiB (under the limit of the offset), in 40 KB of gzip: only skipped, in pieces."""
     extension = b"\1\0\0\0" + np.array([40 * 2**20, 4], "<i4").tobytes()
     changes = {VOX_OFFSET: np.float32(352 + 40 * 2**20).tobytes(), EXTENSION: extension}
     path = nifti(tmp_path / "ct.nii.gz", changes, bytes(40 * 2**20))
@@ -134,7 +134,7 @@ def test_an_extension_of_a_gzip_bomb_is_not_read(tmp_path: Path) -> None:
 
 
 def test_what_follows_the_voxels_is_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 MiB of zeros after the voxels, in 40 KB of gzip: the header is read, and the voxels and a byte more."""
+    """40 MiB of zeros after the voxels, in 40 KB of gzip: only the header, the voxels and one more byte are read."""
     path = nifti(tmp_path / "ct.nii.gz", {}, bytes(40 * 2**20))
     ends: list[int] = []
 
@@ -170,7 +170,7 @@ def test_more_voxels_than_any_ct() -> None:
 
 @pytest.mark.parametrize("read", [read_ct, read_label, inspect_path])
 def test_more_voxels_than_any_ct_in_a_file_that_could_hold_them(tmp_path: Path, read) -> None:  # type: ignore[no-untyped-def]
-    """A sparse file of 16 GiB, which takes no room on the disk."""
+    """A sparse file of 16 GiB, which takes no space on the disk."""
     path = nifti(tmp_path / "ct.nii", {DIM: np.array([3, 2048, 2048, 2048], "<i2").tobytes()})
     os.truncate(path, 352 + 2 * 2048**3)
     with pytest.raises(UnsupportedImageError, match="2048 x 2048 x 2048 voxels, more than any CT"):

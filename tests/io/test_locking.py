@@ -1,4 +1,4 @@
-"""One run at a time in a folder, where its storage has locks."""
+"""One run at a time in a folder, if its storage has locks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_lock_that_fails_is_not_taken_for_another_run(monkeypatch: pytest.Monk
         pass
 
 
-def test_what_is_held_keeps_others_out_until_it_is_released(tmp_path: Path) -> None:
+def test_a_held_folder_is_locked_until_it_is_released(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     hold_folder(folder)
     (tmp_path / "link").symlink_to(folder)
@@ -81,7 +81,7 @@ def test_storage_without_locks(
     assert "see that no other run writes there" in caplog.text
 
 
-def test_what_another_run_is_called_is_made_fit_for_terminals(tmp_path: Path) -> None:
+def test_the_description_of_another_run_is_printable(tmp_path: Path) -> None:
     with locked(tmp_path):
         (tmp_path / ".run.lock").write_bytes(b"\xff\x1b[2J\nrun" + b"x" * 10_000)
         with (
@@ -91,7 +91,7 @@ def test_what_another_run_is_called_is_made_fit_for_terminals(tmp_path: Path) ->
             pass
 
 
-def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+def test_a_linked_lock_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("text")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.lock").symlink_to(tmp_path / "precious")

@@ -1,4 +1,4 @@
-"""Folders with more than files in them: links, pipes, devices, and folders that may not be listed."""
+"""Folders with links, pipes, devices, and subfolders that cannot be listed."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_files_in_the_order_of_their_names(tmp_path: Path) -> None:
 
 
 def test_pipes_and_devices_are_left_out_and_so_are_links_to_them(tmp_path: Path) -> None:
-    """Opening a pipe waits for a writer, for ever; /dev/zero never ends."""
+    """Opening a pipe waits for a writer forever; /dev/zero never ends."""
     hu = phantom()
     write_series(tmp_path / "scan", hu)
     os.mkfifo(tmp_path / "scan" / "pipe")
@@ -29,7 +29,7 @@ def test_pipes_and_devices_are_left_out_and_so_are_links_to_them(tmp_path: Path)
     np.testing.assert_array_equal(read_ct(tmp_path / "scan")[0], hu)
 
 
-def test_links_to_files_are_read_and_dead_ones_missed(tmp_path: Path) -> None:
+def test_links_to_files_are_read_and_broken_links_reported(tmp_path: Path) -> None:
     hu = phantom()
     paths = write_series(tmp_path / "store", hu)
     (tmp_path / "scan").mkdir()
@@ -37,7 +37,7 @@ def test_links_to_files_are_read_and_dead_ones_missed(tmp_path: Path) -> None:
         (tmp_path / "scan" / path.name).symlink_to(path)
     np.testing.assert_array_equal(read_ct(tmp_path / "scan")[0], hu)
     paths[3].unlink()
-    with pytest.raises(UnreadableInputError, match=f"{paths[3].name}: a link to a file that is gone"):
+    with pytest.raises(UnreadableInputError, match=f"{paths[3].name}: a broken link"):
         read_ct(tmp_path / "scan")
 
 

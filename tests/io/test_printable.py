@@ -1,4 +1,4 @@
-"""What is printed: no name drives the terminal, breaks a line, or passes for a line of ours."""
+"""Printed names cannot control the terminal, break a line, or pass for a line of ours."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _prints(function: ast.expr) -> bool:
     return text[:-1] in (["sys", "stdout"], ["sys", "stderr"]) and last in ("write", "writelines")
 
 
-def test_escapes_stand_for_what_a_terminal_acts_on() -> None:
+def test_control_characters_are_escaped() -> None:
     assert printable(EVIL).isascii()
     assert printable("\n\x1b\x9b\u202e\udcff") == r"\n\x1b\x9b\u202e\udcff"
     assert printable("a\u3164b\u034f") == r"a\u3164b\u034f"
@@ -64,7 +64,7 @@ def test_json_is_exact_and_printable() -> None:
         json_text(float("nan"))
 
 
-def test_what_others_print_is_set_in() -> None:
+def test_output_of_others_is_indented() -> None:
     arrived = io.StringIO()
     with redirect_stderr(cast("Any", ForeignText(arrived))):
         for part in ("half", " a line", "\nerror: for", "ged\n", "\n", "\x1b[2J"):

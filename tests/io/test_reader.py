@@ -1,4 +1,4 @@
-"""CT and label files: what is read, where it lies in the patient, and what is refused with which words."""
+"""CT and label files: voxels, position in the patient, and refusals with their messages."""
 
 import contextlib
 import gzip
@@ -53,9 +53,9 @@ def test_nifti_int16_as_stored(tmp_path, name):
     np.testing.assert_array_equal(volume.array, hu)
     np.testing.assert_array_equal(volume.affine, AFFINE)
     assert volume.affine.dtype == np.float64
-    assert (volume.source["format"], volume.source["sform_code"], volume.source["qform_code"]) == ("nifti", 1, 0)
-    assert volume.source["warnings"] == []
-    json.dumps(volume.source)
+    assert (volume.metadata["format"], volume.metadata["sform_code"], volume.metadata["qform_code"]) == ("nifti", 1, 0)
+    assert volume.metadata["warnings"] == []
+    json.dumps(volume.metadata)
 
 
 @pytest.mark.parametrize("dtype", [">i2", "i4", "i8", "f4", "f8", ">f4"])
@@ -68,7 +68,7 @@ def test_nifti_other_types(tmp_path, dtype):
 
 @pytest.mark.parametrize(("dtype", "slope", "inter"), [(np.uint16, 1, -1024), (np.int16, 0.5, -0.25)])
 def test_nifti_scaled(tmp_path, dtype, slope, inter):
-    """HU = stored * slope + intercept, to nearest."""
+    """HU = stored * slope + intercept, rounded to nearest."""
     stored = np.arange(8 * 6 * 4).reshape(8, 6, 4).astype(dtype) * 10 + (0 if dtype == np.uint16 else -900)
     image = nib.Nifti1Image(stored.astype(dtype), AFFINE)
     image.header.set_slope_inter(slope, inter)
@@ -87,7 +87,7 @@ def test_floats_are_rounded_to_nearest_and_clipped_with_a_warning(tmp_path):
     hu[5, 5, 1], hu[5, 5, 2], hu[5, 5, 3] = 39.6, -39.6, 1e6
     volume = read_volume(save_nifti(tmp_path / "ct.nii", hu))
     assert volume.array[5, 5, 1:4].tolist() == [40, -40, 32767]
-    assert volume.source["warnings"] == ["values -1000 to 1e+06 reach beyond int16 and were clipped to -32768..32767"]
+    assert volume.metadata["warnings"] == ["values -1000 to 1e+06 reach beyond int16 and were clipped to -32768..32767"]
 
 
 def test_integers_beyond_int16_are_clipped(tmp_path):
@@ -105,7 +105,7 @@ def test_trailing_dimensions_of_one_are_dropped(tmp_path):
 def test_nifti_without_orientation_is_read_with_a_warning(tmp_path):
     path = save_nifti(tmp_path / "ct.nii", phantom(), sform_code=0)
     volume = read_volume(path)
-    assert "no orientation" in volume.source["warnings"][0]
+    assert "no orientation" in volume.metadata["warnings"][0]
     np.testing.assert_array_equal(volume.affine, nib.load(path).affine)
 
 
@@ -118,7 +118,7 @@ def test_nifti_with_two_different_orientations_is_read_with_a_warning(tmp_path):
     image.set_qform(moved, code=1)
     nib.save(image, path)
     volume = read_volume(path)
-    assert volume.source["warnings"] == [
+    assert volume.metadata["warnings"] == [
         "sform and qform of the NIfTI header disagree by up to 3.00 mm; the sform is used"
     ]
     np.testing.assert_array_equal(volume.affine, AFFINE)
@@ -139,7 +139,7 @@ def test_itk_formats_are_lps(tmp_path, suffix, compressed):
     assert volume.array.flags.f_contiguous
     expected = [[-0.7, 0, 0, -10], [0, -0.8, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1]]
     np.testing.assert_allclose(volume.affine, expected, rtol=1e-12)
-    assert volume.source["warnings"] == []
+    assert volume.metadata["warnings"] == []
 
 
 def test_oblique_nrrd(tmp_path):
@@ -158,12 +158,12 @@ def test_nrrd_without_space_is_read_with_a_warning(tmp_path):
     (tmp_path / "ct.nrrd").write_bytes(header.encode() + hu.tobytes(order="F"))
     volume = read_volume(tmp_path / "ct.nrrd")
     np.testing.assert_array_equal(volume.array, hu)
-    assert "no space" in volume.source["warnings"][0]
+    assert "no space" in volume.metadata["warnings"][0]
 
 
 def test_series_uid_for_a_file_is_ignored_with_a_warning(tmp_path):
     volume = read_volume(save_nifti(tmp_path / "ct.nii", phantom()), series_uid="1.2.3")
-    assert volume.source["warnings"] == ["a series was asked for, but ct.nii is not DICOM"]
+    assert volume.metadata["warnings"] == ["a series was asked for, but ct.nii is not DICOM"]
 
 
 @pytest.mark.parametrize("low", [-1024, -100])
@@ -207,7 +207,7 @@ def _itk(array, name, vector=False):
 
 
 def _flipped_bit(folder):
-    """A damaged voxel inside intact compression: only the checksum knows."""
+    """A damaged voxel within intact compression: only the checksum tells."""
     path = save_nifti(folder / "ct.nii", phantom())
     packed = bytearray(gzip.compress(path.read_bytes()))
     packed[-6] ^= 1
@@ -313,8 +313,8 @@ def test_refused(tmp_path, case):
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.dcm", "ct.ima", "ct", "ct.nrrd", "ct.mha", "ct.txt"])
 @pytest.mark.parametrize("held", ["plain.nii", "packed.nii.gz", "other.nrrd", "other.mha"])
-def test_a_file_is_read_for_what_it_holds(tmp_path, name, held):
-    """Whatever it is called: gzipped or not, and of another format's name."""
+def test_files_are_read_by_their_content(tmp_path, name, held):
+    """Whatever its name: gzipped or not, and with another format's suffix."""
     path = save_nifti(tmp_path / "plain.nii", phantom())
     (tmp_path / "packed.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
     for other in ("other.nrrd", "other.mha"):
@@ -325,14 +325,14 @@ def test_a_file_is_read_for_what_it_holds(tmp_path, name, held):
     found = read_volume(tmp_path / name)
     np.testing.assert_array_equal(found.array, phantom())
     kind = {"plain.nii": "nifti", "packed.nii.gz": "nifti", "other.nrrd": "nrrd", "other.mha": "metaimage"}[held]
-    assert found.source["format"] == kind
+    assert found.metadata["format"] == kind
     suffixes = {"nifti": (".nii", ".gz"), "nrrd": (".nrrd",), "metaimage": (".mha",)}[kind]
-    told = any("by what it holds, though not by its name" in text for text in found.source["warnings"])
+    told = any("by its content, but not by its name" in text for text in found.metadata["warnings"])
     assert told != name.endswith(suffixes)
 
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.dcm"])
-def test_what_gzip_holds_may_be_cut_or_something_else(tmp_path, name):
+def test_gzip_with_truncated_or_other_content(tmp_path, name):
     packed = gzip.compress(save_nifti(tmp_path / "whole.nii", phantom()).read_bytes())
     (tmp_path / name).write_bytes(packed[: len(packed) * 2 // 3])
     with pytest.raises(UnreadableInputError, match=r"truncated or damaged.*copy or export the file again"):
@@ -347,7 +347,7 @@ def test_what_gzip_holds_may_be_cut_or_something_else(tmp_path, name):
     kind=st.sampled_from(["nifti", "dicom"]),
     changes=st.lists(st.tuples(st.integers(0, 1100), st.integers(0, 255)), min_size=1, max_size=4),
 )
-def test_damaged_headers_raise_only_our_errors(tmp_path, kind, changes):
+def test_damaged_headers_raise_typed_errors_only(tmp_path, kind, changes):
     """Whatever a few wrong bytes do: a volume, or an error that says what to do. Never a traceback or a warning."""
     if kind == "nifti":
         path = victim = save_nifti(tmp_path / "ct.nii", phantom())
@@ -408,12 +408,12 @@ def test_monai_loads_a_file_and_a_folder(tmp_path, reader):
         np.testing.assert_array_equal(image.meta["original_affine"], read_ct(path)[1])
         assert image.meta["filename_or_obj"] == name
         assert image.meta["space"] == "RAS"
-        assert json.loads(image.meta["source"]) == read_volume(path).source
+        assert json.loads(image.meta["source"]) == read_volume(path).metadata
 
 
 @quiet_monai
 def test_monai_batches_of_different_formats(tmp_path):
-    """The metadata collate and come apart again, whatever the formats."""
+    """The metadata of different formats are collated and decollated."""
     hu = phantom()
     write_series(tmp_path / "scan", hu)
     cases = [{"image": str(save_nifti(tmp_path / "ct.nii", hu))}, {"image": str(tmp_path / "scan")}]
@@ -426,7 +426,7 @@ def test_monai_batches_of_different_formats(tmp_path):
 
 @quiet_monai
 def test_monai_passes_our_errors_on(tmp_path):
-    """LoadImage would fall back on readers that take a mask for a CT; Compose chains the error as its cause."""
+    """LoadImage would fall back on readers that accept a mask as a CT; Compose chains the error as its cause."""
     path = str(save_nifti(tmp_path / "mask.nii", np.zeros((4, 5, 6), np.uint8)))
     load = LoadImaged(keys="image", reader=CTReader)
     with pytest.raises(UnsupportedImageError, match="not a CT in HU"):
@@ -452,7 +452,7 @@ def test_monai_series_and_labels(tmp_path):
 
 
 @needs_data
-def test_real_ct_and_its_label_lie_on_one_grid():
+def test_real_ct_and_its_label_share_a_grid():
     hu, affine = read_ct(DATA / "ts_example_3mm" / "ct.nii.gz")
     labels, label_affine = read_label(DATA / "ts_example_3mm" / "pancreas.nii.gz")
     assert hu.shape == labels.shape == (122, 101, 112)
@@ -462,8 +462,8 @@ def test_real_ct_and_its_label_lie_on_one_grid():
 
 
 @needs_data
-def test_real_dicom_and_label_lie_on_one_grid():
-    """TotalSegmentator's pancreas (7) on the LIDC CT is stored with y the other way round than the DICOM rows."""
+def test_real_dicom_and_label_share_a_grid():
+    """TotalSegmentator's pancreas (7) on the LIDC CT is stored with y reversed against the DICOM rows."""
     hu, affine = read_ct(DATA / "lidc0001" / "dicom")
     labels, label_affine = read_label(DATA / "lidc0001" / "totalsegmentator_organs.nii.gz")
     flip = np.diag([1.0, -1, 1, 1])

@@ -1,4 +1,4 @@
-"""Every CT series of a folder that could be chosen: those that the refusal to choose lists, and no others."""
+"""The CT series of a folder: those listed in the error about several series, and no others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dicom_files import phantom, write_series
 
 from attunet3d.errors import AmbiguousSeriesError, InputNotFoundError, UnsupportedImageError
 from attunet3d.io import SeriesCase, case_name, read_ct, segmentable_series
+from attunet3d.io.cases import partition_series
 from attunet3d.io.inspect import inspect_path
 
 SCOUT = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
@@ -21,7 +22,7 @@ CORONAL = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "step": (0.0, 2.5, 0.
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """Two CTs to segment, the second and the seventh in the order of UIDs, among what is none."""
+    """Two CTs to segment, the second and the seventh in the order of UIDs, among others that are not."""
     folder = tmp_path / "study"
     write_series(folder / "scout", phantom(), uid="1.2.1", **SCOUT)
     write_series(folder / "arterial", phantom(), uid="1.2.2")
@@ -33,9 +34,9 @@ def study(tmp_path: Path) -> Path:
     return folder
 
 
-def test_those_that_could_be_chosen_under_their_numbers(study: Path) -> None:
-    left_out: list[str] = []
-    cases = segmentable_series(study, left_out)
+def test_selectable_series_have_their_numbers(study: Path) -> None:
+    cases, left_out = partition_series(study)
+    assert segmentable_series(study) == cases
     assert [(case.number, case.series.uid) for case in cases] == [(2, "1.2.2"), (7, "1.2.7")]
     assert [(f.number, f.uid) for f in inspect_path(study) if f.number in (2, 7)] == [(2, "1.2.2"), (7, "1.2.7")]
     with pytest.raises(AmbiguousSeriesError) as caught:
@@ -43,14 +44,14 @@ def test_those_that_could_be_chosen_under_their_numbers(study: Path) -> None:
     assert re.findall(r"1\.2\.\d", str(caught.value).partition("segmentable_series: ")[2]) == ["1.2.2", "1.2.7"]
     assert [line.partition(": 1.2.")[0] for line in left_out] == [
         f"{study}: series 1: CT localizer",
-        f"{study}: series 3: CT derived (MIP), made from the scanner's slices",
-        f"{study}: series 4: CT, images of a single place",
+        f"{study}: series 3: CT derived (MIP), derived from the scanner's slices",
+        f"{study}: series 4: CT, images at a single position",
         f"{study}: series 5: MR, no CT images",
         f"{study}: series 6: CT, not axial",
     ]
 
 
-def test_a_case_is_its_series_without_another_scan_of_the_folder(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_is_read_without_scanning_the_folder_again(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = segmentable_series(study)
     monkeypatch.setattr("attunet3d.io.dicom.find.find_series", None)
     np.testing.assert_array_equal(read_ct(first)[0], phantom())
@@ -66,7 +67,7 @@ def test_a_case_is_named_by_folder_and_number(study: Path) -> None:
     assert str(cases[0]) == f"{study}: series 2"
 
 
-def test_stacks_of_one_series_are_cases_of_their_own(tmp_path: Path) -> None:
+def test_stacks_of_a_series_are_separate_cases(tmp_path: Path) -> None:
     for number in (1, 2):
         write_series(tmp_path / str(number), phantom(seed=number), uid="1.2.3", AcquisitionNumber=number)
     cases = segmentable_series(tmp_path)
@@ -76,7 +77,7 @@ def test_stacks_of_one_series_are_cases_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tags", [{}, SCOUT, MIP], ids=["CT", "localizer", "MIP"])
 def test_cts_of_two_patients_are_refused(tmp_path: Path, tags: dict[str, list[str]]) -> None:
-    """Also where only one of them has a series to segment: the folder is not what it was taken for."""
+    """Also where only one of them has a series to segment: the folder is not what was meant."""
     write_series(tmp_path / "1", phantom(), uid="1.2.3", PatientID="4711")
     write_series(tmp_path / "2", phantom(), uid="1.2.4", PatientID="4711")
     write_series(tmp_path / "3", phantom(), uid="1.2.5", **{**tags, "PatientID": "0815"})
@@ -99,8 +100,8 @@ def test_nothing_to_segment(tmp_path: Path) -> None:
         segmentable_series(tmp_path / "empty")
 
 
-def test_the_list_says_what_headers_tell(tmp_path: Path) -> None:
-    """Slices along an oblique normal, (0, -0.6, 0.8), 2.5 mm apart; and a series that says nothing of its place."""
+def test_series_are_described_by_their_headers(tmp_path: Path) -> None:
+    """Slices along an oblique normal, (0, -0.6, 0.8), 2.5 mm apart; and a series without positions."""
     oblique = {"ImageOrientationPatient": [1, 0, 0, 0, 0.8, 0.6], "step": (0.0, -1.5, 2.0)}
     write_series(tmp_path / "a", phantom(), uid="1.2.1", SeriesDescription="liver", **oblique)
     nowhere = {"ImagePositionPatient": None, "SeriesDescription": None}

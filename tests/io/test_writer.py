@@ -1,4 +1,4 @@
-"""Masks that lie where the CT lies, and files that appear whole or not at all."""
+"""Masks are placed like the CT, and writes are atomic."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_sheared_affine_has_no_qform(tmp_path):
 
 @pytest.mark.parametrize(("sform", "qform"), [(1, 1), (2, 0), (0, 1), (4, 2), (0, 0)])
 def test_mask_has_the_geometry_header_of_its_ct(tmp_path, sform, qform):
-    """Whichever of sform, qform and pixdim a viewer goes by, the mask lies on the CT."""
+    """Whichever of sform, qform and pixdim a viewer uses, the mask lies on the CT."""
     turned = AFFINE.copy()
     c, s = np.cos(0.3), np.sin(0.3)
     turned[:3, :3] = [[c, -s, 0], [s, c, 0], [0, 0, 1]] @ AFFINE[:3, :3]
@@ -55,9 +55,9 @@ def test_mask_has_the_geometry_header_of_its_ct(tmp_path, sform, qform):
     ct.set_sform(turned, code=sform)
     nib.save(ct, tmp_path / "ct.nii.gz")
     volume = read_volume(tmp_path / "ct.nii.gz")
-    path = write_mask(tmp_path / "m.nii.gz", MASK, volume.affine, like=volume.source)
+    path = write_mask(tmp_path / "m.nii.gz", MASK, volume.affine, metadata=volume.metadata)
     source, written = nib.load(tmp_path / "ct.nii.gz").header, nib.load(path).header
-    for field in volume.source["nifti_geometry"]:
+    for field in volume.metadata["nifti_geometry"]:
         count = 4 if field == "pixdim" else None
         np.testing.assert_array_equal(np.atleast_1d(source[field])[:count], np.atleast_1d(written[field])[:count])
     np.testing.assert_array_equal(read_label(path)[1], volume.affine)
@@ -66,9 +66,9 @@ def test_mask_has_the_geometry_header_of_its_ct(tmp_path, sform, qform):
 
 def test_geometry_of_another_grid_is_not_copied(tmp_path):
     nib.save(nib.Nifti1Image(phantom((8, 6, 4)), AFFINE), tmp_path / "ct.nii")
-    like = read_volume(tmp_path / "ct.nii").source
+    like = read_volume(tmp_path / "ct.nii").metadata
     coarse = AFFINE @ np.diag([2, 2, 2, 1])
-    np.testing.assert_array_equal(nib.load(write_mask(tmp_path / "m.nii", MASK, coarse, like=like)).affine, coarse)
+    np.testing.assert_array_equal(nib.load(write_mask(tmp_path / "m.nii", MASK, coarse, metadata=like)).affine, coarse)
 
 
 @settings(max_examples=40)
@@ -81,7 +81,7 @@ def test_geometry_of_another_grid_is_not_copied(tmp_path):
     seed=st.integers(0, 10),
 )
 def test_round_trip_of_any_orientation(tmp_path_factory, order, signs, spacing, angle, origin, seed):
-    """Array exactly; affine to float32."""
+    """The array exactly, the affine to float32."""
     affine = np.eye(4)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     affine[:3, :3] = turn @ (np.eye(3)[:, order] * signs * spacing)
@@ -100,7 +100,7 @@ def test_text(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_failure_midway_leaves_the_old_file_and_nothing_else(tmp_path, error):
+def test_a_failed_write_keeps_the_old_file_only(tmp_path, error):
     target = tmp_path / "report.png"
     target.write_text("old")
 
@@ -118,7 +118,7 @@ def test_failure_midway_leaves_the_old_file_and_nothing_else(tmp_path, error):
 
 
 def test_full_disk(tmp_path, monkeypatch):
-    """nibabel fails after its first bytes: neither the mask nor the temporary file stays."""
+    """nibabel fails after its first bytes: neither the mask nor the temporary file is left."""
 
     def save(image, path):
         Path(path).write_bytes(b"half")
@@ -188,7 +188,7 @@ def test_monai_writer_copies_the_geometry_header(tmp_path):
     ct = nib.Nifti1Image(phantom((8, 6, 4)), AFFINE)
     ct.set_sform(AFFINE, code=4)
     nib.save(ct, tmp_path / "ct.nii")
-    source = read_volume(tmp_path / "ct.nii").source
+    source = read_volume(tmp_path / "ct.nii").metadata
     header = nib.load(_save_with_monai(tmp_path, source=json.dumps(source))).header
     assert (header["sform_code"], header["qform_code"]) == (4, 0)
 
@@ -206,24 +206,24 @@ def test_monai_writer_is_atomic(tmp_path, monkeypatch):
 
 
 def test_a_nifti2_ct_keeps_its_double_precision_affine(tmp_path: Path) -> None:
-    """An affine that float32 cannot hold comes back exactly, as it stood in the CT's header."""
+    """An affine that float32 cannot hold is preserved exactly, as in the CT's header."""
     affine = np.diag([0.7123456789012, 0.7123456789012, 2.5, 1.0])
     ct = np.full((6, 5, 4), 40, np.int16)
     ct[0] = -1000
     nib.save(nib.Nifti2Image(ct, affine), tmp_path / "ct.nii.gz")
     volume = read_volume(tmp_path / "ct.nii.gz")
-    write_mask(tmp_path / "mask.nii.gz", np.ones(ct.shape, np.uint8), volume.affine, like=volume.source)
+    write_mask(tmp_path / "mask.nii.gz", np.ones(ct.shape, np.uint8), volume.affine, metadata=volume.metadata)
     np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii.gz").affine, affine)
 
 
 # --- what killed processes leave
 
 
-def _left(folder: Path, process: int, place: str | None = None) -> Path:
-    """A temporary file as that process, here or in another place, would have left it."""
+def _left(folder: Path, process: int, host: str | None = None) -> Path:
+    """A temporary file as left by a process, on this host or another."""
     real = writer.temporary_name("ct_seg.nii.gz")
-    before, _, rest = real.partition(f"-{writer._place()}-{os.getpid()}-")
-    path = folder / f"{before}-{place or writer._place()}-{process}-{rest}"
+    before, _, rest = real.partition(f"-{writer._host()}-{os.getpid()}-")
+    path = folder / f"{before}-{host or writer._host()}-{process}-{rest}"
     path.write_bytes(b"half")
     return path
 
@@ -234,14 +234,14 @@ def _days_ago(path: Path, days: float) -> Path:
     return path
 
 
-def test_a_temporary_file_says_who_writes_it(tmp_path: Path) -> None:
+def test_a_temporary_file_names_its_process(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "m.nii.gz") as temporary:
-        assert re.fullmatch(rf"\.tmp-[0-9a-f]{{8}}-{writer._place()}-{os.getpid()}-m\.nii\.gz", temporary.name)
+        assert re.fullmatch(rf"\.tmp-[0-9a-f]{{8}}-{writer._host()}-{os.getpid()}-m\.nii\.gz", temporary.name)
         temporary.write_bytes(b"")
 
 
 def test_of_this_machine_the_files_of_dead_processes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However new they are; and those of living ones, of any user, stay however old."""
+    """However new; those of living processes, of any user, stay however old."""
 
     monkeypatch.setattr(writer.psutil, "pid_exists", lambda process: process != 111)
     dead, others, alive = (_left(tmp_path, process) for process in (111, 222, 333))
@@ -254,7 +254,7 @@ def test_of_this_machine_the_files_of_dead_processes_go(tmp_path: Path, monkeypa
 
 
 def test_of_other_machines_only_what_is_too_old_to_be_written_still(tmp_path: Path) -> None:
-    """There a process of that number may live: nothing says so here."""
+    """A process with that number may be alive there: it cannot be known here."""
     new, old = (_days_ago(_left(tmp_path, 2**22 + 5, "00000000"), days) for days in (6.5, 7.5))
     for name, days in ((".tmp-0123abcd-m.nii.gz", 7.5), (".tmp-0123abce-m.nii.gz", 1), (".tmp-mine", 99)):
         (tmp_path / name).write_bytes(b"")
@@ -311,19 +311,17 @@ def test_on_windows_a_program_that_keeps_the_file_open_is_named_as_the_reason(
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.txt": "old"}
 
 
-def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+def test_a_missing_folder_holds_nothing(tmp_path: Path) -> None:
     writer.remove_left_behind(tmp_path / "none")
 
 
-def test_processes_are_known_by_their_numbers() -> None:
+def test_processes_are_identified_by_number() -> None:
     assert writer._is_alive(os.getpid())
     assert not writer._is_alive(2**22 + 5)  # beyond the most that Linux gives
     assert writer._is_alive(2**80)  # no number at all: nothing is known of it
 
 
-def test_renames_are_on_the_disk_when_a_file_has_taken_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_renames_are_flushed_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     sync, replace = writer._sync_folder, os.replace
     monkeypatch.setattr(writer, "_sync_folder", lambda folder: (done.append(f"sync {folder.name}"), sync(folder)))

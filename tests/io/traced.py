@@ -1,4 +1,4 @@
-"""Memory as a count of bytes that Python was asked for, which no other process and no speed has a part in."""
+"""Measure memory as bytes allocated by Python, independent of other processes and of speed."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def traced(call: Callable[[], Any]) -> tuple[Any, int]:
-    """What a call gives, and the most bytes that it held at once, NumPy's arrays among them.
+    """Return the result of a call, and the peak of bytes it allocated, including NumPy's arrays.
 
     It is made twice, and traced the second time: what is imported and cached once does not count.
     """

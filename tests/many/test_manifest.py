@@ -13,7 +13,7 @@ import pytest
 from dicom_files import phantom, write_series
 
 from attunet3d.errors import ConfigError, InputNotFoundError
-from attunet3d.io.cases import alike
+from attunet3d.io.cases import collision_key
 from attunet3d.many.manifest import ManyCase, entries_of, list_entry, name_cases, read_manifest
 
 
@@ -125,7 +125,7 @@ def test_a_row_that_cannot_be_read_is_refused_with_its_number(
         read_manifest(tmp_path / name)
 
 
-ALIKE = [
+COLLIDING = [
     ("CT", "ct"),
     ("Stra\u00dfe", "STRASSE"),
     ("caf\u00e9", "cafe\u0301"),
@@ -134,7 +134,7 @@ ALIKE = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), ALIKE)
+@pytest.mark.parametrize(("one", "other"), COLLIDING)
 def test_ids_that_some_file_systems_take_for_one(tmp_path: Path, one: str, other: str) -> None:
     path = tmp_path / "m.csv"
     path.write_text(f"path,id\na.nii.gz,{one}\nb.nii.gz,{other}\nc.nii.gz,third\n", encoding="utf-8")
@@ -145,14 +145,14 @@ def test_ids_that_some_file_systems_take_for_one(tmp_path: Path, one: str, other
     assert "third" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("one", "other"), ALIKE)
+@pytest.mark.parametrize(("one", "other"), COLLIDING)
 def test_names_in_a_folder_that_some_file_systems_take_for_one(tmp_path: Path, one: str, other: str) -> None:
     """They get ids that no file system does, as names do that are the same."""
     for name in (one, other, "third"):
         (tmp_path / f"{name}.nii.gz").touch()
     ids = [case.id for case in walk(tmp_path)[0]]
     assert sorted(re.sub("-[0-9a-f]{8}$", "-#", name) for name in ids) == sorted([f"{one}-#", f"{other}-#", "third"])
-    assert len({alike(name) for name in ids}) == 3
+    assert len({collision_key(name) for name in ids}) == 3
 
 
 @pytest.mark.parametrize("name", ["con.1", "NUL.ct", "lpt9.x", "con .1", "CONIN$.x", "Com\u00b2.x"])

@@ -46,7 +46,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     )
 
     def call(run: int, qc: bool = False, maps: tuple[str, ...] = (), suffix: str = ".nii.gz") -> Path | None:
-        read = SimpleNamespace(grid=Grid(SHAPE, np.eye(4)), facts={"warnings": []}, files=(), frames=())
+        read = SimpleNamespace(grid=Grid(SHAPE, np.eye(4)), metadata={"warnings": []}, files=(), frames=())
         output_format = "first-byte" if suffix == ".dcm" else "nifti"
         outputs = Outputs(tmp_path, output_format, qc)
         case = CaseWriter(outputs, "case.nii.gz", None, cast(PlannedCT, read), "")

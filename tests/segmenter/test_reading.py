@@ -98,7 +98,7 @@ def test_a_ct_comes_with_its_grids_and_its_voxels_once(cts: list[Path]) -> None:
     assert asked == [(SHAPE, (3, 3, 4))]  # 6 x 5 x 8 mm in steps of 2
     assert (read.grid.shape, read.model.shape, read.memory) == (SHAPE, (3, 3, 4), AMPLE)
     np.testing.assert_array_equal(read.grid.affine, np.diag([1.0, 1.0, 2.0, 1.0]))
-    assert read.facts["format"] == "nifti"
+    assert read.metadata["format"] == "nifti"
     assert read.seconds >= 0
     hu = read.take()
     assert (hu.shape, hu.dtype) == (SHAPE, np.int16)
@@ -208,7 +208,7 @@ def test_only_what_is_read_must_stay_as_it_is(tmp_path: Path, monkeypatch: pytes
         return to_hu(image)
 
     monkeypatch.setattr(reading, "to_hu", touch_one)
-    assert len(reader().read(tmp_path, "1.2.3.1").facts["state"]) == 64
+    assert len(reader().read(tmp_path, "1.2.3.1").metadata["state"]) == 64
     touched = tmp_path / "x"
     with pytest.raises(UnreadableInputError, match="written to while the CT was read"):
         reader().read(tmp_path, "1.2.3.1")

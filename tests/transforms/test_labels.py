@@ -141,7 +141,7 @@ def test_bad_labels_are_refused_by_every_verb(study: Study, damage: Any) -> None
         study.run("evaluate")
     said: list[str] = []
     with pytest.raises((InputNotFoundError, ConfigError)):  # two of three cases are refused
-        prepare(find_cases(study.folder), study.folder / "p.json", folds=2, say=lambda kind, text: said.append(text))
+        prepare(find_cases(study.folder), study.folder / "p.json", folds=2, report=lambda kind, text: said.append(text))
     assert [text.split(":")[0] for text in said] == ["c1", "c2"]
     assert all(found.partition(";")[0] in text for text in said)
 

@@ -1,1 +1,1 @@
-"""DICOM: CT series in, segmentations out."""
+"""Read CT series, and write segmentations as DICOM SEG."""

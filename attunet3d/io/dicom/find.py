@@ -1,4 +1,4 @@
-"""DICOM in: find the series in a folder, and choose one. Its geometry is the matter of dicom_geometry.py."""
+"""Find the DICOM series in a folder, and select one. Its geometry is checked in geometry.py."""
 
 import os
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from attunet3d.errors import (
     UnreadableInputError,
     UnsupportedImageError,
 )
-from attunet3d.io.dicom.folder import Beside, read_folder
+from attunet3d.io.dicom.folder import InSameFolders, read_folder
 from attunet3d.io.dicom.header import SliceHeader
-from attunet3d.io.dicom.scattered import gathered
+from attunet3d.io.dicom.scattered import merge_scattered
 from attunet3d.io.dicom.series import Series, patients_of
 from attunet3d.io.dicom.stacks import (
     same_frame_of_reference,
@@ -28,23 +28,25 @@ from attunet3d.io.dicom.stacks import (
 )
 from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES, MIN_SPACING_MM
 
-MOST_LISTED = 20  # series in a message
+MOST_LISTED = 20  # series listed in a message
 
-# Beside series that are so, the others count only when chosen: the property of `Series`, and what the others are.
+# If some series have such a property, the others are only used when selected: the property, and why they are left out.
 _PREFERRED = (
-    ("is_volume", "images of a single place"),
-    ("is_original", "made from the scanner's slices"),
+    ("is_volume", "images at a single position"),
+    ("is_original", "derived from the scanner's slices"),
     ("is_axial", "not axial"),
 )
 
 
 def find_series(folder: str | os.PathLike[str]) -> list[Series]:
-    """All DICOM series under `folder`, of any modality, whatever the files are called; ordered by UID.
+    """Find all DICOM series in `folder` and its subfolders, of any modality and file names, ordered by UID.
 
-    A series that holds several stacks (see `stacks`) becomes several entries: 1.2.3#1, 1.2.3#2.
-    Reads headers only. Files that are not DICOM are ignored, and DICOMDIR is.
-    Raises InputNotFoundError if there is no DICOM file, UnreadableInputError for only damaged ones or
-    for one that may not be opened.
+    A series with several stacks (see `stacks`) becomes several entries: 1.2.3#1, 1.2.3#2. Only headers are read. Files
+    other than DICOM are ignored, and so is DICOMDIR.
+
+    Raises:
+        InputNotFoundError: There is no DICOM file.
+        UnreadableInputError: All DICOM files are damaged, or one cannot be opened.
     """
     here = read_folder(folder)
     found: dict[tuple[Any, ...], list[SliceHeader]] = {}
@@ -61,16 +63,16 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
             "export the scan again"
         )
     if not found:
-        cure = "give the folder of one DICOM scan"
+        hint = "give the folder of one DICOM scan"
         images = [p.name for p in here.others if p.name.lower().endswith(IMAGE_SUFFIXES)]
         if images:
-            cure = f"to read {images[0]}, give that file"
-        beside_them = f", {here.links} links to folders, which are not followed" if here.links else ""
+            hint = f"to read {images[0]}, give that file"
+        links = f", {here.links} links to folders, which are not followed" if here.links else ""
         raise InputNotFoundError(
-            f"{folder}: no DICOM files in this folder ({len(here.others)} other files{beside_them}); {cure}"
+            f"{folder}: no DICOM files in this folder ({len(here.others)} other files{links}); {hint}"
         )
-    damaged = Beside(here.damaged)
-    no_dicom = Beside(p for p in here.others if p.suffix.lower() in DICOM_SUFFIXES)
+    damaged = InSameFolders(here.damaged)
+    not_dicom = InSameFolders(p for p in here.others if p.suffix.lower() in DICOM_SUFFIXES)
     series: list[Series] = []
     unnamed = 0
     for key, headers in sorted(found.items(), key=lambda item: tuple(map(str, item[0]))):
@@ -81,22 +83,22 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
         folders = {h.path.parent for h in headers}
         parts = stacks(headers) if patients_of(headers) < 2 else [tuple(headers)]
         names = [f"{uid}#{k}" for k in range(1, len(parts) + 1)] if len(parts) > 1 else [uid]
-        beside = damaged(folders), (), no_dicom(folders)
-        series += [Series(name, part, *beside) for name, part in zip(names, parts, strict=True)]
-    series = gathered(series)
-    alone = _Alone(series)
-    return [replace(s, strays=strays) if (strays := alone.strays(s)) else s for s in series]
+        nearby = damaged(folders), (), not_dicom(folders)
+        series += [Series(name, part, *nearby) for name, part in zip(names, parts, strict=True)]
+    series = merge_scattered(series)
+    single = _SingleImages(series)
+    return [replace(s, strays=strays) if (strays := single.strays(s)) else s for s in series]
 
 
-class _Alone:
-    """Images alone in their series, which may be of another one: damaged UIDs take them there."""
+class _SingleImages:
+    """Series of a single image, which may belong to another series if its UID is damaged."""
 
     def __init__(self, series: Sequence[Series]) -> None:
         self._series = [s for s in series if len(s.images) == 1 and s.images[0].position is not None]
         self._positions = np.array([s.images[0].position for s in self._series]).reshape(-1, 3)
 
     def strays(self, series: Series) -> tuple[SliceHeader, ...]:
-        """Those that lie where the next slice of a series would."""
+        """Return those that lie where the next slice of a series would."""
         heights = series.heights
         gaps = sorted(b - a for a, b in pairwise(heights) if b - a >= MIN_SPACING_MM)
         first = series.images[0]
@@ -110,11 +112,11 @@ class _Alone:
         return tuple(s.images[0] for s in near if s.images[0].path.parent in folders and _may_belong(series, s))
 
 
-def _may_belong(series: Series, alone: Series) -> bool:
-    first, image = series.images[0], alone.images[0]
-    # What the same UID says to be another object may be damaged in that place.
+def _may_belong(series: Series, single: Series) -> bool:
+    first, image = series.images[0], single.images[0]
+    # With the same UID, the fields that make it another object may be the damaged ones.
     return (
-        (alone.uid.partition("#")[0] == series.uid.partition("#")[0] or (alone.is_original and alone.is_ct))
+        (single.uid.partition("#")[0] == series.uid.partition("#")[0] or (single.is_original and single.is_ct))
         and patients_of([first, image]) < 2
         and all(same(first, image) for same in (same_study, same_size, same_spacing, same_orientation))
         and any(same_frame_of_reference(s, image) for s in (first, series.images[-1]))
@@ -122,10 +124,12 @@ def _may_belong(series: Series, alone: Series) -> bool:
 
 
 def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
-    """The series with this UID ("1.2.3", or "1.2.3#2" for a stack of it), or the only CT there is to segment.
+    """Return the series with this UID ("1.2.3", or "1.2.3#2" for a stack of it), or the only CT to segment.
 
-    Raises AmbiguousSeriesError for several series, and where there are several patients; UnsupportedImageError for
-    none; InputNotFoundError for an unknown UID.
+    Raises:
+        AmbiguousSeriesError: There are several series or patients.
+        UnsupportedImageError: There is no CT.
+        InputNotFoundError: No series has this UID.
     """
     if uid is not None:
         return _with_uid(series, uid, _folder(series))
@@ -133,9 +137,9 @@ def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
     if len(candidates) > 1:
         if all(len(s.images) == 1 and s.images[0].frames == 1 for s in candidates):
             raise AmbiguousSeriesError(
-                f"{_folder(series)}: {len(candidates)} CT series of one image each, which are no one scan by their "
-                "places (even distances, one size, spacing, orientation and patient); export the scan again, with one "
-                f"SeriesInstanceUID, or give a folder with it alone: {_listed(candidates)}"
+                f"{_folder(series)}: {len(candidates)} CT series of one image each, which do not make up a scan "
+                "(even slice spacing; same size, pixel spacing, orientation and patient); export the scan again, with "
+                f"one SeriesInstanceUID, or give a folder with it alone: {_listed(candidates)}"
             )
         raise AmbiguousSeriesError(
             f"{_folder(series)}: {len(candidates)} CT series; choose one with series_uid, or segment each of "
@@ -146,11 +150,14 @@ def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
 
 
 def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, str]]:
-    """The CT series of a folder among which there is a choice, and by UID why each of the others is left out.
+    """Return the CT series of a folder that may be meant, and by UID why each of the others is left out.
 
-    These count only when chosen by UID: localizers, and beside other CT series single images (bolus timing, dose
-    pages), what was made from the scanner's slices (MIPs, reformats, screenshots), and what is not axial.
-    Raises AmbiguousSeriesError where there are several patients, UnsupportedImageError where there is no CT.
+    Left out unless selected by UID are localizers and, if there are other CT series, single images (bolus timing, dose
+    pages), images derived from the scanner's slices (MIPs, reformats, screenshots), and images that are not axial.
+
+    Raises:
+        AmbiguousSeriesError: There are several patients.
+        UnsupportedImageError: There is no CT.
     """
     cts = [s for s in series if s.is_ct]
     left_out = {s.uid: f"{s.kind}, no CT images" for s in series if not s.is_ct}
@@ -162,8 +169,8 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
             f"{_folder(series)}: no CT image series, only {', '.join(kinds)}; give the folder of a CT scan"
         )
     for preferred, reason in _PREFERRED:
-        better = _Shown([s for s in candidates if getattr(s, preferred)])
-        worse = {s.uid for s in candidates if not getattr(s, preferred) and better.show(s)}
+        better = _Coverage([s for s in candidates if getattr(s, preferred)])
+        worse = {s.uid for s in candidates if not getattr(s, preferred) and better.covers(s)}
         left_out |= {s.uid: f"{s.kind}, {reason}" for s in candidates if s.uid in worse}
         candidates = [s for s in candidates if s.uid not in worse]
     patients = _patients(cts)
@@ -177,8 +184,8 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
     return candidates, left_out
 
 
-class _Shown:
-    """The parts of the body that series show."""
+class _Coverage:
+    """The parts of the body that series cover."""
 
     def __init__(self, series: Sequence[Series]) -> None:
         self._any = bool(series)
@@ -187,11 +194,11 @@ class _Shown:
         self._lowest, self._highest, self._step = np.array([(*z, step) for _, z, step in known]).reshape(-1, 3).T
         self._spaces = np.array([s.images[0].frame_of_reference for s, _, _ in known], str)
 
-    def show(self, worse: Series) -> bool:
-        """Whether one of them shows the part that another series does.
+    def covers(self, worse: Series) -> bool:
+        """Return whether one of them covers the part of the body of another series.
 
-        A derived series may be all that was kept of a scan, beside a few timing images, or of another part of the
-        body. Reformats along the body may reach far beyond it, into the black.
+        If not, a derived series may be all that was kept of a scan, or of another part of the body. Reformats along the
+        body may reach far beyond it.
         """
         if not self._any or not worse.is_volume:
             return self._any
@@ -203,8 +210,8 @@ class _Shown:
         return bool(np.any(same_space & (shared >= (0.75 if worse.is_axial else 0.3) * (z[1] - z[0]))))
 
 
-def passed_over(series: Sequence[Series]) -> list[str]:
-    """The CT series beside the only one that `choose_series` finds, but for localizers: UID, and why it counts less."""
+def left_out_cts(series: Sequence[Series]) -> list[str]:
+    """Return UID and reason for each CT series that `choose_series` leaves out, except localizers."""
     _, reasons = candidate_series(series)
     return [f"{s.uid} ({reasons[s.uid]})" for s in series if s.is_ct and not s.is_localizer and s.uid in reasons]
 
@@ -222,7 +229,7 @@ def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:
         if s.uid == uid:
             return s
     scattered = [s for s in series if uid in s.uids and len(s.uids) > 1]
-    if len(scattered) == 1:  # a scan that is under this UID and others
+    if len(scattered) == 1:  # a scan with this UID among others
         return scattered[0]
     parts = [s for s in series if s.uid.startswith(f"{uid}#")]
     if parts:

@@ -1,4 +1,4 @@
-"""The headers of all DICOM files in a folder, read by several threads: over a network most of the time is waiting."""
+"""Read the headers of all DICOM files in a folder, in several threads, since network storage has high latency."""
 
 import os
 import warnings
@@ -14,18 +14,18 @@ from attunet3d.io.dicom.pixels import EXPORT_AGAIN
 from attunet3d.io.paths import files_below
 
 _THREADS = 8
-_AT_ONCE = 64  # files to a task
+_FILES_PER_TASK = 64
 
 
 @dataclass
 class Folder:
-    """What lies in a folder and below it.
+    """The files of a folder and its subfolders.
 
     Attributes:
-        headers: of the DICOM files, in the order of their paths; several for a multi-frame file.
+        headers: Those of the DICOM files, in the order of their paths; several for a multi-frame file.
         damaged: DICOM files whose header cannot be read.
-        others: files that are not DICOM.
-        links: how many links to folders there are, which are not followed.
+        others: Files that are not DICOM.
+        links: Number of links to folders, which are not followed.
     """
 
     headers: list[SliceHeader] = field(default_factory=list)
@@ -34,8 +34,8 @@ class Folder:
     links: int = 0
 
 
-class Beside:
-    """Which of some files lie in the same folders as others; the answer is one object for the same folders."""
+class InSameFolders:
+    """Look up which of the given files lie in some folders; the same folders give the same tuple object."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = defaultdict(list)
@@ -51,18 +51,20 @@ class Beside:
 
 
 def read_folder(folder: str | os.PathLike[str]) -> Folder:
-    """Read headers only. DICOMDIR is ignored.
+    """Read the headers of all files in a folder and its subfolders, without DICOMDIR.
 
     Raises:
-        UnreadableInputError: a file may not be opened, a folder not be listed, or a link leads to a file that is gone.
+        UnreadableInputError: A file cannot be opened, a folder cannot be listed, or a link is broken.
     """
     files, links = files_below(Path(folder))
     found = Folder(links=links)
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as threads:
-        warnings.simplefilter("ignore")  # pydicom warns of values that break the standard; many scanners write them
+        warnings.simplefilter("ignore")  # pydicom warns of values that violate the standard, which are common
         try:
-            for some in threads.map(_read, (files[k : k + _AT_ONCE] for k in range(0, len(files), _AT_ONCE))):
-                for path, headers in some:
+            for batch in threads.map(
+                _read, (files[k : k + _FILES_PER_TASK] for k in range(0, len(files), _FILES_PER_TASK))
+            ):
+                for path, headers in batch:
                     if headers is None:
                         found.damaged.append(path)
                     elif headers:
@@ -76,7 +78,7 @@ def read_folder(folder: str | os.PathLike[str]) -> Folder:
 
 
 def _read(paths: list[Path]) -> list[tuple[Path, list[SliceHeader] | None]]:
-    """The headers of each file; none for what is not DICOM, None for what is damaged."""
+    """Return the headers of each file: an empty list if it is not DICOM, None if it is damaged."""
     return [(path, _headers(path)) for path in paths]
 
 
@@ -84,10 +86,8 @@ def _headers(path: Path) -> list[SliceHeader] | None:
     try:
         return read_headers(path)
     except FileNotFoundError as e:
-        raise UnreadableInputError(
-            f"{path}: a link to a file that is gone, which may be a slice; {EXPORT_AGAIN}"
-        ) from e
+        raise UnreadableInputError(f"{path}: a broken link, which may stand for a slice; {EXPORT_AGAIN}") from e
     except OSError as e:
         raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
-    except Exception:  # pydicom lets any parser's exception through
+    except Exception:  # pydicom does not catch its parsers' exceptions
         return [] if path.name.upper() == "DICOMDIR" else None

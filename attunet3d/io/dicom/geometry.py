@@ -1,6 +1,6 @@
-"""One DICOM series to one CT volume: the verdict on its images and their places in the patient.
+"""Make a CT volume from a DICOM series: check its images and their positions in the patient.
 
-Every rule is in docs/reference/dicom.md, with the test that shows it. What is refused is never repaired by a guess.
+Each rule is listed in docs/reference/dicom.md with its test. What is refused is never repaired by a guess.
 """
 
 import filecmp
@@ -20,26 +20,31 @@ from attunet3d.io.dicom.series import NO_CT, Series
 from attunet3d.io.dicom.stacks import same_orientation, same_size, same_spacing
 from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, MIN_SPACING_MM, StoredImage, check_affine
 
-# A slice may lie this far from where the affine puts it, mm or a part of the spacing. Headers that round positions to
-# 0.1 mm stay within it, and it is far below what a mask can show. A missing slice moves some slice by half a spacing or
-# more, so the limit for thin slices finds every missing one.
+# Largest distance of a slice from where the affine puts it: mm, or a fraction of the spacing. Positions rounded to 0.1
+# mm stay within it, and it is far below the resolution of a mask. A missing slice displaces some slice by half a
+# spacing or more, so the limit for thin slices detects each missing one.
 MAX_DISPLACEMENT_MM = 0.1 + 1e-6
 MAX_DISPLACEMENT_OF_THICK = 0.025
 MAX_DISPLACEMENT_OF_THIN = 0.25
 
 UNIT_TOLERANCE = 5e-3  # direction cosines rounded to three decimals
-TILT_NOTE_DEG = 0.1  # what rounded positions never reach
+TILT_WARNING_DEG = 0.1  # above the effect of rounded positions
 FARTHEST_MM = 1e5  # from the scanner's origin: 100 m
 HIGHEST_SLOPE, HIGHEST_INTERCEPT = 1e3, 1e6  # HU
 
 
 def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
-    """One CT series as an image whose voxels are still to be decoded.
+    """Open a CT series as an image whose voxels are not yet decoded. A tilted gantry gives a sheared affine.
 
-    A tilted gantry gives a sheared affine. With `allow_uneven`, slices at uneven distances, and with gaps between them,
-    are interpolated linearly onto even ones, and "warnings" in the facts says so; `files` is empty then.
-    Raises UnsupportedImageError (not a CT in HU, or of several patients), GeometryError (slices missing, doubled, or
-    not on one grid) and UnreadableInputError (pixels or headers damaged, decoder missing).
+    Args:
+        series: The series.
+        allow_uneven: Interpolate linearly between slices with uneven spacing or gaps, with a warning in the metadata.
+            `StoredImage.files` is empty then.
+
+    Raises:
+        UnsupportedImageError: Not a CT in HU, or of several patients.
+        GeometryError: Slices are missing, duplicate, or not on one grid.
+        UnreadableInputError: Pixels or headers are damaged, or a decoder is missing.
     """
     if series.damaged:
         raise UnreadableInputError(
@@ -47,13 +52,13 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
         )
     if series.strays:
         raise UnreadableInputError(
-            f"{series.strays[0].path}: alone in its series, but lies where the next slice of {series.uid} would; its "
-            f"header may be damaged: {EXPORT_AGAIN}"
+            f"{series.strays[0].path}: alone in its series, but located where the next slice of {series.uid} would be; "
+            f"its header may be damaged: {EXPORT_AGAIN}"
         )
     if series.patients > 1:
         raise UnsupportedImageError(
             f"{series.folder}: series {series.uid} mixes images of {series.patients} patients (by PatientID and "
-            "PatientName); export each patient's scan apart"
+            "PatientName); export each patient's scan separately"
         )
     notes: list[str] = []
     slices = _without_copies(_only_images(series, notes), notes)
@@ -70,20 +75,20 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
     affine = LPS_TO_RAS @ lps
     check_affine(series.folder, affine)
     tilt = tilt_deg(affine)
-    if tilt > TILT_NOTE_DEG:
+    if tilt > TILT_WARNING_DEG:
         notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the affine is sheared, and no voxel is moved")
     notes += _notes_on_uids(slices)
     if any(not s.sop_class for s in slices):
-        notes.append("images have no SOPClassUID: their Modality says that they are CT")
-    if series.no_dicom:
-        names = ", ".join(path.name for path in series.no_dicom[:3])
+        notes.append("images have no SOPClassUID; they are CT by their Modality")
+    if series.not_dicom:
+        names = ", ".join(path.name for path in series.not_dicom[:3])
         notes.append(
-            f"{_count(series.no_dicom, 'file')} beside the images, such as {names}, named like DICOM, but not it"
+            f"{_count(series.not_dicom, 'file')} beside the images, such as {names}, named like DICOM, but not DICOM"
         )
     if any(s.rescale_type == "HU_MOD" for s in slices):
         notes.append("values are modified HU (RescaleType HU_MOD), such as those of mono-energetic images")
     if any(s.lossy for s in slices):
-        notes.append("the images were compressed with loss")
+        notes.append("the images were compressed lossily")
     if slices[0].rescale is None:
         notes.append("the images give no rescale slope and intercept; stored values are taken as HU")
     slabs = hu_slabs(slices, notes)
@@ -91,11 +96,11 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
     frames = tuple(s.frame for s in slices if s.frame is not None)
     if planes is not None:
         notes.append(
-            f"the {len(slices)} slices lie at uneven distances: {count} even ones, "
+            f"the {len(slices)} slices have uneven spacing: {count} evenly spaced ones, "
             f"{np.linalg.norm(lps[:3, 2]):.4g} mm apart, were interpolated linearly between them"
         )
         slabs, files, frames = _interpolated(slabs, planes), (), ()
-    facts = {
+    metadata = {
         "format": "dicom",
         "series_uid": series.uid,
         "slices": len(slices),
@@ -103,15 +108,17 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
         "warnings": notes,
     }
     shape = (slices[0].columns, slices[0].rows, count)
-    return StoredImage(series.folder, shape, affine, facts, slabs, files, frames)
+    return StoredImage(series.folder, shape, affine, metadata, slabs, files, frames)
 
 
 def _notes_on_uids(slices: Sequence[SliceHeader]) -> list[str]:
-    """What holds them together where their UIDs do not."""
+    """Return warnings about slices that belong together, though not by their UIDs."""
     series, studies = {s.series_uid for s in slices}, {s.study_uid for s in slices} - {""}
-    notes, why = [], "by their places and all else they are one scan"
+    notes, why = [], "by their positions and all other fields they are one scan"
     if series == {""}:
-        notes.append("images have no SeriesInstanceUID: those of one folder, orientation and size are one series")
+        notes.append(
+            "images have no SeriesInstanceUID: those with the same folder, orientation and size are one series"
+        )
     elif len(series) > 1:
         several = f"{len(series - {''})} SeriesInstanceUIDs{', and some have none' if '' in series else ''}"
         notes.append(f"the images carry {several}: {why}")
@@ -121,7 +128,7 @@ def _notes_on_uids(slices: Sequence[SliceHeader]) -> list[str]:
 
 
 def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
-    """The slices, if they can be parts of one CT volume."""
+    """Return the slices without localizers, if they can make up a CT volume."""
     slices = list(series.slices)
     if series.is_ct and series.is_localizer:
         raise UnsupportedImageError(
@@ -130,8 +137,8 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
     derived = series.kind.removeprefix("CT derived (").removesuffix(")")
     if derived in NO_CT:
         raise UnsupportedImageError(
-            f"{series.folder}: series {series.uid} is derived ({derived}), and no CT in HU and in its place; "
-            "choose the scan itself"
+            f"{series.folder}: series {series.uid} is derived ({derived}), not a CT in HU at its position; "
+            "choose the original scan"
         )
     if derived != series.kind:
         notes.append(f"the images are derived ({derived}), not the scanner's own slices")
@@ -144,7 +151,7 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
             raise UnsupportedImageError(f"{s.path}: modality {s.modality}; this reads CT only: choose a CT series")
         if s.frames > 1 and s.frame is None:
             raise UnsupportedImageError(
-                f"{s.path}: {s.frames} frames in one file, without functional groups that say where each lies; "
+                f"{s.path}: {s.frames} frames in one file, without functional groups that give their positions; "
                 "give single slices, or an Enhanced CT"
             )
         if s.samples != 1 or not s.photometric.startswith("MONOCHROME"):
@@ -156,7 +163,7 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
             raise UnsupportedImageError(f"{s.path}: values in {s.rescale_type}, not HU; give the CT series in HU")
         if (s.rescale is None) != (slices[0].rescale is None):
             raise UnsupportedImageError(
-                f"{s.path}: some images of the series give rescale slope and intercept, and some do not; {EXPORT_AGAIN}"
+                f"{s.path}: only some images of the series give rescale slope and intercept; {EXPORT_AGAIN}"
             )
         slope, intercept = s.rescale or (1.0, 0.0)
         if not (0 < slope <= HIGHEST_SLOPE and abs(intercept) <= HIGHEST_INTERCEPT):
@@ -172,24 +179,24 @@ def _only_images(series: Series, notes: list[str]) -> list[SliceHeader]:
 
 
 def _without_copies(slices: list[SliceHeader], notes: list[str]) -> list[SliceHeader]:
-    """Drop copies: the same SOP instance, at the same place, with the same pixels. Raises UnsupportedImageError."""
+    """Drop duplicates: the same SOP instance, position and pixels. Raises UnsupportedImageError if pixels differ."""
     seen: dict[tuple[Any, ...], SliceHeader] = {}
     for s in slices:
         first = seen.setdefault((s.sop_instance or s.path, s.frame, s.position), s)
         if first is not s and not _same_pixels(first, s):
             raise UnsupportedImageError(
-                f"{s.path}: the SOPInstanceUID and the place of {first.path.name}, but other pixels; "
-                "remove the one that is not of this series"
+                f"{s.path}: SOPInstanceUID and position of {first.path.name}, but other pixels; "
+                "remove the one that does not belong to this series"
             )
     if len(seen) < len(slices):
         notes.append(f"{_count(slices[len(seen) :], 'duplicate image')} with one SOPInstanceUID left out")
     if len({(s.sop_instance, s.frame) for s in seen.values() if s.sop_instance}) < len(seen) and slices[0].sop_instance:
-        notes.append("images at different places have one SOPInstanceUID, which should be each one's own")
+        notes.append("images at different positions have the same SOPInstanceUID, which should be unique")
     return list(seen.values())
 
 
 def _same_pixels(a: SliceHeader, b: SliceHeader) -> bool:
-    """Of two files; they may be compressed in different ways."""
+    """Return whether two files have the same pixels, though maybe compressed differently."""
     if filecmp.cmp(a.path, b.path, shallow=False):
         return True
     first, second = (next(hu_slabs([s], [])) for s in (a, b))
@@ -197,7 +204,7 @@ def _same_pixels(a: SliceHeader, b: SliceHeader) -> bool:
 
 
 def _in_order(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]:
-    """The slices along their common normal, and their positions (Z, 3), mm, LPS+. Raises GeometryError."""
+    """Sort the slices along their common normal; also return their positions (Z, 3), LPS+ mm. Raises GeometryError."""
     for s in slices:
         for name, value in (
             ("ImagePositionPatient", s.position),
@@ -226,7 +233,7 @@ def _in_order(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]
         raise GeometryError(
             f"{first.path.parent}: {shared} of {len(slices)} slices do not advance, such as {_named(slices[k])} and "
             f"{_named(slices[k + 1])}, both at {_shown(slices[k].position)}; "
-            "if the series mixes phases or reconstructions, export them apart; if an image is there twice, remove one"
+            "if the series mixes phases or reconstructions, export them separately; if one is a duplicate, remove it"
         )
     return slices, positions
 
@@ -239,50 +246,52 @@ def _check_uniform(slices: Sequence[SliceHeader]) -> None:
         ("ImageOrientationPatient", [s.orientation for s in slices], same_orientation),
     ):
         usual = Counter(values).most_common(1)[0][0]
-        like = next(s for s, value in zip(slices, values, strict=True) if value == usual)
+        reference = next(s for s, value in zip(slices, values, strict=True) if value == usual)
         for s, value in zip(slices, values, strict=True):
-            if not same(like, s):
+            if not same(reference, s):
                 raise GeometryError(
-                    f"{s.path}: {name} {_shown(value)} differs from {_shown(usual)} in {like.path.name}; "
-                    "the series mixes several scans: export them apart"
+                    f"{s.path}: {name} {_shown(value)} differs from {_shown(usual)} in {reference.path.name}; "
+                    "the series mixes several scans: export them separately"
                 )
 
 
 def _even_planes(
     slices: Sequence[SliceHeader], positions: np.ndarray, folder: Path, allow_uneven: bool
 ) -> np.ndarray | None:
-    """None where the slices lie on a straight line at equal steps.
+    """Return None if the slices lie on a straight line at even spacing.
 
-    Where only the steps differ, and `allow_uneven`: the even planes to interpolate, as fractional slice indices.
-    Raises GeometryError for all else.
+    If only the spacing is uneven, and `allow_uneven`, return the evenly spaced planes to interpolate, as fractional
+    slice indices. Raises GeometryError otherwise.
     """
     n = len(slices)
     travel = positions[-1] - positions[0]
     length = float(np.linalg.norm(travel))
-    along = (positions - positions[0]) @ travel / length  # (Z,), mm on the line from the first to the last
+    along = (positions - positions[0]) @ travel / length  # (Z,), mm along the line from the first to the last
     gaps = np.diff(along)
-    typical = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower median: a gap that there is
+    typical = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower median, which is one of the gaps
     tolerance = min(max(MAX_DISPLACEMENT_MM, MAX_DISPLACEMENT_OF_THICK * typical), MAX_DISPLACEMENT_OF_THIN * typical)
-    beside = np.linalg.norm(positions - positions[0] - np.outer(along, travel) / length, axis=1)
-    if beside.max() > tolerance:
-        k = int(beside.argmax())
+    offset = np.linalg.norm(positions - positions[0] - np.outer(along, travel) / length, axis=1)
+    if offset.max() > tolerance:
+        k = int(offset.argmax())
         raise GeometryError(
-            f"{folder}: {_named(slices[k])} lies {beside[k]:.2f} mm beside the line of the other slices; "
+            f"{folder}: {_named(slices[k])} lies {offset[k]:.2f} mm off the line of the other slices; "
             "give a series with slices in one line"
         )
     displaced = np.abs(along - np.linspace(0, length, n))
     if displaced.max() <= tolerance:
         return None
-    odd = np.flatnonzero(np.abs(gaps - typical) > MAX_DISPLACEMENT_OF_THIN * typical)
-    missing = np.rint(gaps[odd] / typical).astype(int) - 1
-    whole = len(odd) > 0 and bool(np.all(missing > 0) and np.allclose(gaps[odd] / typical, missing + 1, atol=0.1))
+    unusual = np.flatnonzero(np.abs(gaps - typical) > MAX_DISPLACEMENT_OF_THIN * typical)
+    missing = np.rint(gaps[unusual] / typical).astype(int) - 1
+    whole = len(unusual) > 0 and bool(
+        np.all(missing > 0) and np.allclose(gaps[unusual] / typical, missing + 1, atol=0.1)
+    )
     too_wide = gaps.max() > MAX_SPACING_MM
     if not allow_uneven:
         allowed = "" if too_wide else "; allow_uneven=True interpolates between them"
         if whole:
             places = [
                 positions[k] + (positions[k + 1] - positions[k]) * part
-                for k, count in zip(odd, missing, strict=True)
+                for k, count in zip(unusual, missing, strict=True)
                 for part in np.arange(1, count + 1) / (count + 1)
             ]
             verdict = (
@@ -291,18 +300,18 @@ def _even_planes(
             )
         else:
             verdict = f"the slice spacing is uneven: give a series with even slices{allowed}"
-        if len(odd):
-            k = int(odd[0])
+        if len(unusual):
+            k = int(unusual[0])
             found = (
                 f"gap of {gaps[k]:.4g} mm between {_named(slices[k])} and {_named(slices[k + 1])} where "
-                f"{typical:.4g} mm is usual ({len(odd)} of {n - 1} gaps are others, {gaps.min():.4g} to "
+                f"{typical:.4g} mm is usual ({len(unusual)} of {n - 1} gaps are unusual, {gaps.min():.4g} to "
                 f"{gaps.max():.4g} mm)"
             )
         else:
             k = int(displaced.argmax())
             found = (
                 f"gaps of {gaps.min():.4g} to {gaps.max():.4g} mm, so that {_named(slices[k])} lies "
-                f"{displaced[k]:.2g} mm from its place among even slices"
+                f"{displaced[k]:.2g} mm from its position at even spacing"
             )
         raise GeometryError(f"{folder}: {found}; {verdict}", arguments=() if too_wide else ("allow_uneven",))
     if too_wide:
@@ -311,17 +320,17 @@ def _even_planes(
             f"{folder}: gap of {gaps[k]:.4g} mm between {_named(slices[k])} and {_named(slices[k + 1])}, too wide to "
             f"interpolate (at most {MAX_SPACING_MM:g} mm); {EXPORT_AGAIN}"
         )
-    # With whole slices missing the grid is that of the others. Else it is as fine as the finest gap, or nearly: two
-    # slices that happen to lie close must not make a grid of thousands.
+    # If whole slices are missing, the spacing is that of the others. Otherwise it is about the smallest gap, but not
+    # less than half the typical one: two slices that happen to be close must not make a grid of thousands.
     step = typical if whole else max(float(gaps.min()), typical / 2)
     planes = np.interp(np.linspace(0, length, round(length / step) + 1), along, np.arange(n))
     nearest = np.rint(planes)
     off = np.abs(planes - nearest) * gaps[np.minimum(planes.astype(int), n - 2)]
-    return np.where(off <= min(tolerance, MAX_DISPLACEMENT_MM), nearest, planes)  # a slice that is there stays as it is
+    return np.where(off <= min(tolerance, MAX_DISPLACEMENT_MM), nearest, planes)  # an existing slice is kept as it is
 
 
 def _interpolated(slabs: Iterator[np.ndarray], planes: np.ndarray) -> Iterator[np.ndarray]:
-    """Linear between the slabs on either side of each plane; `planes` ascend from the first slab to the last."""
+    """Interpolate linearly between the slabs on either side of each plane; `planes` ascend from first to last."""
     numbered = enumerate(slabs)
     index, above = next(numbered)
     for plane in planes:
@@ -329,19 +338,19 @@ def _interpolated(slabs: Iterator[np.ndarray], planes: np.ndarray) -> Iterator[n
             below = above
             index, above = next(numbered)
         yield below * (index - plane) + above * (1 - index + plane) if plane < index else above
-    next(numbered, None)  # what the reader notes at its end
+    next(numbered, None)  # the reader adds its warnings at its end
 
 
 def tilt_deg(affine: np.ndarray) -> float:
-    """Angle between the slice step and the slice normal, in degrees, of an affine from voxel to mm."""
+    """Return the angle in degrees between the slice step and the slice normal of an affine from voxel to mm."""
     normal = np.cross(affine[:3, 0], affine[:3, 1])
     step = affine[:3, 2]
     cosine = abs(float(normal @ step)) / float(np.linalg.norm(normal) * np.linalg.norm(step))
     return math.degrees(math.acos(min(1.0, cosine)))
 
 
-def _count(things: Sequence[Any], name: str) -> str:
-    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+def _count(items: Sequence[Any], name: str) -> str:
+    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"
 
 
 def _named(s: SliceHeader) -> str:

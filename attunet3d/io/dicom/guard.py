@@ -1,7 +1,7 @@
-"""What a DICOM file promises, checked before memory is asked for it: image size, deflated data, codestreams.
+"""Check the sizes that a DICOM file claims before memory is allocated: image size, deflated data, codestreams.
 
-A few bytes can promise gigabytes. pydicom inflates a deflated file at once, and decoders take the size of an image from
-its codestream, whatever Rows and Columns say.
+A few bytes can claim gigabytes. pydicom inflates a deflated file as a whole, and decoders take the size of an image
+from its codestream, whatever Rows and Columns say.
 """
 
 import io
@@ -22,7 +22,7 @@ from pydicom.uid import (
 from attunet3d.errors import UnreadableInputError, UnsupportedImageError
 
 MAX_SIDE = 8192  # rows or columns: eight times those of the finest CT
-MAX_INFLATED_BYTES = 256 * 2**20  # of a deflated file: a slice takes half a megabyte, up to a few
+MAX_INFLATED_BYTES = 256 * 2**20  # of a deflated file: a slice has half a megabyte, up to a few
 MAX_BITS_ALLOCATED = 32
 RLE_MAX_RATIO = 64  # PackBits cannot expand by more: two bytes stand for 128
 
@@ -44,9 +44,9 @@ class _Deflated(Exception):
 
 
 class _Reader(io.BufferedReader):
-    """A file that sets no memory aside for more bytes than it has, as Python's own does when it is asked for them.
+    """A file whose `read` allocates no more memory than the file has bytes, unlike Python's own.
 
-    pydicom reads all that is left in a single case: to inflate it. Raises _Deflated then.
+    Raises _Deflated on reading to the end, which pydicom only does to inflate a file.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -58,7 +58,7 @@ class _Reader(io.BufferedReader):
 
 
 class _InMemory(io.BytesIO):
-    """A small file, read at once: where pydicom looks where it stands, a file on the disk asks the system each time."""
+    """A small file in memory: pydicom calls `tell` for each element, which is a system call for a file on the disk."""
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
@@ -78,9 +78,9 @@ class _Size(NamedTuple):
 
 
 def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.FileDataset:
-    """`pydicom.dcmread` of a path, which takes no more memory than the file, or than it holds deflated.
+    """Read a file like `pydicom.dcmread`, but with no more memory than the file, or its inflated data, has bytes.
 
-    Raises UnreadableInputError for more than MAX_INFLATED_BYTES of deflated data, and what pydicom and zlib raise.
+    Raises UnreadableInputError for more than MAX_INFLATED_BYTES of deflated data, and whatever pydicom and zlib raise.
     """
     with _opened(path) as file:
         try:
@@ -90,9 +90,9 @@ def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.FileDataset
             filereader.read_preamble(file, force=True)
             meta = filereader._read_file_meta_info(file)
             ds = pydicom.dcmread(_inflated(file), **{**options, "force": True})
-            meta.TransferSyntaxUID = ExplicitVRLittleEndian  # what it is now
+            meta.TransferSyntaxUID = ExplicitVRLittleEndian  # since the data are inflated
             ds.file_meta = pydicom.dataset.FileMetaDataset(meta)
-        if not ds.file_meta.get("TransferSyntaxUID"):  # a data set alone, as old archives keep it
+        if not ds.file_meta.get("TransferSyntaxUID"):  # a bare data set, as in old archives
             ds.file_meta.TransferSyntaxUID = _syntax_as_read(ds)
     ds.filename = os.fspath(path)
     return ds
@@ -125,7 +125,7 @@ def check_size(path: os.PathLike[str], rows: int, columns: int) -> None:
 
 
 def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
-    """Raise UnreadableInputError unless the pixels are of the size and bits that the header promises."""
+    """Raise UnreadableInputError unless size and bits of the pixels match the header."""
     syntax = str(ds.file_meta.TransferSyntaxUID)
     if syntax in NATIVE:
         values = int(ds.Rows) * int(ds.Columns) * int(ds.SamplesPerPixel) * int(ds.get("NumberOfFrames") or 1)
@@ -137,35 +137,35 @@ def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
         return
     if syntax not in (RLE, *_JPEG, *_JPEG_2000):
         return
-    promised = _Size(int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel), int(ds.BitsAllocated))
-    if promised.bits > MAX_BITS_ALLOCATED:
-        raise _contradicts(path, f"{promised.bits} bits a pixel")
+    claimed = _Size(int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel), int(ds.BitsAllocated))
+    if claimed.bits > MAX_BITS_ALLOCATED:
+        raise _contradicts(path, f"{claimed.bits} bits a pixel")
     frames = 0
     for frame in _frames(ds):
         frames += 1
         if syntax == RLE:
-            size = promised.rows * promised.columns * promised.samples * (promised.bits // 8)
+            size = claimed.rows * claimed.columns * claimed.samples * (claimed.bits // 8)
             if size > len(frame) * RLE_MAX_RATIO:
                 raise _contradicts(path, f"{len(frame)} bytes of RLE for an image of {size}")
             continue
         found = _jpeg_2000_size(frame) if syntax in _JPEG_2000 else _jpeg_size(frame)
         if found is None:
             raise _contradicts(path, "no image size in the compressed pixels")
-        if found[:3] != promised[:3] or found.bits > promised.bits:
+        if found[:3] != claimed[:3] or found.bits > claimed.bits:
             raise _contradicts(
                 path,
                 f"compressed pixels of {found.rows} x {found.columns}, {found.samples} samples of {found.bits} bits, "
-                f"where the header promises {promised.rows} x {promised.columns}, {promised.samples} of at most "
-                f"{promised.bits}",
+                f"where the header promises {claimed.rows} x {claimed.columns}, {claimed.samples} of at most "
+                f"{claimed.bits}",
             )
     if frames != int(ds.get("NumberOfFrames") or 1):
         raise _contradicts(path, f"{frames} compressed frames")
 
 
 def unwrap_codestreams(ds: pydicom.Dataset) -> None:
-    """Leave of each JPEG 2000 frame in a JP2 file the codestream that `check_pixel_data` has looked at.
+    """Strip JPEG 2000 frames in JP2 files to the codestream that `check_pixel_data` has checked.
 
-    A decoder would look for one by itself, maybe another, with code that has had holes (CVE-2025-54874 in OpenJPEG).
+    A decoder might find another codestream, with code that has had vulnerabilities (CVE-2025-54874 in OpenJPEG).
     """
     if str(ds.file_meta.TransferSyntaxUID) not in _JPEG_2000:
         return
@@ -198,7 +198,7 @@ def _inflated(file: _Reader | _InMemory) -> io.BytesIO:
 
 
 def _frames(ds: pydicom.Dataset) -> Iterator[bytes]:
-    """The compressed frames as pydicom will hand them to the decoder."""
+    """Return the compressed frames as pydicom will pass them to the decoder."""
     count = int(ds.get("NumberOfFrames") or 1)
     if not hasattr(encaps, "generate_frames"):  # pydicom 2
         return encaps.generate_pixel_data_frame(ds.PixelData, count)
@@ -208,7 +208,7 @@ def _frames(ds: pydicom.Dataset) -> Iterator[bytes]:
 
 
 def _jpeg_size(data: bytes) -> _Size | None:
-    """Of a JPEG or JPEG-LS codestream, from its only start-of-frame segment before the first scan."""
+    """Read the size from a JPEG or JPEG-LS codestream: from its only start-of-frame segment before the first scan."""
     if data[:2] != b"\xff\xd8":
         return None
     found: _Size | None = None
@@ -233,7 +233,7 @@ def _jpeg_size(data: bytes) -> _Size | None:
 
 
 def _jpeg_2000_size(data: bytes) -> _Size | None:
-    """Of a JPEG 2000 codestream, bare or in a JP2 file, whose components are all of the image's size."""
+    """Read the size from a JPEG 2000 codestream, bare or in a JP2 file; None if components are subsampled."""
     start = data.find(_JPEG_2000_START)
     end = start + 6 + int.from_bytes(data[start + 4 : start + 6], "big") - 2
     segment = data[start + 6 : end]  # without its length

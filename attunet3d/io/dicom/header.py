@@ -1,6 +1,6 @@
-"""The header of one DICOM file: what it says of its image, or of each of its frames.
+"""Read the header of a DICOM file: the fields of its image, or of each of its frames.
 
-DICOM speaks LPS+ mm and (row, column).
+DICOM uses LPS+ mm and (row, column).
 """
 
 import hashlib
@@ -25,7 +25,7 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced, legacy converted enhanced
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 
-# In the order in which they are tried, see dicom_stacks.py; the first two are those of multi-frame files.
+# In the order in which they are tried, see stacks.py; the first two occur in multi-frame files only.
 _MARKS_IN_FILES = (
     "TemporalPositionIdentifier",
     "NominalPercentageOfCardiacPhase",
@@ -40,8 +40,8 @@ _MARKS_IN_FILES = (
 )
 MARKS = ("stack", "instance", *_MARKS_IN_FILES)
 
-# The header scan parses these and skips the rest. Of the patient's data it reads ID and name, and keeps only a hash of
-# them to tell patients apart; the key makes the hash worthless elsewhere.
+# The header scan parses these and skips the rest. Of patient data it reads ID and name, and keeps only keyed hashes to
+# distinguish patients, which are useless elsewhere.
 HEADER_TAGS = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -68,21 +68,21 @@ HEADER_TAGS = (
     "PerFrameFunctionalGroupsSequence",
     *_MARKS_IN_FILES,
 )
-# Of these kinds of value the bytes are the text, where they are ASCII without padding inside and switch to no other
-# character set: pydicom's conversion of them would take most of a scan's time.
+# For these VRs the bytes are the text, if they are ASCII without inner padding and character set switches: pydicom's
+# conversion would take most of the scan's time.
 _TEXT = ("CS", "DS", "IS", "LO", "PN", "SH", "TM", "UI")
 _PADDING_INSIDE = re.compile(r"^ | \\|\\ ")
 _HASH_KEY = secrets.token_bytes(16)
 
-MOST = 1e9  # of any number that is read here
-MOST_CHARACTERS = 64  # of a UID, and of the other texts that are read here
+MOST = 1e9  # limit of all numbers
+MOST_CHARACTERS = 64  # limit of UIDs and all other texts
 
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """What the header of one DICOM file, or of one frame of it, says; None or empty where it says nothing.
+    """Fields of the header of a DICOM file, or of a frame in it; None or empty if missing.
 
-    Lengths in mm, LPS+. Texts are made printable, since messages and records quote them.
+    Lengths are in LPS+ mm. Texts are made printable, since messages and records quote them.
     """
 
     path: Path
@@ -91,7 +91,7 @@ class SliceHeader:
     series_uid: str
     study_uid: str
     series_number: str
-    # Not ID and name: hashes that are others in every run, only to be compared.
+    # Keyed hashes of ID and name, only for comparison: they differ in each run.
     patient: tuple[str, str] = field(repr=False)
     modality: str
     image_type: tuple[str, ...]
@@ -102,9 +102,9 @@ class SliceHeader:
     orientation: tuple[float, ...] | None  # direction of increasing column index, then of increasing row index
     position: tuple[float, ...] | None  # of the first voxel's centre
     frame_of_reference: str
-    marks: tuple[float | str | None, ...]  # what tells scans of the same places apart: see `MARKS`
+    marks: tuple[float | str | None, ...]  # distinguish scans of the same positions, see `MARKS`
     frames: int  # in the file
-    frame: int | None  # which one of a multi-frame file this is; None in other files, and where frames have no places
+    frame: int | None  # its index in a multi-frame file; None in other files, or if frames have no positions
     samples: int
     photometric: str
     lossy: bool
@@ -123,7 +123,7 @@ class SliceHeader:
 
     @property
     def normal(self) -> tuple[float, float, float] | None:
-        """Row direction x column direction, LPS+; a unit vector where the header is valid."""
+        """Row direction x column direction, LPS+; a unit vector if the header is valid."""
         if self.orientation is None:
             return None
         a, b, c, d, e, f = self.orientation
@@ -131,7 +131,7 @@ class SliceHeader:
 
 
 def read_headers(path: Path) -> list[SliceHeader]:
-    """One for a file with one image, one for each frame of a multi-frame image, none for what is not DICOM.
+    """Read a header for each frame of a multi-frame file, one for any other DICOM file, and none if it is not DICOM.
 
     Raises whatever pydicom raises for a damaged header.
     """
@@ -160,7 +160,7 @@ def read_headers(path: Path) -> list[SliceHeader]:
 
 
 def headers_of(ds: pydicom.Dataset, path: Path) -> list[SliceHeader]:
-    """As `read_headers`, of the data set of a file with an image or object, which has been read already."""
+    """Return what `read_headers` does, for a data set that has already been read."""
     sop_class = text_of(ds, "SOPClassUID")
     header = SliceHeader(
         path=path,
@@ -198,7 +198,7 @@ def headers_of(ds: pydicom.Dataset, path: Path) -> list[SliceHeader]:
 
 
 def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared: pydicom.Dataset) -> SliceHeader:
-    """What the functional groups of a multi-frame image say of one frame, or of all; else what the file says."""
+    """Return the header of a frame: by its functional groups, the shared ones, or else the file's header."""
 
     def group(name: str) -> pydicom.Dataset:
         found = frame.get(name) or shared.get(name)
@@ -234,18 +234,18 @@ def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared
 
 
 def text_of(ds: pydicom.Dataset, name: str) -> str:
-    """The text of an element as it stands in the file; empty for a number, or for a sequence, which may hold anything.
+    """Return the text of an element as stored in the file; empty for numbers and for sequences.
 
-    Python's own way to show bytes and lists would make printable what `SliceHeader` cuts off.
+    `str` of bytes and lists would escape, and so make printable, what `SliceHeader` cuts off.
     """
     texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in _values(ds, name)]
     return "\\".join(text for text in texts if isinstance(text, str))
 
 
 def _hashes_of_patient(ds: pydicom.Dataset) -> tuple[str, str]:
-    """Of the ID and of the name, each empty where there is none.
+    """Return hashes of patient ID and name, each empty if missing.
 
-    Machines differ in how they part the names of a person, and in whether they add them in another script (after "=").
+    Devices differ in the separators within a name, and in whether they add it in another script (after "=").
     """
     name = re.sub(r"[\W_]+", " ", str(_value(ds, "PatientName") or "").partition("=")[0].casefold())
     patient_id = "\\".join(map(str, _values(ds, "PatientID")))
@@ -257,7 +257,7 @@ def _hash(text: str) -> str:
 
 
 def _mark(ds: pydicom.Dataset, name: str) -> float | str | None:
-    if name not in _MARKS_IN_FILES:  # those of frames
+    if name not in _MARKS_IN_FILES:  # occur in frames only
         return None
     if name in ("ConvolutionKernel", "ImageType"):
         return text_of(ds, name) or None
@@ -271,7 +271,7 @@ def _number(ds: pydicom.Dataset, name: str) -> float | None:
 
 
 def _rescale(ds: pydicom.Dataset) -> tuple[float, float] | None:
-    """None where the header gives neither; NaN stands for the one that is missing beside the other, or is broken."""
+    """Return slope and intercept; None if both are missing, NaN for one that is missing or invalid."""
     if not any(name in ds for name in ("RescaleSlope", "RescaleIntercept")):
         return None
     slope, intercept = (numbers(ds, name, 1) or (math.nan,) for name in ("RescaleSlope", "RescaleIntercept"))
@@ -285,13 +285,13 @@ def _image_type(ds: pydicom.Dataset, name: str) -> tuple[str, ...]:
 
 @cache
 def _known(name: str) -> tuple[BaseTag, str]:
-    """Tag and kind of value of an element, which pydicom would look up at each of fifty uses in a file."""
+    """Return tag and VR of an element; cached, since pydicom would look them up at each of fifty uses in a file."""
     tag = Tag(name)
     return tag, dictionary_VR(tag)
 
 
 def _value(ds: pydicom.Dataset, name: str) -> Any:
-    """Of an element, None where there is none; several texts may come as one, with the backslashes between them."""
+    """Return the value of an element, None if missing; several texts may come as one, separated by backslashes."""
     tag, usual = _known(name)
     if tag not in ds:
         return None
@@ -315,9 +315,9 @@ def _values(ds: pydicom.Dataset, name: str) -> list[Any]:
 
 
 def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """`count` numbers of believable size, or None: what is broken is as good as missing.
+    """Return `count` numbers of plausible size, or None: invalid values count as missing.
 
-    Under another VR than its own, such as ST or UN, the text of a number is still one.
+    Numbers stored as text under another VR, such as ST or UN, are read too.
     """
     try:
         found = tuple(float(v) for v in _parts(ds, name))
@@ -329,7 +329,7 @@ def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | N
 def _parts(ds: pydicom.Dataset, name: str) -> list[Any]:
     try:
         values = _values(ds, name)
-    except Exception:  # pydicom's parsers raise anything where VR and value do not go together
+    except Exception:  # pydicom's parsers raise anything if VR and value do not match
         values = [ds.get_item(_known(name)[0]).value]
     texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in values]
     return [part for v in texts for part in (v.strip("\0 ").split("\\") if isinstance(v, str) else [v])]

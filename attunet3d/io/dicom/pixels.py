@@ -1,4 +1,4 @@
-"""Stored DICOM pixels to HU: decoding, stored bits, rescale of each image, padding."""
+"""Convert stored DICOM pixels to HU: decoding, stored bits, rescale of each image, padding."""
 
 import importlib.util
 import warnings
@@ -13,22 +13,28 @@ from attunet3d.io.dicom.guard import NATIVE, RLE, check_pixel_data, dcmread, unw
 from attunet3d.io.dicom.header import SliceHeader, numbers
 from attunet3d.io.slabs import read_failed
 
-AIR_HU = -1024  # what CT scanners themselves write outside the scanned field
+AIR_HU = -1024  # what CT scanners write outside the scanned field
 HIGHEST_HU = 3071  # of the 12-bit CT scale
 EXPORT_AGAIN = "export the complete series again"
 
-# Retired JPEG processes that pydicom refuses, though its decoder for the one on the right reads them too.
+# Retired JPEG processes that pydicom refuses, though its decoder for the process on the right reads them.
 _DECODED_AS = {"1.2.840.10008.1.2.4.53": "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.55": "1.2.840.10008.1.2.4.51"}
 _SIZES = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
 _DECODERS = ("pylibjpeg", "libjpeg", "openjpeg")
 
 
 def hu_slabs(slices: Sequence[SliceHeader], notes: list[str]) -> Iterator[np.ndarray]:
-    """(X, Y) arrays in HU, in the order of `slices`: int32 where the rescale is by integers, else float64.
+    """Yield (X, Y) arrays in HU, in the order of `slices`: int32 if the rescale has integers only, otherwise float64.
 
-    Padding outside the HU scale becomes air. What a user should know is added to `notes` at the end.
-    Raises UnreadableInputError (damaged, decoder missing) and UnsupportedImageError (stored values that have no one
-    meaning).
+    Padding outside the HU scale is set to air.
+
+    Args:
+        slices: The images.
+        notes: Warnings are added to this list when all slices have been yielded.
+
+    Raises:
+        UnreadableInputError: A file is damaged, or a decoder is missing.
+        UnsupportedImageError: The meaning of the stored values is unclear.
     """
     padded = 0
     files: dict[Path, list[SliceHeader]] = {}
@@ -38,14 +44,14 @@ def hu_slabs(slices: Sequence[SliceHeader], notes: list[str]) -> Iterator[np.nda
     for s in slices:
         pixels, padding = next(decoders[s.path])
         if s is files[s.path][-1]:
-            del decoders[s.path]  # and with it what the file holds
+            del decoders[s.path]  # and the file's content with it
         slope, intercept = s.rescale or (1.0, 0.0)
         small = pixels.dtype.itemsize <= 2 and abs(slope) * 65536 + abs(intercept) < 2**31  # else int32 overflows
         if small and slope.is_integer() and intercept.is_integer():
             hu = pixels.astype(np.int32) * int(slope) + int(intercept)
         else:
             hu = pixels * slope + intercept
-        # Only padding that cannot be tissue: some writers name a padding value and use it as a HU value too.
+        # Only padding that cannot be tissue: some writers declare a padding value that they also use as HU.
         outside = padding & ((hu < AIR_HU) | (hu > HIGHEST_HU))
         if outside.any():
             hu[outside] = AIR_HU
@@ -56,7 +62,7 @@ def hu_slabs(slices: Sequence[SliceHeader], notes: list[str]) -> Iterator[np.nda
 
 
 def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of the images of one file: stored values, and which of them mean padding; both (rows, columns)."""
+    """Yield stored values and padding mask of the images of one file; both (rows, columns)."""
     path, syntax = images[0].path, ""
     for s in images:
         try:
@@ -75,7 +81,7 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, np.nda
                 pixels = next(frames)
         except AttUNet3dError:
             raise
-        except Exception as e:  # decoders raise whatever they like
+        except Exception as e:  # decoders raise any type
             raise _decoder_failed(s, syntax, e) from e
         if pixels.shape != (s.rows, s.columns):
             raise UnreadableInputError(
@@ -86,7 +92,7 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, np.nda
 
 
 def _read_sizes(ds: pydicom.Dataset) -> None:
-    """Sizes and bits as whole numbers, though a file gives them under another VR, such as DS or LO."""
+    """Convert sizes and bits to integers, even if stored under another VR, such as DS or LO."""
     for name in _SIZES:
         found = numbers(ds, name, 1)
         if found and found[0].is_integer():
@@ -98,7 +104,7 @@ def _check_meaning(ds: pydicom.Dataset) -> None:
         raise UnreadableInputError(f"{ds.filename}: holds no pixel data; {EXPORT_AGAIN}")
     if "ModalityLUTSequence" in ds:
         raise UnsupportedImageError(
-            f"{ds.filename}: values go through a table (ModalityLUTSequence); give the CT series with a rescale to HU"
+            f"{ds.filename}: values need a lookup table (ModalityLUTSequence); give the CT series with a rescale to HU"
         )
 
 
@@ -111,59 +117,59 @@ def _decoder_failed(s: SliceHeader, syntax: str, error: Exception) -> Unreadable
             return UnreadableInputError(f"{s.path}: no decoder for {name}; run: pip install 'attunet3d[dicom]'")
         if isinstance(error, NotImplementedError):
             return UnreadableInputError(f"{s.path}: {name} is not supported; convert the series to uncompressed DICOM")
-    return read_failed(s.path, cure=EXPORT_AGAIN)  # not quoted: parsers quote values, which can be a name
+    return read_failed(s.path, hint=EXPORT_AGAIN)  # without `error`: parsers quote values, such as names
 
 
 def _frames(ds: pydicom.Dataset, images: Sequence[SliceHeader]) -> Iterator[np.ndarray]:
-    """Stored values of `images`, one after another."""
+    """Return an iterator over the stored values of `images`."""
     if images[0].frame is None:
         return iter([ds.pixel_array])
     numbers = [int(s.frame) for s in images if s.frame is not None]
     try:
         from pydicom.pixels import iter_pixels
-    except ImportError:  # pydicom 2 knows only all frames at once
+    except ImportError:  # pydicom 2 only decodes all frames at once
         whole = ds.pixel_array.reshape(-1, *ds.pixel_array.shape[-2:])
         return (whole[number] for number in numbers)
     return iter_pixels(ds, indices=numbers)
 
 
 class _StoredBits:
-    """Where in the decoded words the values are: BitsStored bits up to HighBit, and what may lie beside them.
+    """Extract values from decoded words: BitsStored bits up to HighBit, and what may be in the other bits.
 
-    pydicom drops the bits beside the values without a word. Overlays of old files lie there, and then that is right;
-    but some writers put there what does not fit into BitsStored: padding, or values that would be read as others.
+    pydicom silently drops the other bits. That is right for overlays, which old files store there; but some writers
+    store what does not fit into BitsStored there: padding, or values that would be misread.
     """
 
     def __init__(self, ds: pydicom.Dataset, in_container: bool) -> None:
         self.path = ds.filename
         self.signed = ds.PixelRepresentation == 1
         self.bits, self.width = int(ds.BitsStored), int(ds.BitsAllocated)
-        # A codec gives values in the lowest bits, wherever they were before they were compressed.
+        # A codec returns values in the lowest bits, whatever their position was before compression.
         self.lowest = int(ds.HighBit) + 1 - self.bits if in_container else 0
         if self.bits < 1 or not 0 <= self.lowest <= self.width - self.bits:
             raise UnreadableInputError(
-                f"{self.path}: {self.bits} bits stored, up to bit {ds.HighBit} of {self.width}, cannot be; "
+                f"{self.path}: {self.bits} bits stored, up to bit {ds.HighBit} of {self.width}, are impossible; "
                 f"{EXPORT_AGAIN}"
             )
         self.padding = self._padding(ds)
         overlays = [tag for tag in list(ds.keys()) if tag.group & 0xFF01 == 0x6000 and tag.element == 0x0102]
-        self.overlay = any(ds[tag].value for tag in overlays)  # OverlayBitPosition: 0 is that of one stored apart
+        self.overlay = any(ds[tag].value for tag in overlays)  # OverlayBitPosition: 0 if stored separately
         if in_container:
-            ds.BitsStored, ds.HighBit = self.width, self.width - 1  # now pydicom gives whole words
+            ds.BitsStored, ds.HighBit = self.width, self.width - 1  # so that pydicom returns whole words
 
     def values(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The stored values, and which of them mean padding. Raises UnsupportedImageError."""
+        """Return the stored values and the mask of padding. Raises UnsupportedImageError."""
         if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize * 8 < self.width:
             raise UnreadableInputError(f"{self.path}: pixels decode to {pixels.dtype}; {EXPORT_AGAIN}")
         kind = "i" if self.signed else "u"
         words = pixels.astype(pixels.dtype.newbyteorder("="), copy=False).view(f"{kind}{pixels.dtype.itemsize}")
         width = pixels.dtype.itemsize * 8
-        values = (words << (width - self.lowest - self.bits)) >> (width - self.bits)  # a negative value keeps its sign
+        values = (words << (width - self.lowest - self.bits)) >> (width - self.bits)  # keeps the sign
         if self.bits == width:
             return values, self._is_padding(values)
         padding = self._is_padding(words) | self._is_padding(values)
-        # Above a negative value there may be zeros as well as copies of its sign, but not both in one image: then those
-        # with zeros are positive values that do not fit.
+        # The bits above a negative value may be zeros or copies of its sign, but not both in one image: then those with
+        # zeros are positive values that do not fit.
         extended = (values << self.lowest) == words
         unsigned = words.view(f"u{pixels.dtype.itemsize}")
         alone = unsigned & ~unsigned.dtype.type(((1 << self.bits) - 1) << self.lowest) == 0
@@ -187,13 +193,13 @@ class _StoredBits:
         return (values >= low) & (values <= high)
 
     def _padding(self, ds: pydicom.Dataset) -> tuple[int, int] | None:
-        """Lowest and highest word that marks voxels outside the scanned field."""
+        """Return the lowest and highest word that marks voxels outside the scanned field."""
         value = ds.get("PixelPaddingValue")
         if not isinstance(value, int):
             return None
         limit = ds.get("PixelPaddingRangeLimit")
         ends = [value, limit if isinstance(limit, int) else value]
-        # The tags are signed or unsigned as the pixels are, but writers and parsers get that wrong.
+        # The tags should be signed if the pixels are, but writers and parsers get that wrong.
         ends = [end % 2**self.width for end in ends]
         if self.signed:
             ends = [end - 2**self.width if end >= 2 ** (self.width - 1) else end for end in ends]

@@ -1,9 +1,9 @@
-"""What a DICOM SEG repeats of its CT's images: patient and study byte for byte, and their places in plain numbers.
+"""Copy patient, study and geometry of the CT's images to a DICOM SEG: patient and study byte for byte.
 
 Archives hold much that the standard forbids: "ANONYMIZED" for a date, misspelt character sets, UIDs with letters.
-highdicom, which builds the SEG, stops at some of it, and pydicom would write some of it otherwise than it was. But an
-archive files a SEG with its CT only where both say the same. So highdicom is given stand-ins that say nothing of the
-patient, and what the images say is put into what it has built, as the bytes that it is.
+highdicom, which builds the SEG, refuses some of it, and pydicom would write some of it differently. But archives only
+file a SEG with its CT if these fields are the same. So highdicom is given stand-ins without patient data, and then the
+images' fields are copied into the SEG as raw bytes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,9 +20,9 @@ from pydicom.valuerep import STR_VR, DSfloat
 from attunet3d.errors import UnsupportedImageError
 from attunet3d.io.dicom.header import SliceHeader, numbers, text_of
 
-# A SEG cannot be without these: they tie it to its study, to the patient's space, and to each image.
+# Required in a SEG: they tie it to its study, to the frame of reference, and to each image.
 UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
-# A SEG must have these, if only to say that they are empty, as they are once an image is de-identified.
+# A SEG must have these, though they may be empty, as in de-identified images.
 EMPTY_IF_MISSING = (
     "PatientName",
     "PatientID",
@@ -34,7 +34,7 @@ EMPTY_IF_MISSING = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-_PATIENT_GROUPS = (0x0010, 0x0012)  # the second is of clinical trials
+_PATIENT_GROUPS = (0x0010, 0x0012)  # the second: clinical trials
 _OF_THE_SERIES = ("ClinicalTrialCoordinatingCenterName", "ClinicalTrialSeriesID", "ClinicalTrialSeriesDescription")
 _REPEATED = (
     "SpecificCharacterSet",
@@ -43,7 +43,7 @@ _REPEATED = (
     "LossyImageCompression",
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
-    # The study, and the patient at that time.
+    # The study, and the patient at the time.
     "StudyInstanceUID",
     "StudyDate",
     "StudyTime",
@@ -76,7 +76,7 @@ _REPEATED = (
     "ReasonForVisitCodeSequence",
     "PatientState",
 )
-# Of the scanner, which highdicom names where it can.
+# The scanner, which highdicom copies.
 _EQUIPMENT = (
     "Manufacturer",
     "ManufacturerModelName",
@@ -88,18 +88,18 @@ _EQUIPMENT = (
     "StationName",
     "AcquisitionDateTime",
 )
-_OF_BYTES = {*STR_VR, "OB", "UN"}  # VRs of the same bytes in every transfer syntax
+_BYTE_VRS = {*STR_VR, "OB", "UN"}  # VRs with the same bytes in every transfer syntax
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
 def uid_of(header: pydicom.Dataset, name: str) -> str:
-    """A UID as it stands, though it may be none; empty where there is not exactly one."""
+    """Return a UID as stored, even if invalid; empty unless there is exactly one."""
     uid = text_of(header, name).strip("\0 ")
     return "" if "\\" in uid else uid
 
 
 def repeated(header: pydicom.Dataset) -> pydicom.Dataset:
-    """What a SEG repeats of an image, as it is stored. Raises UnsupportedImageError for what is damaged."""
+    """Return the elements of an image that a SEG repeats, as stored. Raises UnsupportedImageError if damaged."""
     named = {tag_for_keyword(name) for name in _REPEATED}
     series = {tag_for_keyword(name) for name in _OF_THE_SERIES}
     tags = (tag for tag in list(header.keys()) if tag in named or (tag.group in _PATIENT_GROUPS and tag not in series))
@@ -107,7 +107,7 @@ def repeated(header: pydicom.Dataset) -> pydicom.Dataset:
 
 
 def add_to(seg: pydicom.Dataset, found: pydicom.Dataset) -> None:
-    """Put into a SEG, which is to be written with explicit VR, what `repeated` has found."""
+    """Copy the elements from `repeated` into a SEG that will be written with explicit VR."""
     correct_ambiguous_vr(seg, is_little_endian=True)
     for tag in list(found.keys()):
         seg[tag] = found.get_item(tag)
@@ -115,12 +115,12 @@ def add_to(seg: pydicom.Dataset, found: pydicom.Dataset) -> None:
 
 
 def stand_in(header: pydicom.Dataset, slices: Sequence[SliceHeader], thickness: float) -> pydicom.Dataset:
-    """An image for highdicom to refer to: the UIDs of one, its size and its place, and nothing of the patient.
+    """Return an image for highdicom to refer to, with the UIDs, size and geometry of `header`, but no patient data.
 
     Args:
-        header: of the image.
-        slices: what it says of its one image, or of each of its frames that count, see `read_headers`.
-        thickness: mm, where the image gives none: it may be empty in a CT, but not in a SEG.
+        header: Header of the image.
+        slices: Its image, or those of its frames that are used, see `read_headers`.
+        thickness: Default slice thickness in mm: it may be missing in a CT, but not in a SEG.
     """
     first = slices[0]
     image = pydicom.Dataset()
@@ -129,17 +129,17 @@ def stand_in(header: pydicom.Dataset, slices: Sequence[SliceHeader], thickness: 
     for name in EMPTY_IF_MISSING:
         setattr(image, name, "")
     for name in _EQUIPMENT:
-        with suppress(Exception):  # what cannot be read of the scanner is not named
+        with suppress(Exception):  # unreadable elements are left out
             if header.get(name):
                 setattr(image, name, header[name].value)
     image.Modality = "CT"
     image.Rows, image.Columns = first.rows, first.columns
-    said = header if first.frame is None else _measures_of_frame(header, first.frame)
+    measured = header if first.frame is None else _measures_of_frame(header, first.frame)
     measures, orientation = pydicom.Dataset(), pydicom.Dataset()
     measures.PixelSpacing = _decimals(first.spacing)
-    of_image = (numbers(said, "SliceThickness", 1) or (0.0,))[0]
+    of_image = (numbers(measured, "SliceThickness", 1) or (0.0,))[0]
     measures.SliceThickness = _decimals([of_image if of_image > 0 else thickness])[0]
-    between = numbers(said, "SpacingBetweenSlices", 1)
+    between = numbers(measured, "SpacingBetweenSlices", 1)
     if between:
         measures.SpacingBetweenSlices = _decimals(between)[0]
     orientation.ImageOrientationPatient = _decimals(first.orientation)
@@ -167,24 +167,24 @@ def _measures_of_frame(header: pydicom.Dataset, number: int) -> pydicom.Dataset:
 
 
 def _position(image: SliceHeader) -> pydicom.Dataset:
-    place = pydicom.Dataset()
-    place.ImagePositionPatient = _decimals(image.position)
-    return place
+    position = pydicom.Dataset()
+    position.ImagePositionPatient = _decimals(image.position)
+    return position
 
 
 def _decimals(values: Iterable[float] | None) -> list[DSfloat]:
-    """Of at most 16 characters each, as the standard has it."""
+    """Convert to decimal strings of at most 16 characters, as the standard requires."""
     return [DSfloat(value, auto_format=True) for value in values or ()]
 
 
 def _as_stored(ds: pydicom.Dataset, tags: Iterable[Any], path: str) -> pydicom.Dataset:
-    """Elements for a data set with explicit VR, little endian: those of bytes as they are, others anew."""
+    """Return elements for a data set with explicit VR, little endian: bytes and texts unchanged, others re-encoded."""
     found = pydicom.Dataset()
     for tag in tags:
         element = ds.get_item(tag)
         vr = element.VR if element.VR in writers else _usual_vr(tag)
         try:
-            if isinstance(element, RawDataElement) and vr in _OF_BYTES and element.length != _UNDEFINED_LENGTH:
+            if isinstance(element, RawDataElement) and vr in _BYTE_VRS and element.length != _UNDEFINED_LENGTH:
                 found[tag] = element._replace(VR=vr, value=element.value or b"")
             elif ds[tag].VR == "SQ":
                 found[tag] = DataElement(
@@ -212,6 +212,8 @@ def _usual_vr(tag: Any) -> str:
 
 
 def _write_as_stored(ds: pydicom.Dataset) -> None:
-    """pydicom writes raw elements as they are where it believes that they were read from what is written now."""
-    said = ds.get("SpecificCharacterSet")
-    ds.set_original_encoding(False, True, default_encoding if said is None else convert_encodings(said))
+    """Make pydicom write raw elements unchanged: it does if their original encoding is that to write."""
+    character_set = ds.get("SpecificCharacterSet")
+    ds.set_original_encoding(
+        False, True, default_encoding if character_set is None else convert_encodings(character_set)
+    )

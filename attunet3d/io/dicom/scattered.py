@@ -1,4 +1,4 @@
-"""Images of one scan under several series UIDs: some anonymisers give each file one of its own, or leave some empty."""
+"""Merge scans that are scattered over several series UIDs: some anonymisers give each file its own UID, or none."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,44 +15,44 @@ from attunet3d.io.dicom.stacks import (
     same_study,
     scans_of,
 )
-from attunet3d.io.grouping import Agreeing, Key, grouped
+from attunet3d.io.grouping import Key, KeyIndex, grouped
 from attunet3d.io.slabs import MIN_SPACING_MM
 
-MOST_IN_A_PART = 5  # slices: what is no scan by itself
-FEWEST_PARTS = 3  # two images are at even distances wherever they lie
-USUAL_GAPS = 0.75  # of all: a slice may be missing, which the reader tells with its place
+MOST_IN_A_PART = 5  # slices: more are a scan of their own
+FEWEST_PARTS = 3  # two images have even spacing wherever they lie
+USUAL_GAPS = 0.75  # fraction: slices may be missing, and the reader reports where
 SAME_GAP = 0.1  # relative
 
-_Scan = tuple[list[Series], Series]  # its parts, and the series that they become
+_Scan = tuple[list[Series], Series]  # its parts, and the merged series
 
 
-def gathered(series: Sequence[Series]) -> list[Series]:
-    """The series of a folder, with the parts of each scan that lies scattered over several of them put together.
+def merge_scattered(series: Sequence[Series]) -> list[Series]:
+    """Return the series of a folder, with the parts of each scan that is scattered over several series merged.
 
-    Parts are put together where that leaves no choice: CT images of one patient, size, pixel spacing, orientation and
-    kind, which lie at even distances in one line, no two at one place. They are several parts that are no scan by
-    themselves, or images without UID and the only series that they can belong to. Study and space are the same, or
-    most parts have one of their own.
+    Parts are only merged if that is unambiguous: CT images with the same patient, size, pixel spacing, orientation and
+    kind, evenly spaced on one line, no two at the same position. They are several parts too small to be scans, or
+    images without UID and the only series that they can belong to. Study and frame of reference are the same, or most
+    parts have their own.
     """
     found = list(series)
-    for said, same in ((_said_with_space, _same_scan_and_space), (_said, _same_scan)):
+    for key, same in ((_key_with_space, _same_scan_and_space), (_key, _same_scan)):
         parts = [s for s in found if (_is_nameless(s) or len(s.images) <= MOST_IN_A_PART) and _is_uniform(s)]
-        whose = {id(s.images[0]): s for s in parts}
+        part_of = {id(s.images[0]): s for s in parts}
         scans: list[_Scan] = []
-        for group in grouped([s.images[0] for s in parts], said, same):
-            scans += _scans_among([whose[id(image)] for image in group])
+        for group in grouped([s.images[0] for s in parts], key, same):
+            scans += _scans_among([part_of[id(image)] for image in group])
         found = _replaced(found, scans)
     return _replaced(found, _completed([s for s in found if _is_uniform(s)]))
 
 
 def _completed(series: Sequence[Series]) -> list[_Scan]:
-    """Series with the images without UID that can only belong to them."""
+    """Add images without UID to the only series that they can belong to."""
     hosts = [([s], s) for s in series if not _is_nameless(s)]
-    keys = Agreeing()
+    keys = KeyIndex()
     for _, host in hosts:
-        keys.add(_said_with_space(host.slices[0]))
+        keys.add(_key_with_space(host.slices[0]))
     for nameless in [s for s in series if _is_nameless(s)]:
-        fit = [n for n in keys.with_key(_said_with_space(nameless.slices[0])) if _can_hold(hosts[n][1], nameless)]
+        fit = [n for n in keys.matching(_key_with_space(nameless.slices[0])) if _can_hold(hosts[n][1], nameless)]
         for parts, whole in _scans_among([hosts[fit[0]][1], nameless], fewest=2) if len(fit) == 1 else ():
             hosts[fit[0]] = ([*hosts[fit[0]][0], *parts[1:]], whole)
     return [(parts, whole) for parts, whole in hosts if len(parts) > 1]
@@ -63,27 +63,27 @@ def _is_nameless(s: Series) -> bool:
 
 
 def _is_uniform(s: Series) -> bool:
-    """Whether this holds CT images of one kind on one grid, and nothing else."""
+    """Return whether this holds only CT images of one kind on one grid."""
     if not s.is_ct or any(i.position is None or i.normal is None or i.is_localizer for i in s.slices):
         return False
     return all(_same_scan(s.slices[0], i) for i in s.slices)
 
 
 def _can_hold(host: Series, nameless: Series) -> bool:
-    """An image alone at the end of a series is left to the reader, which takes it for damaged."""
+    """Not a single image at the end of a series: the reader reports it as damaged."""
     a, b = host.slices[0], nameless.slices[0]
     between = len(nameless.slices) > 1 or host.heights[0] < nameless.heights[0] < host.heights[-1]
     return between and _same_scan_and_space(a, b) and a.series_number == b.series_number
 
 
 def _scans_among(group: Sequence[Series], fewest: int = FEWEST_PARTS) -> list[_Scan]:
-    """What of a group makes up a scan: the parts, in their order, and the series that they become."""
+    """Find the scans in a group: the parts of each, in their order, and the merged series."""
     if len(group) < fewest:
         return []
-    whose = {id(image): n for n, s in enumerate(group) for image in s.slices}
+    owner = {id(image): n for n, s in enumerate(group) for image in s.slices}
     found = []
     for scan in scans_of([image for s in group for image in s.slices]):
-        parts = [group[n] for n in sorted({whose[id(image)] for image in scan})]
+        parts = [group[n] for n in sorted({owner[id(image)] for image in scan})]
         complete = sum(len(s.slices) for s in parts) == len(scan)
         if len(parts) >= fewest and complete and _is_even(scan) and _is_one_space(scan, len(parts)):
             found.append((parts, _whole(parts, scan)))
@@ -91,25 +91,25 @@ def _scans_among(group: Sequence[Series], fewest: int = FEWEST_PARTS) -> list[_S
 
 
 def _replaced(series: Sequence[Series], scans: Sequence[_Scan]) -> list[Series]:
-    """`series` with each scan in the place of the first of its parts."""
+    """Replace the first part of each scan by the scan, and remove the others."""
     scan_of = {id(part): whole for parts, whole in scans for part in parts}
     return list({id(found): found for found in (scan_of.get(id(s), s) for s in series)}.values())
 
 
 def _whole(parts: Sequence[Series], scan: Sequence[SliceHeader]) -> Series:
-    """Under the UID of the first part that has one, without the number of a stack where all parts are of one series."""
+    """Merge parts under the UID of the first that has one, without a stack number if all are stacks of one series."""
     named = [s.uid for s in parts if not _is_nameless(s)] or [parts[0].uid]
     one = len({uid.partition("#")[0] for uid in named}) == 1
     return Series(
         named[0].partition("#")[0] if one else named[0],
         tuple(scan),
         damaged=_together(s.damaged for s in parts),
-        no_dicom=_together(s.no_dicom for s in parts),
+        not_dicom=_together(s.not_dicom for s in parts),
     )
 
 
 def _together(files: Iterable[tuple[Path, ...]]) -> tuple[Path, ...]:
-    """Each once. Parts in one folder share what lies beside them."""
+    """Concatenate without duplicates. Parts in the same folder share their tuple."""
     shared = {id(paths): paths for paths in files}.values()
     return tuple(dict.fromkeys(path for paths in shared for path in paths))
 
@@ -124,7 +124,7 @@ def _study_and_space(image: SliceHeader) -> tuple[str, str]:
 
 
 def _is_even(scan: Sequence[SliceHeader]) -> bool:
-    """Whether images lie in one line, most of them at one distance, and none where another one is."""
+    """Return whether images lie on a line, most with the same spacing, no two at the same position."""
     positions = np.array([s.position for s in scan])
     heights = positions @ np.array(scan[0].normal)
     order = np.argsort(heights)
@@ -134,8 +134,8 @@ def _is_even(scan: Sequence[SliceHeader]) -> bool:
     typical = np.sort(gaps)[(len(gaps) - 1) // 2]
     travel = positions[order[-1]] - positions[order[0]]
     along = (heights - heights[order[0]]) / (heights[order[-1]] - heights[order[0]])
-    beside = np.linalg.norm(positions - positions[order[0]] - np.outer(along, travel), axis=1)
-    return bool(np.mean(np.abs(gaps - typical) <= SAME_GAP * typical) >= USUAL_GAPS and beside.max() < typical / 4)
+    offset = np.linalg.norm(positions - positions[order[0]] - np.outer(along, travel), axis=1)
+    return bool(np.mean(np.abs(gaps - typical) <= SAME_GAP * typical) >= USUAL_GAPS and offset.max() < typical / 4)
 
 
 def _same_scan(a: SliceHeader, b: SliceHeader) -> bool:
@@ -150,11 +150,11 @@ def _same_scan_and_space(a: SliceHeader, b: SliceHeader) -> bool:
     return _same_scan(a, b) and same_study(a, b) and same_frame_of_reference(a, b)
 
 
-def _said(image: SliceHeader) -> Key:
-    """What `_same_scan` compares that must be equal where both images say it."""
+def _key(image: SliceHeader) -> Key:
+    """Return the fields that `_same_scan` requires to be equal unless one is missing."""
     kind = (image.rows, image.columns, image.image_type, image.rescale is None, image.rescale_type)
     return (*(text or None for text in image.patient), kind)
 
 
-def _said_with_space(image: SliceHeader) -> Key:
-    return (*_said(image), *(uid or None for uid in _study_and_space(image)))
+def _key_with_space(image: SliceHeader) -> Key:
+    return (*_key(image), *(uid or None for uid in _study_and_space(image)))

@@ -1,6 +1,6 @@
-"""DICOM out: a pancreas mask as a segmentation object (SEG) that refers to the CT's own images.
+"""Write a pancreas mask as a DICOM segmentation object (SEG) that refers to the CT's images.
 
-highdicom writes and reads it; it is imported where it is needed, since it comes with an extra of its own.
+highdicom writes and reads it. It is imported only when needed, since it belongs to an optional extra.
 """
 
 import os
@@ -15,19 +15,19 @@ import numpy as np
 import pydicom
 
 from attunet3d.errors import AttUNet3dError, OutputError, UnsupportedImageError
-from attunet3d.io.dicom.geometry import TILT_NOTE_DEG, tilt_deg
+from attunet3d.io.dicom.geometry import TILT_WARNING_DEG, tilt_deg
 from attunet3d.io.dicom.guard import dcmread
 from attunet3d.io.dicom.header import headers_of
 from attunet3d.io.dicom.repeated import UIDS, add_to, repeated, stand_in, uid_of
 from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 from attunet3d.version import __version__
 
-SERIES_NUMBER = 1000  # out of the way of what scanners count
+SERIES_NUMBER = 1000  # beyond those of scanners
 
 
 def check_images(image: StoredImage) -> None:
-    """Raise UnsupportedImageError unless each slice of a CT is a DICOM image or frame, which a SEG can refer to."""
-    if image.facts["format"] != "dicom":
+    """Raise UnsupportedImageError unless each slice of a CT is a DICOM image or frame that a SEG can refer to."""
+    if image.metadata["format"] != "dicom":
         raise UnsupportedImageError(
             f"{image.path}: not DICOM, so a DICOM SEG has no images to refer to; "
             'give the folder of the DICOM series, or write NIfTI (output_format="nifti")',
@@ -44,7 +44,7 @@ def check_images(image: StoredImage) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Values that break the standard are taken as they are, without warnings, which would quote them."""
+    """Accept values that violate the standard, without warnings, which would quote them."""
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
         warnings.simplefilter("ignore")
         yield
@@ -52,13 +52,13 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SourceImages:
-    """What a SEG is made from beside its mask.
+    """The images that a SEG refers to.
 
     Attributes:
-        folder: of the images, for messages.
-        images: a stand-in for each image, in the order of the slices, or for the one multi-frame image.
-        series: the SeriesInstanceUID of each.
-        repeated: what the SEG repeats of the first one.
+        folder: Their folder, for messages.
+        images: A stand-in for each image, in the order of the slices, or for the single multi-frame image.
+        series: Their SeriesInstanceUIDs.
+        repeated: The elements of the first one that the SEG repeats.
     """
 
     folder: Path
@@ -76,20 +76,20 @@ def source_headers(
     frames: Sequence[int] = (),
     segmentation_type: str = "BINARY",
 ) -> SourceImages:
-    """The headers of a CT's images, ready to be referred to by a SEG: one of a single voxel is made of them as a trial.
+    """Read the headers of a CT's images for a SEG to refer to, and make a SEG of a single voxel with them as a test.
 
     Args:
-        source: the CT as it was given, for messages.
-        files: the images in the order of the slices, see `check_images`; a multi-frame one counts once.
-        affine: of the CT, voxel -> RAS+ mm.
-        notes: what a user should know of them is added here.
-        frames: see `StoredImage`; of a multi-frame image these alone are referred to.
-        segmentation_type: see `save_seg`.
+        source: The CT as given, for messages.
+        files: The images in the order of the slices, see `check_images`; a multi-frame image counts once.
+        affine: Affine of the CT from voxel indices to RAS+ mm.
+        notes: Warnings are added to this list.
+        frames: See `StoredImage`; only these frames of a multi-frame image are referred to.
+        segmentation_type: See `save_seg`.
 
     Raises:
-        UnsupportedImageError: an image lacks a UID that a SEG must repeat, the images are of several studies, or hold
-            what cannot be repeated.
-        UnreadableInputError: an image is no longer readable.
+        UnsupportedImageError: An image lacks a UID that a SEG must repeat, the images are of several studies, or have
+            elements that cannot be repeated.
+        UnreadableInputError: An image can no longer be read.
         OutputError: highdicom refuses the images.
     """
     images: list[pydicom.Dataset] = []
@@ -105,7 +105,7 @@ def source_headers(
             images.append(stand_in(header, [slices[k] for k in frames] or slices, between_slices))
         except AttUNet3dError:
             raise
-        except Exception as error:  # pydicom lets any parser's exception through
+        except Exception as error:  # pydicom does not catch its parsers' exceptions
             raise read_failed(path) from error
     series = [image.SeriesInstanceUID for image in images]
     if len({image.SOPInstanceUID for image in images}) < len(images):
@@ -122,14 +122,14 @@ def source_headers(
         )
     spaces = {image.FrameOfReferenceUID for image in images}
     if len(spaces) > 1:
-        # Some de-identification tools give each image one of its own. The reader found them to be one volume.
+        # Some de-identification tools give each image its own. The reader has checked that they are one volume.
         notes.append(f"the images carry {len(spaces)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
-    for image in images:  # highdicom takes those of one series and one space only
+    for image in images:  # highdicom only accepts one series and frame of reference
         image.FrameOfReferenceUID, image.SeriesInstanceUID = images[0].FrameOfReferenceUID, series[0]
-    if tilt_deg(affine) > TILT_NOTE_DEG:
+    if tilt_deg(affine) > TILT_WARNING_DEG:
         notes.append("dcmqi, and programs that read SEG with it, cannot place the slices of a tilted gantry")
     found = SourceImages(Path(files[0]).parent, images, series, first)
-    _try_out(found, affine, frames, segmentation_type)
+    _test_seg(found, affine, frames, segmentation_type)
     return found
 
 
@@ -143,8 +143,8 @@ def _check_uids(path: Path, header: pydicom.Dataset) -> None:
         )
 
 
-def _try_out(sources: SourceImages, affine: np.ndarray, frames: Sequence[int], segmentation_type: str) -> None:
-    """Make a SEG of one voxel in the first slice: what fails with these images must fail before the network runs."""
+def _test_seg(sources: SourceImages, affine: np.ndarray, frames: Sequence[int], segmentation_type: str) -> None:
+    """Make a SEG with one voxel in the first slice, so that unsuitable images are refused before the network runs."""
     small = [pydicom.Dataset() for _ in sources.images]
     for new, image in zip(small, sources.images, strict=True):
         new.update(image)
@@ -174,24 +174,24 @@ def save_seg(
     checkpoint_sha256: str,
     segmentation_type: str = "BINARY",
 ) -> None:
-    """Write a mask as DICOM SEG to a path that is temporary already, read it again, and compare it with the mask.
+    """Write a mask as DICOM SEG to a path that is already temporary, read it back, and compare it with the mask.
 
-    Frames without pancreas are left out, unless there is none at all: then every frame is written, all zero. The
-    patient and the study are those of the images, byte for byte.
+    Frames without pancreas are left out, unless the mask is empty: then all frames are written. Patient and study are
+    those of the images, byte for byte.
 
     Args:
-        path: or a buffer; what fails here is left to its owner, see `atomic_path`.
+        path: A temporary path, which is not cleaned up here (see `atomic_path`), or a buffer.
         mask: uint8 (X, Y, Z), 1 is pancreas.
-        affine: voxel -> RAS+ mm.
-        sources: the Z images, or the one multi-frame image, see `source_headers`.
-        frames: of the multi-frame image, the number of each of the Z slices.
-        checkpoint_sha256: of the weights, 64 hexadecimal digits: with the version it identifies the algorithm.
-        segmentation_type: "BINARY", one bit a voxel, or "LABELMAP", one byte: a storage class that is newer, and that
-            fewer programs read.
+        affine: From voxel indices to RAS+ mm.
+        sources: The Z images, or the single multi-frame image, see `source_headers`.
+        frames: Frame number of each of the Z slices in a multi-frame image.
+        checkpoint_sha256: Hash of the weights, 64 hexadecimal digits; with the version it identifies the algorithm.
+        segmentation_type: "BINARY", one bit per voxel, or "LABELMAP", one byte: a newer storage class that fewer
+            programs read.
 
     Raises:
-        OutputError: highdicom refuses the images, or what was written is not the mask.
-        OSError: the file cannot be written.
+        OutputError: highdicom refuses the images, or the file read back is not the mask.
+        OSError: The file cannot be written.
     """
     try:
         seg = _segmentation(mask, sources.images, checkpoint_sha256, segmentation_type)
@@ -203,7 +203,7 @@ def save_seg(
         same = _holds(path, mask, affine)
     except OSError:
         raise
-    except Exception as error:  # its text may quote the patient
+    except Exception as error:  # its text may quote patient data
         raise OutputError(
             f"{sources.folder}: highdicom cannot make a DICOM SEG of this series ({type(error).__name__}); "
             'export the series again, or write NIfTI (output_format="nifti")',
@@ -218,7 +218,7 @@ def save_seg(
 
 
 def _refer_to_series(seg: pydicom.Dataset, series: Sequence[str]) -> None:
-    """Name each image in its own series: highdicom has been told of one."""
+    """Refer to each image in its own series: highdicom has only been given one."""
     of_series: dict[str, list[pydicom.Dataset]] = {}
     for uid, image in zip(series, seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence, strict=True):
         of_series.setdefault(uid, []).append(image)
@@ -228,7 +228,7 @@ def _refer_to_series(seg: pydicom.Dataset, series: Sequence[str]) -> None:
 
 
 def _refer_to_frames(seg: pydicom.Dataset, frames: Sequence[int]) -> None:
-    """Name the frames as their file counts them: highdicom has counted the slices."""
+    """Refer to the frames by their numbers in the file: highdicom has counted the slices."""
     for group in seg.PerFrameFunctionalGroupsSequence:
         for derivation in group.get("DerivationImageSequence", []):
             for image in derivation.SourceImageSequence:
@@ -269,19 +269,19 @@ def _segmentation(
         manufacturer="attunet3d",
         manufacturer_model_name="attunet3d",
         software_versions=__version__,
-        device_serial_number=checkpoint_sha256,  # must not be empty; the weights are what tells two devices apart
+        device_serial_number=checkpoint_sha256,  # must not be empty; the weights distinguish two devices
         series_description="Pancreas segmentation (research use only)",
         content_label="PANCREAS",
         content_description="Pancreas, segmented automatically (research use only)",
-        content_creator_name="",  # no person, which must be said
+        content_creator_name="",  # required, but no person
         omit_empty_frames=bool(mask.any()),
     )
 
 
 def _holds(path: Path | BytesIO, mask: np.ndarray, affine: np.ndarray) -> bool:
-    """Whether the SEG in a file marks those voxels of the patient that `mask` does, and no others.
+    """Return whether the SEG in a file marks the same voxels as `mask`.
 
-    Each frame is placed by its own position, so that this holds for tilted gantries too.
+    Each frame is placed by its own position, so that this works for tilted gantries too.
     """
     import highdicom as hd
 
@@ -304,7 +304,7 @@ def _holds(path: Path | BytesIO, mask: np.ndarray, affine: np.ndarray) -> bool:
         lps[:3, 3] = group.PlanePositionSequence[0].ImagePositionPatient
         placed = to_voxel @ lps @ corners
         k = int(np.rint(placed[2, 0]))
-        # Each pixel must lie in its own voxel; headers round positions and directions, see `dicom_geometry`.
+        # Each pixel must lie in its own voxel; headers round positions and directions, see geometry.py.
         if not 0 <= k < mask.shape[2] or np.abs(placed - corners - [[0], [0], [k], [0]]).max() >= 0.5:
             return False
         found[:, :, k] |= frame.T

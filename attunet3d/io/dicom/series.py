@@ -1,4 +1,4 @@
-"""What DICOM headers say of a series: what kind of images it holds, whose, and where they begin and end."""
+"""Describe a DICOM series by its headers: kind of images, patients, and extent."""
 
 import re
 import statistics
@@ -65,25 +65,30 @@ _DERIVED = {
     "3D": "rendering",
 }
 _PAGES = ({"DOSE", "INFO"}, {"DOSE", "REPORT"}, {"PROT"})  # "DOSE_INFO", "CT_SOM5 PROT" (of the scan protocol)
-# Of these the values are no HU, or the places no patient's.
+# Their values are not HU, or their positions not in the patient.
 NO_CT = ("subtraction", "perfusion map", "curved MPR", "rendering")
 
-AXIAL_COSINE = 0.8  # 37 degrees: no gantry tilts by more than 30
+AXIAL_COSINE = 0.8  # 37 degrees: gantries tilt by at most 30
 
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series, or of one stack where a series holds several.
+    """The files of a series, or of a stack if a series holds several.
 
-    `uid` is the SeriesInstanceUID; "1.2.3#2" is the second stack of 1.2.3, and "no-uid-1" is made up for files that
-    carry none. It is the first of them where a scan lies under several, see `gathered`.
+    Attributes:
+        uid: SeriesInstanceUID; "1.2.3#2" is the second stack of 1.2.3, and "no-uid-1" stands for files without UID.
+            The first one if a scan has several, see `merge_scattered`.
+        slices: Headers of the images.
+        damaged: DICOM files in the same folders whose header cannot be read.
+        strays: Images alone in their series, located where the next slice of this one would be.
+        not_dicom: Files in the same folders that are named like DICOM, but are not.
     """
 
     uid: str
     slices: tuple[SliceHeader, ...]
-    damaged: tuple[Path, ...] = ()  # DICOM files beside them whose header cannot be read
-    strays: tuple[SliceHeader, ...] = ()  # images alone in their series that lie where this one would go on
-    no_dicom: tuple[Path, ...] = ()  # files beside them that are named like DICOM
+    damaged: tuple[Path, ...] = ()
+    strays: tuple[SliceHeader, ...] = ()
+    not_dicom: tuple[Path, ...] = ()
 
     @property
     def uids(self) -> set[str]:
@@ -108,17 +113,17 @@ class Series:
 
     @cached_property
     def images(self) -> tuple[SliceHeader, ...]:
-        """The slices without the localizers among them; the localizers where there is nothing else."""
+        """The slices without localizers; all slices if there are only localizers."""
         return tuple(s for s in self.slices if not s.is_localizer) or self.slices
 
     @cached_property
     def patients(self) -> int:
-        """How many there are, see `patients_of`."""
+        """Number of patients, see `patients_of`."""
         return patients_of(self.slices)
 
     @cached_property
     def is_ct(self) -> bool:
-        """Whether this holds CT images: not a report, a segmentation, a screenshot or another modality."""
+        """Whether these are CT images, not a report, segmentation, screenshot or another modality."""
         return all(
             s.sop_class in (CT_IMAGE_STORAGE, *ENHANCED_CT, "") and s.modality in ("CT", "") and s.rows > 0
             for s in self.slices
@@ -130,30 +135,30 @@ class Series:
 
     @property
     def is_volume(self) -> bool:
-        """Whether it has images of more than one place: bolus timing and dose pages have not."""
+        """Whether there are images at more than one position, unlike in bolus timing and dose pages."""
         if len(self.images) < 2:
             return self.images[0].frames > 1
         return not self.heights or self.extent >= MIN_SPACING_MM
 
     @property
     def extent(self) -> float:
-        """From the first image to the last, mm; 0 where the headers do not say."""
+        """Distance in mm from the first image to the last; 0 if unknown."""
         heights = self.heights
         return heights[-1] - heights[0] if heights else 0.0
 
     @property
     def is_original(self) -> bool:
-        """Whether these are the scanner's slices, and not made from them: no MIP, reformat, screenshot or dose page."""
+        """Whether these are the scanner's slices, not derived: no MIP, reformat, screenshot or dose page."""
         return self.kind in ("CT", "CT multi-frame")
 
     @property
     def is_axial(self) -> bool:
-        """Whether slices lie across the body; so they are taken to do where the header does not say."""
+        """Whether slices are axial, or of unknown orientation."""
         return any(s.normal is None or abs(s.normal[2]) >= AXIAL_COSINE for s in self.images)
 
     @cached_property
     def kind(self) -> str:
-        """What this is in plain words: "CT", "CT localizer", "CT derived (MIP)", "MR", "dose report", ..."""
+        """Kind of images: "CT", "CT localizer", "CT derived (MIP)", "MR", "dose report", ..."""
         modality = self.modality or "unknown modality"
         number = self.slices[0].sop_class.removeprefix(_STORAGE)
         for end in (number, number.rpartition(".")[0]):
@@ -184,18 +189,18 @@ class Series:
 
     def __str__(self) -> str:
         first, step = self.images[0], self._slice_step()
-        said = [f"{self.files} {'file' if self.files == 1 else 'files'}"]
+        parts = [f"{self.files} {'file' if self.files == 1 else 'files'}"]
         if first.rows and first.columns:
-            said.append(f"{first.columns} x {first.rows}")
+            parts.append(f"{first.columns} x {first.rows}")
         if step is not None:
-            said.append(f"every {step:.4g} mm")
+            parts.append(f"every {step:.4g} mm")
         if self.description:
-            said.append(f'"{self.description}"')
-        return f"{self.uid} ({', '.join(said)})"
+            parts.append(f'"{self.description}"')
+        return f"{self.uid} ({', '.join(parts)})"
 
     @cached_property
     def heights(self) -> list[float]:
-        """Of the images along the normal of most, ascending, mm; empty where the headers do not say."""
+        """Positions of the images along the most common normal, ascending, mm; empty if unknown."""
         orientation = Counter(s.orientation for s in self.images).most_common(1)[0][0]
         normal = next(s.normal for s in self.images if s.orientation == orientation)
         if normal is None or any(s.position is None for s in self.images):
@@ -204,7 +209,7 @@ class Series:
 
     @cached_property
     def z_range(self) -> tuple[float, float] | None:
-        """Lowest and highest point of the images along the patient, mm; None where the headers do not say."""
+        """Lowest and highest point of the images along the patient's z axis, mm; None if unknown."""
         found: list[float] = []
         for s in self.images:
             if s.position is None or s.orientation is None or s.spacing is None:
@@ -215,12 +220,12 @@ class Series:
         return min(found), max(found)
 
     def _slice_step(self) -> float | None:
-        """Between most slices, mm; None where the headers do not say."""
+        """Return the median slice spacing, mm; None if unknown."""
         steps = [b - a for a, b in pairwise(self.heights)]
         return statistics.median(steps) if steps else None
 
 
 def patients_of(slices: Iterable[SliceHeader]) -> int:
-    """How many patients there must be: as many as there are IDs, or names; an image without them is nobody else's."""
+    """Return the number of patients: of different IDs or names, whichever are more; missing ones are ignored."""
     ids, names = zip(*(s.patient for s in slices), strict=True)
     return max(len({*ids} - {""}), len({*names} - {""}))

@@ -1,4 +1,4 @@
-"""One series UID may stand for several stacks: of other objects, on other grids, or scans of the same places."""
+"""Split a series UID into stacks: different objects, different grids, or scans of the same positions."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
@@ -13,7 +13,7 @@ SAME_COSINE = 1e-3  # 0.06 degrees: 0.4 mm at the edge of a 400 mm field, less t
 SAME_SPACING = 1e-3  # relative
 SAME_THICKNESS = 1.25  # times: thin and thick reconstructions differ by more
 
-# Times differ within one scan too: they only count where places are scanned again.
+# Times differ within a scan too: they only count if positions are scanned repeatedly.
 _TIMES = ("TriggerTime", "AcquisitionTime")
 
 _Slices = list[SliceHeader]
@@ -21,19 +21,19 @@ _Same = Callable[[SliceHeader, SliceHeader], bool]
 
 
 def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
-    """The images of one series UID, apart where they are several stacks.
+    """Split the images of a series UID into stacks.
 
-    Stacks are of different objects (a screenshot or a report among CT images); differ in study, size, pixel spacing,
-    orientation or frame of reference; or are scans of the same places (phases, kernels, acquisitions, see `MARKS`).
-    Nothing but another object is taken apart where that would leave a single image: it would pass for a stack of its
-    own, and the other slices for a complete one. Localizers stay with an only stack and are apart from several.
+    Stacks are different objects (a screenshot or a report among CT images); differ in study, size, pixel spacing,
+    orientation or frame of reference; or are scans of the same positions (phases, kernels, acquisitions, see `MARKS`).
+    Except for other objects, nothing is split off that would leave a single image: it would pass for a stack of its
+    own, and the other slices for a complete one. Localizers stay with a single stack, and are separated from several.
     """
     parts: list[_Slices] = []
-    for objects in grouped(slices, _SAID[_same_object], _same_object):
+    for objects in grouped(slices, _KEYS[_same_object], _same_object):
         images = [s for s in objects if not s.is_localizer]
         found = [images] if images else []
         for same in (same_study, same_size, same_spacing, same_orientation, same_frame_of_reference):
-            found = [group for part in found for group in _apart(part, same)]
+            found = [group for part in found for group in _split(part, same)]
         found = [scan for part in found for scan in scans_of(part)]
         localizers = [s for s in objects if s.is_localizer]
         if localizers:
@@ -42,49 +42,49 @@ def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
     return [tuple(part) for part in parts]
 
 
-def _apart(slices: _Slices, same: _Same) -> list[_Slices]:
-    groups = grouped(slices, _SAID[same], same)
+def _split(slices: _Slices, same: _Same) -> list[_Slices]:
+    groups = grouped(slices, _KEYS[same], same)
     return groups if all(len(group) > 1 for group in groups) else [slices]
 
 
 def _same_object(a: SliceHeader, b: SliceHeader) -> bool:
-    """What an image does not say of itself is as with the others."""
+    """Return whether modality and class are the same or missing."""
     return (a.modality == b.modality or not (a.modality and b.modality)) and (
         a.sop_class == b.sop_class or not (a.sop_class and b.sop_class)
     )
 
 
 def same_study(a: SliceHeader, b: SliceHeader) -> bool:
-    """Whether two images are of one study, as far as they say."""
+    """Return whether two images are of the same study, as far as known."""
     return a.study_uid == b.study_uid or not (a.study_uid and b.study_uid)
 
 
 def same_size(a: SliceHeader, b: SliceHeader) -> bool:
-    """Whether two images have as many rows and columns."""
+    """Return whether two images have the same number of rows and columns."""
     return (a.rows, a.columns) == (b.rows, b.columns)
 
 
 def same_frame_of_reference(a: SliceHeader, b: SliceHeader) -> bool:
-    """Whether two images are placed in the same space, as far as they say."""
+    """Return whether two images have the same frame of reference, as far as known."""
     return a.frame_of_reference == b.frame_of_reference or not (a.frame_of_reference and b.frame_of_reference)
 
 
 def same_spacing(a: SliceHeader, b: SliceHeader) -> bool:
-    """Whether pixel spacings agree, but for rounding; one that is missing agrees with all."""
+    """Return whether pixel spacings are equal up to rounding, or one is missing."""
     if a.spacing is None or b.spacing is None:
         return True
     return all(abs(x - y) <= SAME_SPACING * abs(y) for x, y in zip(a.spacing, b.spacing, strict=True))
 
 
 def same_orientation(a: SliceHeader, b: SliceHeader) -> bool:
-    """Whether rows and columns run along the same directions, but for rounding; missing ones agree with all."""
+    """Return whether directions of rows and columns are equal up to rounding, or missing in one image."""
     if a.orientation is None or b.orientation is None:
         return True
     return all(abs(x - y) <= SAME_COSINE for x, y in zip(a.orientation, b.orientation, strict=True))
 
 
-# What these compare that must be equal where both images say it.
-_SAID: dict[_Same, Callable[[SliceHeader], Key]] = {
+# The fields that these functions require to be equal unless one is missing.
+_KEYS: dict[_Same, Callable[[SliceHeader], Key]] = {
     _same_object: lambda s: (s.modality or None, s.sop_class or None),
     same_study: lambda s: (s.study_uid or None,),
     same_frame_of_reference: lambda s: (s.frame_of_reference or None,),
@@ -95,7 +95,7 @@ _SAID: dict[_Same, Callable[[SliceHeader], Key]] = {
 
 
 def scans_of(slices: _Slices) -> list[_Slices]:
-    """Scans of the same places apart, by the first mark that tells all of them apart."""
+    """Separate scans of the same positions by the first mark that distinguishes all of them."""
     if any(s.position is None or s.normal is None for s in slices):
         return [slices]
     repeated = _repeats(_heights(slices))
@@ -103,17 +103,17 @@ def scans_of(slices: _Slices) -> list[_Slices]:
         if name in _TIMES and not repeated:
             continue
         groups = _by_mark([s for s in slices if s.marks[k] is not None], k, name)
-        scans = _one_after_another(groups) if len(groups) > 1 else []
+        scans = _joined(groups) if len(groups) > 1 else []
         found = [part for scan in scans for part in scans_of(scan)] if len(scans) > 1 else []
         if found and not any(len(scan) < 2 or _repeats(_heights(scan)) for scan in found):
-            # Images without the mark are of one of them, but nobody knows of which.
+            # Images without the mark belong to one of them, but it is unknown to which.
             unknown = [s for s in slices if s.marks[k] is None]
             return [*found, unknown] if unknown else found
     return [slices]
 
 
 def _by_mark(slices: _Slices, k: int, name: str) -> list[_Slices]:
-    """In the order of the marks; thicknesses that nearly agree are one, since headers round them."""
+    """Group slices by mark, in ascending order; similar thicknesses are one group, since headers round them."""
     ordered = sorted(slices, key=lambda s: s.marks[k])  # type: ignore[arg-type, return-value]
     if name != "SliceThickness":
         return [list(group) for _, group in groupby(ordered, key=lambda s: s.marks[k])]
@@ -125,12 +125,11 @@ def _by_mark(slices: _Slices, k: int, name: str) -> list[_Slices]:
     return groups
 
 
-def _one_after_another(groups: list[_Slices]) -> list[_Slices]:
-    """Groups in the order of their marks as scans: one goes on with the next group that comes to other places.
+def _joined(groups: list[_Slices]) -> list[_Slices]:
+    """Join groups, in the order of their marks, to scans: a group at other positions continues the scan.
 
-    A group whose slices alternate with others of the scan, or lie at their places, begins the next one. Scans of
-    several groups must be of the same places: if they are not, none is known to go on with another group, and each
-    group is a scan.
+    A group whose slices alternate with others of the scan, or have their positions, starts the next scan. Joined scans
+    must cover the same positions: otherwise it is uncertain that a group continues another, and each group is a scan.
     """
     heights = [_heights(group) for group in groups]
     lowest = np.array([h[0] for h in heights]) - MIN_SPACING_MM
@@ -142,13 +141,13 @@ def _one_after_another(groups: list[_Slices]) -> list[_Slices]:
         if any(_alternate(heights[k], heights[starts[-1] + n]) for n in near):
             starts.append(k)
     joined = [[s for group in groups[a:b] for s in group] for a, b in pairwise([*starts, len(groups)])]
-    if 1 < len(joined) < len(groups) and not all(_same_places(joined[0], scan) for scan in joined):
+    if 1 < len(joined) < len(groups) and not all(_same_positions(joined[0], scan) for scan in joined):
         return groups
     return joined
 
 
 def _alternate(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether slices at these heights share a place, or come in turn where both are: blocks of one scan do not."""
+    """Return whether slices at these heights coincide, or alternate where both overlap: blocks of one scan do not."""
     low, high = max(a[0], b[0]) - MIN_SPACING_MM, min(a[-1], b[-1]) + MIN_SPACING_MM
     a, b = (heights[(heights >= low) & (heights <= high)] for heights in (a, b))
     both = np.concatenate([a, b])
@@ -158,12 +157,12 @@ def _alternate(a: np.ndarray, b: np.ndarray) -> bool:
     return _repeats(np.sort(both)) or np.count_nonzero(np.diff(owner)) > min(len(a), len(b))
 
 
-def _same_places(a: _Slices, b: _Slices) -> bool:
+def _same_positions(a: _Slices, b: _Slices) -> bool:
     return len(a) == len(b) and bool(np.all(np.abs(_heights(a) - _heights(b)) < MIN_SPACING_MM))
 
 
 def _heights(slices: _Slices) -> np.ndarray:
-    """Along the first one's normal, ascending, mm."""
+    """Return positions along the first slice's normal, ascending, mm."""
     return np.sort(np.array([s.position for s in slices]) @ np.array(slices[0].normal))
 
 

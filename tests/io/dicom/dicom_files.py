@@ -16,7 +16,7 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def phantom(shape: tuple[int, int, int] = (12, 10, 6), seed: int = 0) -> np.ndarray:
-    """HU, int16 (X, Y, Z), every voxel different enough that a swapped axis shows."""
+    """int16 HU (X, Y, Z), varied so that swapped axes are detected."""
     rng = np.random.default_rng(seed)
     hu = rng.integers(-120, 200, shape).astype(np.int16)
     hu[:2] = -1000
@@ -64,7 +64,7 @@ def ct_dataset(path: Path, stored: np.ndarray, position: Any, uid: str, **tags: 
 
 
 def save(ds: FileDataset, path: Path) -> Path:
-    """As pydicom 2 and 3 both do it."""
+    """Works in pydicom 2 and 3."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if int(pydicom.__version__.split(".")[0]) < 3:
         ds.is_little_endian, ds.is_implicit_VR = True, False
@@ -86,7 +86,7 @@ def write_series(
     dtype: Any = np.int16,
     **tags: Any,
 ) -> list[Path]:
-    """One file per slice of `hu` (X, Y, Z), named so that no ordering of names is that of the positions."""
+    """Write one file per slice of `hu` (X, Y, Z), with names in no order of the positions."""
     uid = uid or generate_uid()
     order = np.random.default_rng(1).permutation(hu.shape[2])
     paths = []
@@ -100,7 +100,7 @@ def write_series(
 
 
 def edit(path: Path, **tags: Any) -> None:
-    """Change tags of a file in place; None removes one."""
+    """Change tags of a file in place; None removes a tag."""
     ds = pydicom.dcmread(path)
     for name, value in tags.items():
         if value is None:
@@ -120,7 +120,7 @@ def write_enhanced(
     phases: int = 1,
     **tags: Any,
 ) -> Path:
-    """An Enhanced CT: all slices of `hu` (X, Y, Z) as the frames of one file, from the last to the first.
+    """Write an Enhanced CT: all slices of `hu` (X, Y, Z) as the frames of one file, from the last to the first.
 
     With several phases the slices follow each other once more for each, 100 HU higher.
     """

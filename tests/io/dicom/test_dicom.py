@@ -40,7 +40,7 @@ def test_axial_series_by_hand(tmp_path):
     assert volume.array.dtype == np.int16
     np.testing.assert_array_equal(volume.array, hu)
     np.testing.assert_array_equal(volume.affine, [[-0.7, 0, 0, 100], [0, -0.8, 0, 50], [0, 0, 2.5, 20], [0, 0, 0, 1]])
-    assert volume.source == {
+    assert volume.metadata == {
         "format": "dicom",
         "series_uid": uid,
         "slices": 6,
@@ -50,7 +50,7 @@ def test_axial_series_by_hand(tmp_path):
 
 
 def test_slices_are_ordered_along_their_normal(tmp_path):
-    """Positions that descend: the volume still begins at the foot end."""
+    """With descending positions, the volume still starts at the foot end."""
     hu = phantom()
     write_series(tmp_path, hu, step=(0, 0, -2.5))
     array, affine = read_ct(tmp_path)
@@ -59,7 +59,7 @@ def test_slices_are_ordered_along_their_normal(tmp_path):
 
 
 def test_coronal_series_by_hand(tmp_path):
-    """Columns run to the left (+L), rows to the feet (-S), slices to the back (normal L x -S = +P)."""
+    """Columns point to the left (+L), rows to the feet (-S), slices to the back (normal L x -S = +P)."""
     hu = phantom()
     write_series(tmp_path, hu, step=(0, 3, 0), ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
     array, affine = read_ct(tmp_path)
@@ -74,7 +74,7 @@ def test_gantry_tilt_is_a_sheared_affine(tmp_path):
     volume = read_volume(tmp_path)
     expected = [[-0.7, 0, 0, 100], [0, -0.8 * c, 0, 50], [0, -0.8 * s, 4, 20], [0, 0, 0, 1]]
     np.testing.assert_allclose(volume.affine, expected, atol=1e-5)
-    assert volume.source["gantry_tilt_deg"] == pytest.approx(20, abs=0.01)
+    assert volume.metadata["gantry_tilt_deg"] == pytest.approx(20, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -103,27 +103,27 @@ def test_values_beyond_int16_are_clipped_and_reported(tmp_path):
     write_series(tmp_path, hu, slope=2, intercept=-1024, dtype=np.uint16)
     volume = read_volume(tmp_path)
     assert volume.array[5, 5, 3] == 32767
-    assert "60000" in volume.source["warnings"][0]
+    assert "60000" in volume.metadata["warnings"][0]
 
 
 def test_many_values_beyond_int16_are_refused(tmp_path):
-    """Signed values that the header calls unsigned: air of -1024 is read as 64512."""
+    """Signed values declared as unsigned: air at -1024 is read as 64512."""
     hu = phantom()
     for path in write_series(tmp_path, hu, intercept=0):
         edit(path, PixelRepresentation=0)
     many = int((hu < 0).sum())
-    with pytest.raises(UnsupportedImageError, match=f"{many} of 720 values reach beyond int16.*wrong sign or scale"):
+    with pytest.raises(UnsupportedImageError, match=f"{many} of 720 values reach beyond int16.*sign or scale is wrong"):
         read_ct(tmp_path)
 
 
 def test_padding_becomes_air(tmp_path):
-    """A padding value outside the HU scale is air; one that is a possible tissue value is left alone."""
+    """A padding value outside the HU scale is set to air; one that may be tissue is kept."""
     hu = phantom()
     hu[0, 0, :] = -3024
     paths = write_series(tmp_path, hu, PixelPaddingValue=-2000)
     volume = read_volume(tmp_path)
     assert set(volume.array[0, 0]) == {-1024}
-    assert volume.source["warnings"] == ["6 padding voxels were set to -1024 HU"]
+    assert volume.metadata["warnings"] == ["6 padding voxels were set to -1024 HU"]
     for path in paths:
         edit(path, PixelPaddingValue=1024)  # 0 HU
     np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
@@ -143,7 +143,7 @@ def test_identical_copies_are_dropped(tmp_path):
     shutil.copy(paths[1], tmp_path / "copy")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == ["1 duplicate image with one SOPInstanceUID left out"]
+    assert volume.metadata["warnings"] == ["1 duplicate image with one SOPInstanceUID left out"]
 
 
 def test_localizers_do_not_count(tmp_path):
@@ -152,7 +152,7 @@ def test_localizers_do_not_count(tmp_path):
     write_series(tmp_path / "scout", hu[:, :, :2], step=(50, 0, 0), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     write_series(tmp_path / "ct", hu, uid=uid)
     write_series(tmp_path / "timing", hu[:, :, :1])
-    assert read_volume(tmp_path).source["series_uid"] == uid
+    assert read_volume(tmp_path).metadata["series_uid"] == uid
 
 
 def test_series_without_uids_are_told_apart_by_folder(tmp_path):
@@ -160,9 +160,9 @@ def test_series_without_uids_are_told_apart_by_folder(tmp_path):
     write_series(tmp_path / "a", hu, uid="", SeriesInstanceUID=None, SOPClassUID=None, SOPInstanceUID=None)
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == [
-        "images have no SeriesInstanceUID: those of one folder, orientation and size are one series",
-        "images have no SOPClassUID: their Modality says that they are CT",
+    assert volume.metadata["warnings"] == [
+        "images have no SeriesInstanceUID: those with the same folder, orientation and size are one series",
+        "images have no SOPClassUID; they are CT by their Modality",
     ]
     write_series(tmp_path / "b", hu + 1, uid="", SeriesInstanceUID=None)
     assert [s.uid for s in find_series(tmp_path)] == ["no-uid-1", "no-uid-2"]
@@ -280,17 +280,17 @@ REFUSED = {
         ],
     ),
     "uneven": (_uneven, GeometryError, ["gap of 4 mm", "uneven", "allow_uneven=True"]),
-    "sideways": (_shifted_sideways, GeometryError, ["2.00 mm beside the line", "in one line"]),
-    "two phases": (_two_phases, GeometryError, ["do not advance", "export them apart"]),
+    "sideways": (_shifted_sideways, GeometryError, ["2.00 mm off the line", "in one line"]),
+    "two phases": (_two_phases, GeometryError, ["do not advance", "export them separately"]),
     "one slice": (lambda f: write_series(f, phantom()[:, :, :1]), GeometryError, ["single slice", "whole series"]),
     "no position": (_change_one(ImagePositionPatient=None), GeometryError, ["ImagePositionPatient is missing"]),
     "no orientation": (_change_one(ImageOrientationPatient=None), GeometryError, ["ImageOrientationPatient is"]),
     "no spacing": (_change_one(PixelSpacing=None), GeometryError, ["PixelSpacing is missing", "export"]),
-    "mixed spacing": (_change_one(PixelSpacing=[0.8, 0.9]), GeometryError, ["[0.8, 0.9]", "[0.8, 0.7]", "apart"]),
+    "mixed spacing": (_change_one(PixelSpacing=[0.8, 0.9]), GeometryError, ["[0.8, 0.9]", "[0.8, 0.7]", "separately"]),
     "mixed orientation": (
         _change_one(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]),
         GeometryError,
-        ["ImageOrientationPatient", "apart"],
+        ["ImageOrientationPatient", "separately"],
     ),
     "mixed size": (_change_one(Rows=12, Columns=10), GeometryError, ["Rows x Columns [12, 10]", "[10, 12]"]),
     "skewed": (
@@ -333,7 +333,7 @@ def test_missing_decoder_names_the_extra(tmp_path, monkeypatch):
         read_ct(tmp_path)
 
 
-def test_header_scan_reads_no_patient_data_but_id_and_name_and_keeps_neither(tmp_path):
+def test_header_scan_only_reads_and_does_not_keep_patient_id_and_name(tmp_path):
     assert [tag for tag in HEADER_TAGS if tag.startswith("Patient")] == ["PatientID", "PatientName"]
     write_series(tmp_path, phantom(), PatientID="4711")
     (hashes,) = {s.patient for s in find_series(tmp_path)[0].slices}
@@ -344,7 +344,7 @@ def test_header_scan_reads_no_patient_data_but_id_and_name_and_keeps_neither(tmp
 
 
 def test_header_scan_reads_each_file_once_and_no_pixels(tmp_path, monkeypatch):
-    """Of six files of 2 MB; what lies after the header is read ahead by no more than a buffer holds."""
+    """Six files of 2 MB: no more than a buffer is read beyond the header."""
     write_series(tmp_path, np.zeros((1024, 1024, 6), np.int16))
     opened, taken = [], []
 
@@ -365,7 +365,7 @@ def test_header_scan_reads_each_file_once_and_no_pixels(tmp_path, monkeypatch):
 
 @needs_data
 def test_lidc_series():
-    """133 slices of a real CT; the corner voxel's place is that of the dataset's own NIfTI version."""
+    """133 slices of a real CT; the corner voxel is where the data set's own NIfTI version puts it."""
     folder = DATA / "lidc0001" / "dicom"
     series = choose_series(find_series(folder))
     assert len(series.slices) == 133

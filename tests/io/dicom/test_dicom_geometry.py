@@ -1,4 +1,4 @@
-"""Where the images of a series lie: what is accepted as it is, interpolated on request, or refused, by hand."""
+"""Positions of the images of a series: accepted, interpolated on request, or refused, with known answers."""
 
 import shutil
 
@@ -33,7 +33,7 @@ LYING = {
 
 @pytest.mark.parametrize("lying", LYING)
 def test_each_voxel_stays_where_its_slice_says(tmp_path, lying):
-    """Whatever way a patient lies: voxel (column i, row j) of a slice is at position + i, j steps, and nowhere else."""
+    """For any patient position: voxel (column i, row j) of a slice is at position + i, j steps, and nowhere else."""
     axes, step, codes = LYING[lying]
     hu = phantom()
     write_series(tmp_path, hu, step=step, ImageOrientationPatient=[round(a, 6) for a in axes])
@@ -55,13 +55,13 @@ def test_tilt_is_said_and_changes_no_voxel(tmp_path, tilt):
     write_series(tmp_path, hu, step=(0, 0, 5), ImageOrientationPatient=[1, 0, 0, 0, round(cos, 8), round(-sin, 8)])
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["gantry_tilt_deg"] == pytest.approx(abs(tilt), abs=1e-3)
+    assert volume.metadata["gantry_tilt_deg"] == pytest.approx(abs(tilt), abs=1e-3)
     said = f"the gantry was tilted by {abs(tilt):.1f} degrees: the affine is sheared, and no voxel is moved"
-    assert volume.source["warnings"] == ([said] if abs(tilt) > 0.1 else [])
+    assert volume.metadata["warnings"] == ([said] if abs(tilt) > 0.1 else [])
 
 
 def _ramp(heights):
-    """HU that grow by 10 with each mm, so that linear interpolation gives the height of any plane; and soft tissue."""
+    """HU that increase by 10 per mm, so that linear interpolation gives the height of a plane; and soft tissue."""
     hu = np.empty((6, 5, len(heights)))
     hu[:] = -200 + 10 * np.array(heights)
     hu[0] = 40
@@ -95,17 +95,17 @@ def test_uneven_slices(tmp_path, case, tilt):
     volume = read_volume(tmp_path, allow_uneven=True)
     np.testing.assert_allclose(volume.affine[:3, 2], [0, 0, planes[1]], atol=1e-9)
     np.testing.assert_array_equal(volume.array[3, 2], -200 + 10 * np.array(planes))
-    assert volume.source["slices"] == len(heights)
+    assert volume.metadata["slices"] == len(heights)
     assert (
-        f"the {len(heights)} slices lie at uneven distances: {len(planes)} even ones, {planes[1]:g} mm apart, "
+        f"the {len(heights)} slices have uneven spacing: {len(planes)} evenly spaced ones, {planes[1]:g} mm apart, "
         "were interpolated linearly between them"
-    ) in volume.source["warnings"]
+    ) in volume.metadata["warnings"]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(gaps=st.lists(st.sampled_from([1, 1.5, 2, 3, 4.5, 7]), min_size=2, max_size=8))
 def test_interpolation_is_exact_where_hu_change_linearly(tmp_path, gaps):
-    """Each plane has the HU of its height, whatever the gaps, to the half HU that rounding takes."""
+    """Each plane has the HU of its height, whatever the gaps, up to rounding."""
     folder = tmp_path / "-".join(map(str, gaps))
     heights = np.cumsum([0, *gaps])
     if not folder.exists():
@@ -116,18 +116,18 @@ def test_interpolation_is_exact_where_hu_change_linearly(tmp_path, gaps):
     np.testing.assert_allclose(array[5, 0], -200 + 10 * planes, atol=1.01)
 
 
-def test_even_slices_are_not_touched(tmp_path):
+def test_evenly_spaced_slices_are_unchanged(tmp_path):
     hu = phantom()
     write_series(tmp_path, hu)
     volume = read_volume(tmp_path, allow_uneven=True)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == []
+    assert volume.metadata["warnings"] == []
 
 
 NEVER_EVEN = {
     "a gap wider than any slice": ([0, 2, 4, 30], {}, "gap of 26 mm .*too wide to interpolate"),
     "two at one place": ([0, 2, 2, 4], {}, "do not advance"),
-    "beside the line": ([0, 2, 4, 6], {"ImagePositionPatient": [-98, -50, 4]}, "beside the line"),
+    "off the line": ([0, 2, 4, 6], {"ImagePositionPatient": [-98, -50, 4]}, "off the line"),
     "not parallel": ([0, 2, 4, 6], {"ImageOrientationPatient": [1, 0, 0, 0, COS, SIN]}, "mixes several scans"),
 }
 
@@ -162,7 +162,7 @@ def test_absurd_numbers_are_refused(tmp_path, name, value):
 
 
 def test_enhanced_ct(tmp_path):
-    """One file; its frames lie the other way round."""
+    """One file with frames in reverse order."""
     hu = phantom()
     write_enhanced(tmp_path / "ct", hu)
     (found,) = inspect_path(tmp_path)
@@ -171,7 +171,7 @@ def test_enhanced_ct(tmp_path):
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
     np.testing.assert_array_equal(volume.affine, [[-0.7, 0, 0, 100], [0, -0.8, 0, 50], [0, 0, 2.5, 20], [0, 0, 0, 1]])
-    assert volume.source["slices"] == 6
+    assert volume.metadata["slices"] == 6
 
 
 def test_phases_of_an_enhanced_ct_are_stacks(tmp_path):
@@ -221,12 +221,12 @@ def test_real_tilted_uneven_series():
     """Gaps of 4.22, one of 1.14 and of 7.38 mm, tilted by 18.5 degrees: grey values keep their heights."""
     folder = DATA / "dicom_edge" / "ge_gantry_tilt_uneven"
     volume = read_volume(folder, allow_uneven=True)
-    assert volume.source["gantry_tilt_deg"] == pytest.approx(18.5, abs=0.1)
+    assert volume.metadata["gantry_tilt_deg"] == pytest.approx(18.5, abs=0.1)
     step = np.linalg.norm(volume.affine[:3, 2])
     assert step == pytest.approx(2.11, abs=0.02)
     heights = sorted(s.position[2] for s in find_series(folder)[0].slices)
     assert (volume.array.shape[2] - 1) * step == pytest.approx(heights[-1] - heights[0], abs=0.01)
-    assert any("uneven distances: " in text for text in volume.source["warnings"])
+    assert any("uneven spacing: " in text for text in volume.metadata["warnings"])
     with pytest.raises(GeometryError, match="uneven"):
         read_ct(folder)
 
@@ -244,7 +244,7 @@ NUMBERS = {
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("vr", ["LO", "SH", "ST", "LT", "UT", "UC", "UN", "OB", "CS", "IS", "FD"])
 def test_numbers_under_another_vr(tmp_path, vr):
-    """The text is that of the numbers, whatever an exporter calls it."""
+    """Numbers are read from their text, whatever the VR."""
     hu = phantom()
     paths = write_series(tmp_path / "plain", hu, SliceThickness=2.5)
     array, affine = read_ct(tmp_path / "plain")

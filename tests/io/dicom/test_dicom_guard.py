@@ -1,4 +1,4 @@
-"""DICOM files that promise more than they hold: refused before they are inflated or decoded."""
+"""DICOM files that claim more data than they hold are refused before they are inflated or decoded."""
 
 import struct
 import sys
@@ -30,7 +30,7 @@ JPEG_2000 = b"\xff\x4f\xff\x51" + struct.pack(">HH8IH3B", 41, 0, 12, 10, 0, 0, 1
 
 
 def _deflate(path: Path, extra: bytes = b"") -> None:
-    """Pack the data set as transfer syntax 1.2.840.10008.1.2.1.99 does, with something after it."""
+    """Deflate the data set as in transfer syntax 1.2.840.10008.1.2.1.99 , with trailing bytes."""
     ds = pydicom.dcmread(path)
     plain = path.read_bytes()
     at = plain.index(b"\x08\0\x08\0CS")  # ImageType, the first element after the file's meta information
@@ -61,7 +61,7 @@ def test_deflated_series_is_read(tmp_path: Path) -> None:
 
 
 def test_deflated_bomb_is_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One slice of 64 KB that inflates to 64 MiB, where 1 MiB is the limit: neither scan nor decoder asks for more."""
+    """One slice of 64 KB that inflates to 64 MiB, where 1 MiB is the limit: neither scan nor decoder uses more."""
     monkeypatch.setattr(dicom_guard, "MAX_INFLATED_BYTES", 2**20)
     paths = write_series(tmp_path, phantom())
     # An element of 64 MiB after the pixels, in a private group.
@@ -119,7 +119,7 @@ def test_codestream_of_another_size_is_not_decoded(tmp_path: Path, case: str) ->
 
 @pytest.mark.parametrize(("syntax", "data"), [(JPEGBaseline8Bit, JPEG), (JPEG2000Lossless, JPEG_2000)])
 def test_codestream_of_the_right_size_goes_to_the_decoder(tmp_path: Path, syntax: str, data: bytes) -> None:
-    """So what is refused above is refused for the one value that was changed."""
+    """So each refusal above is due to the one changed value."""
     path = write_series(tmp_path, phantom())[0]
     _encapsulate(path, syntax, [data])
     dicom_guard.check_pixel_data(pydicom.dcmread(path), path)
@@ -132,14 +132,14 @@ def test_rle_of_a_few_bytes_for_a_huge_image(tmp_path: Path) -> None:
         read_ct(tmp_path)
 
 
-def test_more_frames_than_promised(tmp_path: Path) -> None:
+def test_more_frames_than_claimed(tmp_path: Path) -> None:
     path = write_series(tmp_path, phantom())[0]
     _encapsulate(path, RLELossless, [bytes(70), bytes(70)], NumberOfFrames=3)
     with pytest.raises(UnreadableInputError, match="compressed frames"):
         dicom_guard.check_pixel_data(pydicom.dcmread(path), path)
 
 
-def test_more_bits_than_a_decoder_should_be_asked_for(tmp_path: Path) -> None:
+def test_too_many_bits_for_a_decoder(tmp_path: Path) -> None:
     path = write_series(tmp_path, phantom())[0]
     _encapsulate(path, RLELossless, [bytes(70)], BitsAllocated=64000)
     with pytest.raises(UnreadableInputError, match="64000 bits a pixel"):
@@ -147,7 +147,7 @@ def test_more_bits_than_a_decoder_should_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_huge_declared_length(tmp_path: Path) -> None:
-    """Pixels of 4 GB in a file of 1 KB, which holds all there should be: nothing is set aside for the rest."""
+    """Pixels of 4 GB in a file of 1 KB, which is complete: no memory is allocated for the rest."""
     hu = phantom()
     for path in write_series(tmp_path, hu):
         data = path.read_bytes()
@@ -159,7 +159,7 @@ def test_huge_declared_length(tmp_path: Path) -> None:
 
 
 def test_padding_of_a_billion_values(tmp_path: Path) -> None:
-    """A range that is not gone through value by value; those of it that tissue can have stay."""
+    """A range is not enumerated value by value; values of tissue within it are kept."""
     hu = phantom()
     for path in write_series(tmp_path, hu, PixelPaddingValue=-32768, PixelPaddingRangeLimit=0):
         data = path.read_bytes()
@@ -204,7 +204,7 @@ def test_long_texts_are_cut(tmp_path: Path) -> None:
 @needs_data
 @pytest.mark.parametrize("name", ["CTImage*.4.50.dcm", "CTImage*.4.70.dcm", "CTImage*.4.80.dcm", "CTImage*.4.90.dcm"])
 def test_real_codestreams_pass(name: str) -> None:
-    """Each written by another program than ours: checked here, decoded in test_dicom.py."""
+    """Written by other programs: checked here, decoded in test_dicom.py."""
     (path,) = (DATA / "dicom_edge" / "transfer_syntaxes").glob(name)
     ds = pydicom.dcmread(path)
     dicom_guard.check_pixel_data(ds, path)

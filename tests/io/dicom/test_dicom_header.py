@@ -1,4 +1,4 @@
-"""What a header says, whatever the encoding of its numbers and texts."""
+"""Fields of a header, whatever the encoding of its numbers and texts."""
 
 import struct
 
@@ -82,7 +82,7 @@ def test_rows_in_other_encodings(tmp_path, values, rows):
     assert header(path).rows == rows
 
 
-def test_numbers_that_are_none(tmp_path):
+def test_invalid_numbers(tmp_path):
     path, *_ = write_series(tmp_path, np.zeros((4, 4, 1), np.int16))
     for text in (b"1,5\\1", b"\\1", b"nan\\1", b"1e12\\1", b"1\\1\\1", b""):
         raw_elements(path, {"PixelSpacing": text})
@@ -92,7 +92,7 @@ def test_numbers_that_are_none(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
-def test_padding_in_odd_places_and_numbers_written_at_length(tmp_path):
+def test_unusual_padding_and_long_numbers(tmp_path):
     path, *_ = write_series(tmp_path, phantom()[:, :, :1])
     usual = header(path)
     raw_elements(path, {"SOPClassUID": b" " + usual.sop_class.encode(), "SeriesInstanceUID": b" 1.2.3"})
@@ -108,7 +108,7 @@ def test_padding_in_odd_places_and_numbers_written_at_length(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
-def test_an_id_in_parts_is_one_patients_however_it_is_padded(tmp_path):
+def test_a_multi_valued_id_is_one_patient_whatever_its_padding(tmp_path):
     path, *_ = write_series(tmp_path, phantom()[:, :, :1])
     found = set()
     for text in (b"A\\B", b"A \\B "):

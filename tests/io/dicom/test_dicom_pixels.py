@@ -1,4 +1,4 @@
-"""Stored pixels to HU: every transfer syntax, where the bits of a value lie, rescale of each image, padding."""
+"""Stored pixels to HU: every transfer syntax, position of the stored bits, rescale of each image, padding."""
 
 import shutil
 import struct
@@ -56,8 +56,8 @@ def test_lossless_transfer_syntaxes_written_here(tmp_path, syntax, dtype):
 
 
 @pydicom_3
-def test_of_a_jp2_file_the_codestream_alone_is_decoded(tmp_path, monkeypatch):
-    """Its boxes, which would have the decoder read other code, are left out."""
+def test_only_the_codestream_of_a_jp2_file_is_decoded(tmp_path, monkeypatch):
+    """Without its boxes, with which the decoder would run other code."""
     hu = phantom((40, 36, 2))
     decoded = []
     decode = dicom_pixels._frames
@@ -100,7 +100,7 @@ LOSSY = {
 
 
 def _real_slice(folder, end, **tags):
-    """That slice in a transfer syntax, twice, so that it is a volume."""
+    """The slice in a transfer syntax, twice, to make a volume."""
     (path,) = (DATA / "dicom_edge" / "transfer_syntaxes").glob(f"CTImage.dcm_*_1.2.840.10008.{end}.dcm" if end else end)
     folder.mkdir()
     for k in range(2):
@@ -127,7 +127,7 @@ def test_real_transfer_syntaxes(tmp_path, end):
 @needs_data
 @pytest.mark.parametrize("name", ["CT1_J2KR", "CT2_J2KR"])
 def test_real_jpeg_2000_with_rescale(tmp_path, name):
-    """The files beside hold the same pixels as pydicom decodes them; the rescale is the header's."""
+    """The companion files hold the same pixels as decoded by pydicom; the rescale is that of the header."""
     path = DATA / "dicom_edge" / "transfer_syntaxes" / name
     for k in range(2):
         ds = pydicom.dcmread(path)
@@ -148,7 +148,7 @@ def test_real_files_that_are_no_ct(tmp_path, name, kind):
 
 
 def _stored(folder, words, tags):
-    """A volume whose rows all hold these words."""
+    """A volume with these words in each row."""
     stored = np.tile(np.array(words).astype(np.uint16), (2, 1))
     for k in range(2):
         named = {name: value for name, value in tags.items() if isinstance(name, str)}
@@ -183,7 +183,7 @@ def test_stored_bits(tmp_path, case):
     words, tags = MINUS_1000_AND_40[case]
     volume = _stored(tmp_path, words, tags)
     assert volume.array[:, 0, 0].tolist() == [-1000, 40]
-    assert volume.source["warnings"] == []
+    assert volume.metadata["warnings"] == []
 
 
 @pytest.mark.parametrize("padding", [("SS", -2000), ("US", 63536)])
@@ -193,11 +193,11 @@ def test_padding_whatever_its_sign_and_bits(tmp_path, tags, padding):
     water = -tags["RescaleIntercept"]
     volume = _stored(tmp_path, [0xF830, water], tags | {0x00280120: padding})
     assert volume.array[:, 0, 0].tolist() == [-1024, 0]
-    assert volume.source["warnings"] == ["4 padding voxels were set to -1024 HU"]
+    assert volume.metadata["warnings"] == ["4 padding voxels were set to -1024 HU"]
 
 
 def test_padding_range(tmp_path):
-    """From -2000 to -1900, whichever end is named first; -1800 is no padding."""
+    """From -2000 to -1900, whichever end is given first; -1800 is not padding."""
     for ends in ((-2000, -1900), (-1900, -2000)):
         tags = {"PixelPaddingValue": ends[0], "PixelPaddingRangeLimit": ends[1]}
         words = np.array([-2000, -1950, -1800, 40], np.int16)
@@ -214,7 +214,7 @@ BEYOND = {
 
 @pytest.mark.parametrize("case", BEYOND)
 def test_values_beyond_the_stored_bits_are_refused(tmp_path, case):
-    """Cut to BitsStored they would be other HU; "3096 beside -1000" shows that zeros above mean a positive value."""
+    """Truncated to BitsStored they would be wrong; "3096 beside -1000" shows that zeros above mean positive values."""
     words, tags = BEYOND[case]
     with pytest.raises(UnsupportedImageError, match=r"2 stored values need more than the 12 bits .* export"):
         _stored(tmp_path, words, tags)
@@ -224,7 +224,7 @@ def test_values_beyond_the_stored_bits_are_refused(tmp_path, case):
     "tags", [{"BitsStored": 17}, {"BitsStored": 0}, {"HighBit": 16}, {"BitsStored": 12, "HighBit": 5}]
 )
 def test_impossible_bits_are_refused(tmp_path, tags):
-    with pytest.raises(UnreadableInputError, match=r"bits stored, up to bit .* of 16, cannot be; export"):
+    with pytest.raises(UnreadableInputError, match=r"bits stored, up to bit .* of 16, are impossible; export"):
         _stored(tmp_path, [0, 1064], UNSIGNED | tags)
 
 
@@ -239,14 +239,14 @@ def test_no_rescale_is_said(tmp_path):
     write_series(tmp_path, hu, intercept=0, RescaleSlope=None, RescaleIntercept=None)
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == [
+    assert volume.metadata["warnings"] == [
         "the images give no rescale slope and intercept; stored values are taken as HU"
     ]
 
 
 def test_lossy_images_are_read_with_a_warning(tmp_path):
     write_series(tmp_path, phantom(), LossyImageCompression="01")
-    assert read_volume(tmp_path).source["warnings"] == ["the images were compressed with loss"]
+    assert read_volume(tmp_path).metadata["warnings"] == ["the images were compressed lossily"]
 
 
 def test_modality_table_is_refused(tmp_path):
@@ -257,9 +257,7 @@ def test_modality_table_is_refused(tmp_path):
 
 def test_rescale_in_some_slices_only_is_refused(tmp_path):
     edit(write_series(tmp_path, phantom())[2], RescaleSlope=None, RescaleIntercept=None)
-    with pytest.raises(
-        UnsupportedImageError, match="some images of the series give rescale slope and intercept, and some"
-    ):
+    with pytest.raises(UnsupportedImageError, match="only some images of the series give rescale slope and intercept"):
         read_ct(tmp_path)
 
 
@@ -274,7 +272,7 @@ def test_broken_rescale_is_refused(tmp_path, tags):
 
 @pytest.mark.parametrize(("extra", "said"), [(200, "440 bytes"), (2, "242 bytes"), (-2, "truncated, 238 bytes")])
 def test_native_pixels_are_as_many_as_promised(tmp_path, extra, said):
-    """More than promised, and it is not known which: the image may be shifted."""
+    """More bytes than claimed, and it is unknown which are extra: the image may be shifted."""
     path = write_series(tmp_path, phantom())[3]
     data = pydicom.dcmread(path).PixelData
     edit(path, PixelData=bytes(extra) + data if extra > 0 else data[:extra])
@@ -287,4 +285,4 @@ def test_modified_hu_are_read_with_a_warning(tmp_path):
     write_series(tmp_path, hu, RescaleType="HU_MOD")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert "modified HU" in volume.source["warnings"][0]
+    assert "modified HU" in volume.metadata["warnings"][0]

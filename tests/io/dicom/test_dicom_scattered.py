@@ -1,4 +1,4 @@
-"""One scan under several series UIDs, as anonymisers leave it: read as one where that is the only reading."""
+"""Scans with several series UIDs, as some anonymisers leave them: merged if that is unambiguous."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ PAIRS = [generate_uid() for _ in range(4)]
 
 
 def _each(*names: str, empty: tuple[int, ...] = ()) -> Tags:
-    """A UID of its own in each of these tags, but none where an image is in `empty`."""
+    """Give each image its own UIDs in these tags, but none to images in `empty`."""
     return lambda k: {name: "" if k in empty else f"1.2.{len(name)}.{k}" for name in names}
 
 
@@ -56,7 +56,7 @@ def _write(folder: Path, tags: Tags, count: int = 8, seed: int = 0, **more: Any)
 @pytest.mark.parametrize("case", SCATTERED)
 @pytest.mark.parametrize("folders", [False, True])
 def test_a_scattered_scan_is_read_as_one(tmp_path: Path, case: str, folders: bool) -> None:
-    """In one folder, and in one for each series, as archives write them; by any of its UIDs, too."""
+    """In one folder, and in one per series, as written by archives; also selected by any of its UIDs."""
     hu = _write(tmp_path, SCATTERED[case])
     if folders and "empty" not in case:
         for k, path in enumerate(sorted(tmp_path.iterdir())):
@@ -66,7 +66,7 @@ def test_a_scattered_scan_is_read_as_one(tmp_path: Path, case: str, folders: boo
     np.testing.assert_array_equal(found.array, hu)
     (series,) = find_series(tmp_path)
     if len(series.uids) > 1 or "empty" in case:
-        assert any("by their places and all else they are one scan" in w for w in found.source["warnings"])
+        assert any("by their positions and all other fields they are one scan" in w for w in found.metadata["warnings"])
     for uid in sorted(series.uids)[:2]:
         np.testing.assert_array_equal(read_ct(tmp_path, series_uid=uid)[0], hu)
     (finding,) = inspect_path(tmp_path)
@@ -89,8 +89,8 @@ def read_position(path: Path) -> float:
     return float(pydicom.dcmread(path).ImagePositionPatient[2])
 
 
-def test_two_scattered_scans_are_two(tmp_path: Path) -> None:
-    """Of two kernels at the same places, and of two studies."""
+def test_two_scattered_scans_are_not_merged(tmp_path: Path) -> None:
+    """Two kernels at the same positions, and two studies."""
     first = _write(tmp_path / "1", lambda k: {SERIES: f"1.2.3.{k}", "ConvolutionKernel": "B30f"})
     second = _write(tmp_path / "2", lambda k: {SERIES: f"1.2.4.{k}", "ConvolutionKernel": "B60f"}, seed=1)
     with pytest.raises(AmbiguousSeriesError, match="2 CT series; choose one with series_uid"):
@@ -124,7 +124,7 @@ def test_single_images_that_are_no_scan_lead_to_no_dead_end(tmp_path: Path) -> N
     assert "segmentable_series" not in str(caught.value)
 
 
-def test_messages_hold_no_uid_where_none_is_wanted(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_without_uids(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(tmp_path / "ct", NO_ONE_SCAN["any places"])
 
     def segment_all(cts: list[Path], *_: Any, **__: Any) -> list[Case]:
@@ -147,8 +147,8 @@ def read_error(path: Path) -> Exception:
     return caught.value
 
 
-def test_two_images_are_no_scan(tmp_path: Path) -> None:
-    """They are at even distances wherever they lie; nor is a third one taken that belongs to a series."""
+def test_two_images_are_not_merged(tmp_path: Path) -> None:
+    """They have even spacing wherever they lie; nor is a third taken from another series."""
     _write(tmp_path / "two", _each(SERIES), count=2)
     assert len(find_series(tmp_path / "two")) == 2
     _write(tmp_path / "more", lambda k: {SERIES: "1.2.3" if k < 6 else f"1.2.{k}"})
@@ -156,8 +156,8 @@ def test_two_images_are_no_scan(tmp_path: Path) -> None:
         read_ct(tmp_path / "more", series_uid="1.2.3")
 
 
-def test_whole_series_stay_apart(tmp_path: Path) -> None:
-    """Three scans one above the other, each long enough to be one."""
+def test_complete_series_are_not_merged(tmp_path: Path) -> None:
+    """Three adjacent scans, each long enough to be a scan."""
     for k in range(3):
         hu = phantom((12, 10, 6), seed=k)
         write_series(tmp_path / str(k), hu, origin=(-100, -50, 20 + 15 * k), uid=f"1.2.{k}")

@@ -1,4 +1,4 @@
-"""DICOM SEG: the same voxels of the patient as the mask's, tied to the CT's own images, or nothing at all."""
+"""DICOM SEG: marks the same voxels as the mask, and refers to the CT's images, or is not written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SERIES: dict[str, dict[str, Any]] = {
 
 
 def blob(shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
-    """A mask that no flip or exchange of axes maps to itself; its first and last slices are empty."""
+    """A mask without symmetry under flips and axis permutations; its first and last slices are empty."""
     mask = np.zeros(shape, np.uint8)
     mask[1:7, 2:5, 1:4] = 1
     mask[2, 8, 2] = mask[9, 1, 3] = 1
@@ -56,7 +56,7 @@ def written(folder: Path, path: Path, mask: np.ndarray, kind: str = "BINARY") ->
     headers = source_headers(folder, image.files, image.affine, notes)
     save_seg(path, mask, image.affine, headers, checkpoint_sha256=WEIGHTS, segmentation_type=kind)
     tilted = "dcmqi, and programs that read SEG with it, cannot place the slices of a tilted gantry"
-    assert notes == ([tilted] if image.facts["gantry_tilt_deg"] > 1 else [])
+    assert notes == ([tilted] if image.metadata["gantry_tilt_deg"] > 1 else [])
     images = [pydicom.dcmread(file) for file in folder.iterdir()]
     return pydicom.dcmread(path), {str(ds.SOPInstanceUID): ds for ds in images}
 
@@ -72,7 +72,7 @@ def frames_of(seg: pydicom.Dataset) -> list[tuple[np.ndarray, pydicom.Dataset, s
 @pytest.mark.parametrize("seg_type", ["BINARY", "LABELMAP"])
 @pytest.mark.parametrize("kind", SERIES)
 def test_each_frame_holds_the_mask_where_its_image_lies(tmp_path: Path, kind: str, seg_type: str) -> None:
-    """By way of the image that a frame refers to: its place in the patient names the mask's slice."""
+    """Identify the mask's slice by the position of the image that a frame refers to."""
     write_series(tmp_path / "ct", phantom(SHAPE), **SERIES[kind])
     mask = blob()
     seg, images = written(tmp_path / "ct", tmp_path / "x.dcm", mask, seg_type)
@@ -93,7 +93,7 @@ def test_each_frame_holds_the_mask_where_its_image_lies(tmp_path: Path, kind: st
     assert int(seg.NumberOfFrames) == 3  # those without pancreas are left out
 
 
-def test_a_seg_says_what_it_is_and_of_what(tmp_path: Path) -> None:
+def test_a_seg_describes_itself_and_its_source(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", phantom(SHAPE), SliceThickness=1.25)
     seg, images = written(tmp_path / "ct", tmp_path / "x.dcm", blob())
     assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 1.25
@@ -123,7 +123,7 @@ def test_a_seg_says_what_it_is_and_of_what(tmp_path: Path) -> None:
     assert again.SOPInstanceUID != seg.SOPInstanceUID
 
 
-def test_a_label_map_has_a_class_of_its_own_and_the_same_pancreas(tmp_path: Path) -> None:
+def test_a_label_map_has_its_own_storage_class_and_the_same_pancreas(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", phantom(SHAPE))
     binary, _ = written(tmp_path / "ct", tmp_path / "x.dcm", blob())
     seg, _ = written(tmp_path / "ct", tmp_path / "y.dcm", blob(), "LABELMAP")
@@ -135,7 +135,7 @@ def test_a_label_map_has_a_class_of_its_own_and_the_same_pancreas(tmp_path: Path
 
 
 @pytest.mark.parametrize("seg_type", ["BINARY", "LABELMAP"])
-def test_an_empty_mask_is_frames_of_zeros(tmp_path: Path, seg_type: str) -> None:
+def test_an_empty_mask_has_frames_of_zeros(tmp_path: Path, seg_type: str) -> None:
     write_series(tmp_path / "ct", phantom(SHAPE))
     seg, images = written(tmp_path / "ct", tmp_path / "x.dcm", np.zeros(SHAPE, np.uint8), seg_type)
     assert int(seg.NumberOfFrames) == SHAPE[2]
@@ -158,8 +158,8 @@ def test_images_of_two_studies_are_refused(tmp_path: Path) -> None:
         source_headers("ct", image.files, image.affine, [])
 
 
-def test_frames_of_reference_that_differ_are_made_one_and_told(tmp_path: Path) -> None:
-    """As in the LIDC-IDRI collection, where de-identification gave each image one of its own."""
+def test_different_frames_of_reference_are_unified_with_a_warning(tmp_path: Path) -> None:
+    """As in the LIDC-IDRI collection, where de-identification gave each image its own."""
     for path in write_series(tmp_path / "ct", phantom(SHAPE)):
         edit(path, FrameOfReferenceUID=pydicom.uid.generate_uid())
     image, notes = open_ct(tmp_path / "ct"), []
@@ -170,8 +170,8 @@ def test_frames_of_reference_that_differ_are_made_one_and_told(tmp_path: Path) -
     assert pydicom.dcmread(tmp_path / "x.dcm").FrameOfReferenceUID == first.FrameOfReferenceUID
 
 
-def test_neither_log_nor_warnings_name_the_patient(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """highdicom would warn, which is an error here, that it finds this name odd, and quote it."""
+def test_no_patient_data_in_log_and_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """highdicom would warn about this unusual name, and quote it; warnings are errors here."""
     caplog.set_level("DEBUG")
     write_series(tmp_path / "ct", phantom(SHAPE), PatientName="Doe Jane")
     seg, _ = written(tmp_path / "ct", tmp_path / "x.dcm", blob())
@@ -236,7 +236,7 @@ def test_a_seg_that_is_not_the_mask_is_not_kept(
     assert (tmp_path / "out" / "series_seg.dcm").read_text() == "of an earlier run"
 
 
-def test_what_cannot_be_written_is_refused_before_anything_is_read(
+def test_unsuitable_cases_are_refused_before_voxels_are_read(
     session: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     nowhere = tmp_path / "nowhere"
@@ -309,7 +309,7 @@ def test_other_programs_read_the_same_voxels_from_the_seg_of_a_real_ct(tmp_path:
 
 @pytest.mark.parametrize("empty", [False, True])
 def test_enhanced_ct(tmp_path: Path, empty: bool) -> None:
-    """A SEG refers to frames of the one file; those of another phase are no part of it."""
+    """A SEG refers to frames of the one file; those of another phase are not among them."""
     folder = tmp_path / "ct"
     write_enhanced(folder / "ct", phantom(), phases=2, SeriesInstanceUID="1.2.3")
     image = open_ct(folder, series_uid="1.2.3#2")

@@ -1,4 +1,4 @@
-"""DICOM SEG of what archives hold: patient and study as the images give them, byte for byte, whatever they say."""
+"""DICOM SEG of images from archives: patient and study byte for byte as in the images, valid or not."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ IDENTITY = (
 
 
 def seg_of(folder: Path, path: Path, kind: str = "BINARY") -> tuple[pydicom.Dataset, pydicom.Dataset]:
-    """The SEG that is written of a series, and the header of its first slice."""
+    """The SEG written for a series, and the header of the series' first slice."""
     image = open_ct(folder)
     mask = np.zeros(image.shape, np.uint8)
     mask[1:4, 2, 1] = mask[2, 3, 2] = 1
@@ -156,7 +156,7 @@ def test_patient_and_study_are_those_of_the_images(tmp_path: Path, case: str, ki
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"])
 def test_sequences_and_numbers_of_any_transfer_syntax(tmp_path: Path, syntax: str) -> None:
-    """Implicit VR, explicit VR, big endian: the texts in sequences stay the bytes that they are, too."""
+    """Implicit VR, explicit VR, big endian: the bytes of texts in sequences are kept too."""
     issuer = item(UniversalEntityID="x")
     other = item(PatientID="4711-B", TypeOfPatientID="TEXT", IssuerOfPatientIDQualifiersSequence=issuer)
     tags = {"OtherPatientIDsSequence": other, "PregnancyStatus": 4, "PatientSize": "1.80", "PatientName": "DOE^JANE"}
@@ -172,7 +172,7 @@ def test_sequences_and_numbers_of_any_transfer_syntax(tmp_path: Path, syntax: st
 
 
 def test_images_of_several_series_are_named_in_their_own(tmp_path: Path) -> None:
-    """A scan whose files have a series UID each, as some anonymisers leave it."""
+    """A scan whose files each have their own series UID, as left by some anonymisers."""
     for k, path in enumerate(write_series(tmp_path / "ct", phantom(SHAPE))):
         edit(path, SeriesInstanceUID=f"1.2.3.{k}")
     seg, _ = seg_of(tmp_path / "ct", tmp_path / "seg.dcm")
@@ -204,10 +204,12 @@ def test_what_cannot_be_repeated_is_named_before_the_network_runs(
 def test_what_highdicom_refuses_is_found_before_the_network_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Whatever it is: a SEG of one voxel is made of the same images, in the same way."""
+    """Whatever the reason: a SEG of one voxel is made with the same images, in the same way."""
     write_series(tmp_path / "ct", phantom(SHAPE))
     read = open_ct(tmp_path / "ct")
-    planned = SimpleNamespace(grid=SimpleNamespace(affine=read.affine), facts=read.facts, files=read.files, frames=())
+    planned = SimpleNamespace(
+        grid=SimpleNamespace(affine=read.affine), metadata=read.metadata, files=read.files, frames=()
+    )
     CaseWriter(Outputs(output_format=kind), tmp_path / "ct", None, planned, "ab" * 32)
     monkeypatch.setattr(hd.seg.Segmentation, "__init__", Mock(side_effect=ValueError("DOE^JANE")))
     with pytest.raises(

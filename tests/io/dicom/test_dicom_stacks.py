@@ -1,4 +1,4 @@
-"""Which images belong together: scans of the same places, other objects, images astray, what is passed over."""
+"""Which images belong together: scans of the same positions, other objects, stray images, series left out."""
 
 import shutil
 
@@ -49,7 +49,7 @@ SCANS = {
 
 @pytest.mark.parametrize("case", SCANS)
 def test_scans_of_the_same_places(tmp_path, case):
-    """One UID, two scans: neither is taken for the other, and no slice of one comes between slices of the other."""
+    """One UID, two scans: they are not confused, nor are their slices mixed."""
     given = [_scan(tmp_path / str(k), k, **tags) for k, tags in enumerate(SCANS[case])]
     assert [f.uid for f in inspect_path(tmp_path)] == [f"{UID}#1", f"{UID}#2"]
     with pytest.raises(AmbiguousSeriesError, match="2 CT series"):
@@ -69,7 +69,7 @@ def test_two_kernels_of_two_phases_are_four_stacks(tmp_path):
 
 @pytest.mark.parametrize("name", ["SliceThickness", "AcquisitionTime", "KVP", "AcquisitionNumber", "ConvolutionKernel"])
 def test_one_scan_whose_parts_differ_stays_whole(tmp_path, name):
-    """The upper half thicker, later, with another voltage: what follows each other is one scan."""
+    """The upper half thicker, later, with another voltage: consecutive parts are one scan."""
     hu = phantom()
     for k, path in enumerate(write_series(tmp_path, hu)):
         values = {"AcquisitionTime": f"10150{k // 3}", "ConvolutionKernel": f"B{k // 3}0f"}
@@ -86,14 +86,14 @@ def test_times_that_jump_about_do_not_tear_a_scan_apart(tmp_path):
 
 
 def test_a_cine_scan_at_two_table_positions(tmp_path):
-    """Acquisitions 1 to 3 here, 4 to 6 there: none is known to go on with another, so none is laid to another."""
+    """Acquisitions 1 to 3 here, 4 to 6 there: it is uncertain which belong together, so none are joined."""
     for number in range(1, 7):
         _scan(tmp_path / str(number), number, count=4, z=20 if number < 4 else 30, AcquisitionNumber=number)
     found = find_series(tmp_path)
     assert [(len(s.slices), len({h.marks for h in s.slices})) for s in found] == [(4, 1)] * 6
 
 
-def test_two_enhanced_files_of_the_same_places(tmp_path):
+def test_two_enhanced_files_of_the_same_positions(tmp_path):
     hu = phantom()
     for k in range(2):
         write_enhanced(tmp_path / str(k), hu + 100 * k, SeriesInstanceUID=UID)
@@ -102,8 +102,8 @@ def test_two_enhanced_files_of_the_same_places(tmp_path):
     assert len(found) == 2
 
 
-def test_frames_of_two_files_in_turn(tmp_path, monkeypatch):
-    """Each file is read once, however its frames lie between the other's."""
+def test_alternating_frames_of_two_files(tmp_path, monkeypatch):
+    """Each file is read once, though frames of both alternate."""
     hu = phantom()
     parts = [read_headers(write_enhanced(tmp_path / str(k), hu[:, :, k::2])) for k in range(2)]
     in_turn = [headers[2 - k] for k in range(3) for headers in parts]  # each file begins with its last slice
@@ -117,7 +117,7 @@ def test_frames_of_two_files_in_turn(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("modality", ["PT", "SR", "CT"])
 def test_an_object_of_another_kind_in_the_series(tmp_path, modality):
-    """A report, a PET slice or a screenshot under the CT's UID: it is no slice, and takes none away."""
+    """A report, a PET slice or a screenshot under the CT's UID: it is not a slice, and slices stay complete."""
     classes = {"PT": "1.2.840.10008.5.1.4.1.1.128", "SR": "1.2.840.10008.5.1.4.1.1.88.67"}
     sop_class = classes.get(modality, "1.2.840.10008.5.1.4.1.1.7")
     hu = _scan(tmp_path / "ct", 0)
@@ -128,18 +128,18 @@ def test_an_object_of_another_kind_in_the_series(tmp_path, modality):
 @pytest.mark.parametrize("tags", [{"SeriesInstanceUID": "1.2.4"}, {"SeriesInstanceUID": None}, {"Modality": "CS"}])
 @pytest.mark.parametrize("end", [0, 5])
 def test_an_image_astray_stops_its_series(tmp_path, tags, end):
-    """Its UID was damaged: without it the mask would end one slice early, and nobody would know."""
+    """Its UID was damaged: without it the mask would silently end one slice early."""
     edit(write_series(tmp_path, phantom(), uid=UID)[end], **tags)
-    with pytest.raises(UnreadableInputError, match=r"alone in its series, but lies where the next slice of 1\.2\.3"):
+    with pytest.raises(UnreadableInputError, match=r"alone in its series, but located where the next slice of 1\.2\.3"):
         read_ct(tmp_path)
 
 
-def test_a_single_image_elsewhere_stops_nothing(tmp_path):
+def test_a_single_image_elsewhere_is_ignored(tmp_path):
     hu = _scan(tmp_path / "ct", 0)
     write_series(tmp_path / "timing", phantom()[:, :, :1], origin=(-100, -50, 24))
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert any("other CT series were left out" in text for text in volume.source["warnings"])
+    assert any("other CT series were left out" in text for text in volume.metadata["warnings"])
 
 
 def test_timing_images_of_one_place_do_not_count_beside_a_scan(tmp_path):
@@ -147,12 +147,12 @@ def test_timing_images_of_one_place_do_not_count_beside_a_scan(tmp_path):
     write_series(tmp_path / "timing", phantom((12, 10, 5)), step=(0, 0, 0), uid="1.2.9")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    said = "other CT series were left out: 1.2.9 (CT, images of a single place)"
-    assert volume.source["warnings"] == [said]
+    said = "other CT series were left out: 1.2.9 (CT, images at a single position)"
+    assert volume.metadata["warnings"] == [said]
 
 
 def test_a_few_original_slices_do_not_displace_a_whole_derived_series(tmp_path):
-    """An archive that keeps the 3 mm reformats and two timing slices: which is meant is asked."""
+    """An archive that keeps the 3 mm reformats and two timing slices: the user has to choose."""
     hu = phantom((12, 10, 12))
     write_series(tmp_path / "mpr", hu, uid="1.2.8", ImageType=["DERIVED", "SECONDARY", "MPR"])
     write_series(tmp_path / "timing", phantom((12, 10, 2)), uid="1.2.9", origin=(-100, -50, 31))
@@ -161,7 +161,7 @@ def test_a_few_original_slices_do_not_displace_a_whole_derived_series(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["CPR", "VOLREN", "CBF", "SUBTRACTION", "MIP", "MPR"])
-def test_what_is_derived_counts_only_when_chosen(tmp_path, word):
+def test_derived_series_are_only_used_when_selected(tmp_path, word):
     hu = _scan(tmp_path / "ct", 0)
     write_series(tmp_path / "made", phantom(), uid="1.2.9", ImageType=["DERIVED", "SECONDARY", word])
     np.testing.assert_array_equal(read_ct(tmp_path)[0], hu)
@@ -175,7 +175,7 @@ def test_localizers_are_no_volume_even_when_chosen(tmp_path):
 
 
 @pytest.mark.parametrize("tags", [{"SeriesNumber": 4}, {"StudyInstanceUID": "5.2"}])
-def test_without_uids_numbers_and_studies_tell_series_apart(tmp_path, tags):
+def test_series_without_uids_are_separated_by_number_and_study(tmp_path, tags):
     hu = phantom()
     write_series(tmp_path / "all", hu[:, :, :3], SeriesInstanceUID=None, SeriesNumber=3)
     for path in write_series(tmp_path / "b", hu[:, :, 3:], origin=(-100, -50, 27.5), SeriesInstanceUID=None, **tags):
@@ -187,16 +187,16 @@ def test_a_copy_with_other_pixels_is_refused(tmp_path):
     paths = write_series(tmp_path, phantom())
     copy = shutil.copy(paths[2], tmp_path / "copy")
     edit(copy, PixelData=bytes(240))
-    with pytest.raises(UnsupportedImageError, match=r"SOPInstanceUID and the place of .*, but other pixels; remove"):
+    with pytest.raises(UnsupportedImageError, match=r"SOPInstanceUID and position of .*, but other pixels; remove"):
         read_ct(tmp_path)
 
 
-def test_one_instance_uid_for_all_is_said(tmp_path):
+def test_one_instance_uid_for_all_gives_a_warning(tmp_path):
     hu = _scan(tmp_path, 0, SOPInstanceUID="1.2.3.4")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == [
-        "images at different places have one SOPInstanceUID, which should be each one's own"
+    assert volume.metadata["warnings"] == [
+        "images at different positions have the same SOPInstanceUID, which should be unique"
     ]
 
 
@@ -206,7 +206,7 @@ def test_files_named_like_dicom_are_told_of(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == ["1 file beside the images, such as cut.dcm, named like DICOM, but not it"]
+    assert volume.metadata["warnings"] == ["1 file beside the images, such as cut.dcm, named like DICOM, but not DICOM"]
 
 
 def test_a_damaged_dicomdir_is_ignored(tmp_path):
@@ -219,7 +219,7 @@ def test_a_damaged_dicomdir_is_ignored(tmp_path):
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize("preamble", [False, True])
 def test_data_sets_without_meta_information(tmp_path, implicit, preamble):
-    """As old archives keep them: the syntax is what the data set is written in."""
+    """As in old archives: the transfer syntax is found from the data set."""
     hu = phantom()
     for path in write_series(tmp_path, hu):
         ds = pydicom.dcmread(path)
@@ -242,8 +242,8 @@ def test_positions_rounded_to_a_tenth_are_even_wherever_they_begin(spacing, offs
     assert read_ct(folder)[1][2, 2] == pytest.approx(spacing, abs=0.1 / 19)
 
 
-def test_numbers_beyond_belief_are_as_good_as_missing(tmp_path):
-    """They stop neither the list, nor an image beside them."""
+def test_implausible_numbers_count_as_missing(tmp_path):
+    """They prevent neither the list, nor reading an image in the same folder."""
     hu = _scan(tmp_path / "ct", 0)
     for path in write_series(tmp_path / "far", phantom(), uid="1.2.9", AcquisitionNumber=1):
         data = path.read_bytes().replace(b"-100.0\\-50.0\\20.0", b"1e308\\-1e308\\2.0 ")
@@ -285,7 +285,7 @@ def test_parts_of_an_enhanced_ct_stay_together_whatever_their_uids(tmp_path):
 
 
 @pytest.mark.parametrize("thicknesses", [["1.25", "1.2500001", "1.2499999"], ["1.2", "1.3"], ["1", "1.0", "0.999"]])
-def test_thicknesses_that_are_rounded_do_not_tear_a_scan_apart(tmp_path, thicknesses):
+def test_rounded_thicknesses_do_not_split_a_scan(tmp_path, thicknesses):
     hu = phantom((12, 10, 12))
     for k, path in enumerate(write_series(tmp_path, hu)):
         edit(path, SliceThickness=thicknesses[k % len(thicknesses)])
@@ -293,7 +293,7 @@ def test_thicknesses_that_are_rounded_do_not_tear_a_scan_apart(tmp_path, thickne
 
 
 def test_frames_of_phase_0_and_50_are_two_stacks(tmp_path):
-    """0 is a phase, and not the lack of one."""
+    """0 is a phase, not a missing value."""
     hu = phantom()
     path = write_enhanced(tmp_path / "ct", hu, phases=2)
     groups = pydicom.dcmread(path).PerFrameFunctionalGroupsSequence
@@ -318,7 +318,7 @@ def test_one_image_without_the_mark_does_not_mix_two_scans(tmp_path, name):
 
 
 @pytest.mark.parametrize("tags", [{"StudyInstanceUID": None}, {"SeriesNumber": None}, {"ConvolutionKernel": None}])
-def test_what_some_images_do_not_say_tears_nothing_apart(tmp_path, tags):
+def test_missing_fields_do_not_split_a_series(tmp_path, tags):
     hu = phantom()
     for k, path in enumerate(write_series(tmp_path, hu, SeriesNumber=3, ConvolutionKernel="B30f")):
         if k % 2:
@@ -327,7 +327,7 @@ def test_what_some_images_do_not_say_tears_nothing_apart(tmp_path, tags):
 
 
 @pytest.mark.parametrize("name", ["ImageOrientationPatient", "PixelSpacing"])
-def test_a_geometry_missing_in_the_last_images_is_not_cut_off(tmp_path, name):
+def test_images_without_geometry_at_the_end_are_not_dropped(tmp_path, name):
     for path in write_series(tmp_path, phantom())[4:]:
         edit(path, **{name: None})
     with pytest.raises(GeometryError, match=f"{name} is missing"):
@@ -352,7 +352,7 @@ def test_no_series_is_passed_over_for_one_that_shows_something_else(tmp_path, ca
 
 
 def test_a_coronal_reformat_of_the_same_body_is_passed_over(tmp_path):
-    """Its rows reach beyond the axial slices, into the black, and it has more of them."""
+    """It extends beyond the axial slices, and has more images."""
     hu = phantom((12, 10, 12))
     write_series(tmp_path / "axial", hu, uid=UID)  # z from 20 to 47.5 mm
     tags = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "ImageType": ["DERIVED", "SECONDARY", "MPR"]}
@@ -379,7 +379,7 @@ def test_a_strange_image_that_happens_to_lie_there_stops_nothing(tmp_path, case)
     np.testing.assert_array_equal(read_ct(tmp_path, series_uid=UID)[0], hu)
 
 
-def test_an_image_astray_is_found_though_the_series_is_there_twice(tmp_path):
+def test_a_stray_image_is_found_beside_a_duplicate_series(tmp_path):
     paths = write_series(tmp_path, phantom(), uid=UID)
     edit(paths[5], SeriesInstanceUID="1.2.4")
     (tmp_path / "copy").mkdir()
@@ -393,22 +393,22 @@ def test_a_mip_alone_is_read_with_a_warning(tmp_path):
     hu = _scan(tmp_path, 0, ImageType=["DERIVED", "SECONDARY", "MIP"])
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert volume.source["warnings"] == ["the images are derived (MIP), not the scanner's own slices"]
+    assert volume.metadata["warnings"] == ["the images are derived (MIP), not the scanner's own slices"]
 
 
 @pytest.mark.parametrize("word", ["CBF", "SUBTRACTION", "VOLREN", "CPR"])
 def test_maps_and_renderings_are_no_ct(tmp_path, word):
     _scan(tmp_path, 0, ImageType=["DERIVED", "SECONDARY", word])
-    with pytest.raises(UnsupportedImageError, match=r"is derived \(.*\), and no CT in HU"):
+    with pytest.raises(UnsupportedImageError, match=r"is derived \(.*\), not a CT in HU"):
         read_ct(tmp_path)
 
 
-def test_low_dose_is_no_dose_page(tmp_path):
+def test_low_dose_images_are_not_dose_pages(tmp_path):
     _scan(tmp_path, 0, ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "LOW_DOSE"])
     assert inspect_path(tmp_path)[0].kind == "CT"
 
 
-def test_many_series_are_listed_in_part(tmp_path):
+def test_long_lists_of_series_are_shortened(tmp_path):
     for k in range(25):
         write_series(tmp_path / str(k), phantom((4, 4, 2)), uid=f"1.2.{k + 10}")
     with pytest.raises(AmbiguousSeriesError, match=r"25 CT series.*; and 5 more$"):
