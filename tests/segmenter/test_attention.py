@@ -363,7 +363,7 @@ def test_maps_take_smaller_windows_where_memory_runs_out(
         return average(image, network, plan, **kwargs)
 
     monkeypatch.setattr(session._window, "average", narrow)
-    with pytest.raises(MemoryLimitError, match="allow-smaller-windows"):
+    with pytest.raises(MemoryLimitError, match="allow_smaller_windows=True"):
         session.segment(write_phantom(), attention=True)
     monkeypatch.setattr(session, "_allow_smaller_windows", True)
     found = session.segment(write_phantom(), attention=True)
