@@ -16,7 +16,7 @@ class SlidingWindowInferer(SlidingWindow, Inferer):
     """`SlidingWindow`, where MONAI's engines and bundles want an `Inferer`.
 
     With the same windows and none skipped the result is that of MONAI's ``SlidingWindowInferer(mode="gaussian")``; of
-    two classes it is the difference, foreground minus background, in one channel (``difference=False`` keeps both).
+    two classes it is the difference, foreground minus background, in one channel (``single_logit=False`` keeps both).
 
     Programs that take a bundle apart, as MONAI Label does, give the inferer a bundle's ``network_def`` as it is. With
     ``precision`` such a network is first brought into the form that it has everywhere else (see `prepare`), once for as
@@ -59,7 +59,7 @@ class SlidingWindowInferer(SlidingWindow, Inferer):
                 inputs.device,
                 precision,
                 backend=self.backend,
-                difference=self.difference,
+                single_logit=self.single_logit,
                 scales=self.scales,
                 threshold=self.threshold,
             )

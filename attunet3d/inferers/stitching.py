@@ -51,7 +51,7 @@ def stitch(
     region: Sequence[slice] | None = None,
     sw_batch_size: int = 1,
     sigma_scale: float = 0.125,
-    difference: bool = True,
+    single_logit: bool = True,
     background: float = _BACKGROUND,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -68,7 +68,7 @@ def stitch(
         region: the part of the image to give logits for; by default all of it.
         sw_batch_size: windows per forward pass.
         sigma_scale: standard deviation of the Gaussian as a share of the window.
-        difference: of two classes only the difference of their logits is kept, in one channel.
+        single_logit: of two classes only the difference of their logits is kept, in one channel.
         background: the background's logit in voxels that no window reached; 0 where the network gives no logits.
         progress: called as ``progress(done, total)`` after each forward pass.
         cancel: asked before each forward pass whether to stop.
@@ -90,7 +90,7 @@ def stitch(
             raise CancelledError("cancelled")
         windows = [_window(image[b], start, roi) for b, start in batch]
         out = network(windows[0][None] if len(windows) == 1 else torch.stack(windows), *args, **kwargs)
-        return (out[:, 1:2] - out[:, 0:1] if difference and out.shape[1] == 2 else out).float()
+        return (out[:, 1:2] - out[:, 0:1] if single_logit and out.shape[1] == 2 else out).float()
 
     if not jobs:  # nothing but air: one window is run to learn how many channels there are
         return _background(len(image), forward([(0, (0,) * len(roi))]).shape[1], shape, image.device, background)

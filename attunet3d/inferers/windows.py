@@ -66,7 +66,7 @@ class SlidingWindow:
             None takes the whole image.
         max_window_voxels: with it, windows are ``roi_size`` or larger, up to this many voxels, as few as possible; see
             `cover`. None takes MONAI's windows of ``roi_size``.
-        difference: of two classes only the difference of their logits is kept, foreground minus background.
+        single_logit: of two classes only the difference of their logits is kept, foreground minus background.
 
     Attributes:
         progress: called as ``progress(done, total)`` after each forward pass.
@@ -85,7 +85,7 @@ class SlidingWindow:
         skip_below: float | None = None,
         body_threshold: float | None = None,
         max_window_voxels: int | None = None,
-        difference: bool = True,
+        single_logit: bool = True,
     ) -> None:
         sides = [roi_size] if isinstance(roi_size, int) else list(roi_size)
         if not sides or any(type(side) is not int or side == 0 or not -1 <= side <= LARGEST_SIDE for side in sides):
@@ -107,7 +107,7 @@ class SlidingWindow:
         self.skip_below = None if skip_below is None else float(skip_below)
         self.body_threshold = None if body_threshold is None else float(body_threshold)
         self.max_window_voxels = max_window_voxels
-        self.difference = difference
+        self.single_logit = single_logit
         self._least = 1
         self.progress: Progress | None = None
         self.cancel: Cancel | None = None
@@ -184,11 +184,11 @@ class SlidingWindow:
         **kwargs: Any,
     ) -> Tensor:
         """Logits (B, channels, *plan.box) of an image (B, C, X, Y, Z), float32; outside the box all is background."""
-        return self._stitch(image, network, plan, difference=self.difference, args=args, kwargs=kwargs)
+        return self._stitch(image, network, plan, single_logit=self.single_logit, args=args, kwargs=kwargs)
 
     def average(self, image: Tensor, network: Callable[[Tensor], Tensor], plan: WindowPlan) -> Tensor:
         """As `run` for a network that gives maps, no logits: all their channels, and 0 where no window reached."""
-        return self._stitch(image, network, plan, difference=False, background=0.0)
+        return self._stitch(image, network, plan, single_logit=False, background=0.0)
 
     def _stitch(self, image: Tensor, network: Callable[..., Tensor], plan: WindowPlan, **how: Any) -> Tensor:
         return stitch(

@@ -17,7 +17,7 @@ from attunet3d.networks.attention_gate import resample
 from attunet3d.networks.upsampling import upsample, whole_factor
 
 
-def fold(network: nn.Module, difference: bool = False, split: bool = False) -> nn.Module:
+def fold(network: nn.Module, single_logit: bool = False, split: bool = False) -> nn.Module:
     """A copy of a network without what inference does not need.
 
     Every BatchNorm that follows a convolution inside an ``nn.Sequential`` becomes part of that convolution. The class
@@ -26,7 +26,7 @@ def fold(network: nn.Module, difference: bool = False, split: bool = False) -> n
 
     Args:
         network: any module; it stays as it is.
-        difference: of an `AttentionUNet` with two classes keep only the difference of the logits: one output channel.
+        single_logit: of an `AttentionUNet` with two classes keep only the difference of the logits: one output channel.
         split: in the decoder of an `AttentionUNet` convolve skip and upsampled features apart and add the results: on
             CPUs faster than to concatenate them first, in half the memory.
     """
@@ -35,7 +35,7 @@ def fold(network: nn.Module, difference: bool = False, split: bool = False) -> n
         if isinstance(module, nn.Sequential):
             _fold_batch_norm(module)
     if isinstance(folded, AttentionUNet):
-        _fold_heads(folded, difference)
+        _fold_heads(folded, single_logit)
         if split:
             _split_joins(folded)
     return folded
@@ -50,7 +50,7 @@ def _fold_batch_norm(sequence: nn.Sequential) -> None:
             sequence._modules[name] = nn.Identity()
 
 
-def _fold_heads(network: AttentionUNet, difference: bool) -> None:
+def _fold_heads(network: AttentionUNet, single_logit: bool) -> None:
     """final(cat(up(head_l(f_l)))) = sum_l up(head'_l(f_l)): interpolation commutes with 1x1x1 convolutions."""
     heads = [head for head in network.heads if isinstance(head, nn.Conv2d | nn.Conv3d)]
     classes = heads[0].out_channels
@@ -62,7 +62,7 @@ def _fold_heads(network: AttentionUNet, difference: bool) -> None:
         folded[-1] = (folded[-1][0], folded[-1][1] + _bias(network.final))
         finest_last = folded
         network.final = None
-    if difference and classes == 2:
+    if single_logit and classes == 2:
         finest_last = [(w[1:] - w[:1], b[1:] - b[:1]) for w, b in finest_last]
     for index, (head, (weight, bias)) in enumerate(zip(heads, finest_last, strict=True)):
         new = type(head)(head.in_channels, len(weight), 1).to(head.weight)

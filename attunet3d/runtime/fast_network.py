@@ -75,9 +75,9 @@ class FastNetwork(MixedPrecision):
         device: where it runs.
         dtype: of the arithmetic.
         backend: "torch", "openvino" (CPUs, ``attunet3d[openvino]``), or "auto": OpenVINO on CPUs where it is installed.
-        difference: of two classes give only the difference of the logits, foreground minus background.
+        single_logit: of two classes give only the difference of the logits, foreground minus background.
         scales: sizes of the image that it is run at, see `logits_over_scales`.
-        threshold: probability from which on a voxel is foreground, with ``difference``.
+        threshold: probability from which on a voxel is foreground, with ``single_logit``.
 
     Raises:
         ConfigError: an unknown backend, or scales or a threshold that cannot be.
@@ -94,7 +94,7 @@ class FastNetwork(MixedPrecision):
         device: torch.device,
         dtype: torch.dtype,
         backend: str = "auto",
-        difference: bool = False,
+        single_logit: bool = False,
         scales: Sequence[float] = (1.0,),
         threshold: float = 0.5,
     ) -> None:
@@ -103,7 +103,7 @@ class FastNetwork(MixedPrecision):
         if backend not in BACKENDS:
             raise ConfigError(f"backend {backend!r} is not known: use {', '.join(BACKENDS)}")
         self.backend = backend
-        self.difference = difference
+        self.single_logit = single_logit
         self.scales = tuple(scales)
         self.threshold = threshold
         self.smallest = int(getattr(network, "min_size", 1))
@@ -113,9 +113,9 @@ class FastNetwork(MixedPrecision):
         self._release: Callable[[], None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, C, *spatial) -> logits (B, classes, *spatial), float32; (B, 1, *spatial) with ``difference``."""
+        """Image (B, C, *spatial) -> logits (B, classes, *spatial), float32; (B, 1, *spatial) with ``single_logit``."""
         if self.training:
-            return _difference(super().forward(x)) if self.difference else super().forward(x)
+            return _to_single_logit(super().forward(x)) if self.single_logit else super().forward(x)
         seen = [t._version for t in (*self.network.parameters(), *self.network.buffers())]
         if self._fast is None or seen != self._weights_seen:
             self.form, self._fast = self._fastest(x)
@@ -176,12 +176,12 @@ class FastNetwork(MixedPrecision):
     def _openvino_form(self, example: Tensor) -> Form:
         smallest = int(getattr(self.network, "min_size", min(example.shape[2:])))
         corner = example[(Ellipsis,) + (slice(smallest),) * (example.ndim - 2)]  # the smaller, the sooner it is traced
-        form = OpenVINONetwork(fold(self.network, self.difference), corner, self.dtype)
+        form = OpenVINONetwork(fold(self.network, self.single_logit), corner, self.dtype)
         self._release = form.release_memory
         return self._finish(form)
 
     def _torch_form(self, dtype: torch.dtype, split: bool, example: Tensor) -> Form:
-        folded = fold(self.network, self.difference, split)
+        folded = fold(self.network, self.single_logit, split)
         network = folded.to(dtype=dtype, memory_format=torch.channels_last_3d)
         return self._finish(lambda x: network(x.to(dtype).contiguous(memory_format=torch.channels_last_3d)))
 
@@ -195,12 +195,12 @@ class FastNetwork(MixedPrecision):
     def _finish(self, form: Form) -> Form:
         def run(x: Tensor) -> Tensor:
             logits = form(x)
-            return (_difference(logits) if self.difference else logits).float()
+            return (_to_single_logit(logits) if self.single_logit else logits).float()
 
         return run
 
 
-def _difference(logits: Tensor) -> Tensor:
+def _to_single_logit(logits: Tensor) -> Tensor:
     return logits[:, 1:2] - logits[:, 0:1] if logits.shape[1] == 2 else logits
 
 
@@ -217,7 +217,7 @@ def prepare(
     precision: str = "auto",
     training: bool = False,
     backend: str = "auto",
-    difference: bool = False,
+    single_logit: bool = False,
     scales: Sequence[float] = (1.0,),
     threshold: float = 0.5,
 ) -> MixedPrecision:
@@ -233,4 +233,4 @@ def prepare(
     logger.info("network on %s in %s", chosen, dtype_name(dtype))
     if training:
         return MixedPrecision(network, chosen, dtype)
-    return FastNetwork(network, chosen, dtype, backend, difference, scales, threshold)
+    return FastNetwork(network, chosen, dtype, backend, single_logit, scales, threshold)

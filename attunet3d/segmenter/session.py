@@ -125,7 +125,7 @@ class Segmenter:
             self.device,
             precision_used,
             values["backend"],
-            difference=True,
+            single_logit=True,
             scales=values["scales"],
             threshold=values["threshold"],
         ).eval()

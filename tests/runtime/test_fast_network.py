@@ -119,17 +119,17 @@ def test_fast_network_computes_the_same(precision: str, tolerance: float, classe
 
 @pytest.mark.parametrize("training", [True, False])
 @torch.no_grad()
-def test_difference_is_that_of_the_two_classes_in_either_mode(training: bool) -> None:
+def test_single_logit_is_the_difference_of_the_two_classes_in_either_mode(training: bool) -> None:
     net = small().train(training)
-    network = prepare(net, "cpu", "fp32", backend="torch", difference=True).train(training)
+    network = prepare(net, "cpu", "fp32", backend="torch", single_logit=True).train(training)
     logits = net(image())
     assert_same(network(image()), logits[:, 1:] - logits[:, :1], FP32_TOLERANCE)
 
 
 @torch.no_grad()
-def test_networks_of_others_give_their_difference_too() -> None:
+def test_single_logit_of_a_third_party_network() -> None:
     net = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.Conv3d(4, 2, 1)).eval()
-    network = prepare(net, "cpu", "fp32", backend="torch", difference=True).eval()
+    network = prepare(net, "cpu", "fp32", backend="torch", single_logit=True).eval()
     logits = net(image())
     assert_same(network(image()), logits[:, 1:] - logits[:, :1], FP32_TOLERANCE)
 
@@ -441,10 +441,10 @@ def test_memory_that_runs_out_in_the_self_test_does_not_choose_the_form(monkeypa
 def test_a_form_says_where_features_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take more memory, which the prediction has to know."""
 
-    def only_joined(network: torch.nn.Module, difference: bool = False, split: bool = False) -> torch.nn.Module:
+    def only_joined(network: torch.nn.Module, single_logit: bool = False, split: bool = False) -> torch.nn.Module:
         if split:
             raise RuntimeError("no such operator")
-        return fold(network, difference)
+        return fold(network, single_logit)
 
     monkeypatch.setattr("attunet3d.runtime.fast_network.fold", only_joined)
     network = FastNetwork(small(), CPU, torch.float32, "torch").eval()

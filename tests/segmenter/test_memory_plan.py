@@ -494,10 +494,10 @@ def test_the_form_that_runs_is_the_one_that_is_counted(
     assert limited(tiny_checkpoint, None)._bytes_per_voxel > usual
 
 
-def _fail_if_split(network: torch.nn.Module, difference: bool = False, split: bool = False) -> torch.nn.Module:
+def _fail_if_split(network: torch.nn.Module, single_logit: bool = False, split: bool = False) -> torch.nn.Module:
     if split:
         raise RuntimeError("no such operator")
-    return fold(network, difference)
+    return fold(network, single_logit)
 
 
 # --- a GPU
