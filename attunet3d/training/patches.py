@@ -33,7 +33,7 @@ class RandPatchd(Randomizable, MapTransform):
         label_key: the one of them that is a label map; the organ is where it is not 0.
         patch_size: voxels, three.
         spacing: of the model grid, mm, three; rotations are rotations in mm.
-        positive, negative: of ``positive + negative`` patches, so many lie around a voxel of the organ, which may be
+        pos, neg: of ``pos + neg`` patches, so many lie around a voxel of the organ, which may be
             anywhere within the middle half of the patch (nearer to its side at the volume's border), and so many around
             one of the body.
         num_samples: patches per case; a list of so many items is given.
@@ -62,8 +62,8 @@ class RandPatchd(Randomizable, MapTransform):
         label_key: Hashable,
         patch_size: Sequence[int],
         spacing: Sequence[float],
-        positive: float = 1.0,
-        negative: float = 1.0,
+        pos: float = 1.0,
+        neg: float = 1.0,
         num_samples: int = 1,
         rotate: float = 0.0,
         scale: float = 0.0,
@@ -81,8 +81,8 @@ class RandPatchd(Randomizable, MapTransform):
         super().__init__(keys, allow_missing_keys)
         if len(patch_size) != 3 or min(patch_size) < 1:
             raise ConfigError(f"patch_size must be three numbers of voxels, got {patch_size}")
-        if positive < 0 or negative < 0 or positive + negative == 0:
-            raise ConfigError(f"positive and negative must be shares of the patches, got {positive} and {negative}")
+        if pos < 0 or neg < 0 or pos + neg == 0:
+            raise ConfigError(f"pos and neg must be shares of the patches, got {pos} and {neg}")
         if min(rotate, scale, elastic) < 0:
             raise ConfigError(f"rotate, scale and elastic must not be negative, got {rotate}, {scale} and {elastic}")
         if num_samples < 1:
@@ -94,7 +94,7 @@ class RandPatchd(Randomizable, MapTransform):
         self.spacing = np.array(ensure_tuple_rep(spacing, 3), dtype=np.float64)
         if self.spacing.min() <= 0:
             raise ConfigError(f"spacing must be positive, mm, got {spacing}")
-        self.positive_share = positive / (positive + negative)
+        self.pos_share = pos / (pos + neg)
         self.num_samples = num_samples
         self.rotate = rotate
         self.scale = scale
@@ -141,7 +141,7 @@ class RandPatchd(Randomizable, MapTransform):
     def _centre(self, data: Mapping[Hashable, Any], organ: np.ndarray, shape: np.ndarray) -> np.ndarray:
         """The voxel in the middle of the patch, so that the patch lies in the volume where it can."""
         patch = np.array(self.patch_size)
-        if self.R.random_sample() < self.positive_share and len(organ):
+        if self.R.random_sample() < self.pos_share and len(organ):
             voxel = np.array(np.unravel_index(organ[self.R.randint(len(organ))], shape))
             centre = voxel + self.R.uniform(-0.25, 0.25, 3) * patch
         else:
