@@ -59,7 +59,7 @@ def refuse_code(key: str, value: Any, where: str, may_refer: Callable[[str], boo
         name, what = found
         raise ConfigError(
             f"{where}id {name!r} is code or wiring and no value ({_SHORT.repr(what)}): write a value (arguments are "
-            f"ids of their own, as loss::ce_weight; a file of such a name is its path from ./ or / on). {CURE}"
+            f"ids of their own, as loss::lambda_ce; a file of such a name is its path from ./ or / on). {CURE}"
         )
 
 

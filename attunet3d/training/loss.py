@@ -8,14 +8,14 @@ from torch.nn import functional as F
 
 
 class DiceCELoss(nn.Module):
-    """``dice_weight`` x (1 - soft Dice) + ``ce_weight`` x cross-entropy.
+    """``lambda_dice`` x (1 - soft Dice) + ``lambda_ce`` x cross-entropy.
 
     The Dice of a class is computed over the whole batch at once, and over the batches of all processes: a patch without
     pancreas has no Dice of its own, and n processes have the loss, and the gradient, of one with n times the batch.
 
     Args:
         include_background: whether background's Dice counts too, as in the paper; it is near 1 from the start.
-        dice_weight, ce_weight: of the two terms.
+        lambda_dice, lambda_ce: of the two terms.
         smooth: added to both sides of the quotient, voxels: an empty class that is predicted empty has a Dice of 1.
         num_classes: logits of the target with its background, the first ones; None: all. Those that follow are of all
             classes of the label, target, other organs and background, and have a loss of their own.
@@ -32,16 +32,16 @@ class DiceCELoss(nn.Module):
     def __init__(
         self,
         include_background: bool = False,
-        dice_weight: float = 1.0,
-        ce_weight: float = 1.0,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
         smooth: float = 1.0,
         num_classes: int | None = None,
         auxiliary_weight: float = 0.5,
     ) -> None:
         super().__init__()
         self.first = 0 if include_background else 1
-        self.dice_weight = dice_weight
-        self.ce_weight = ce_weight
+        self.lambda_dice = lambda_dice
+        self.lambda_ce = lambda_ce
         self.smooth = smooth
         self.num_classes = num_classes
         self.auxiliary_weight = auxiliary_weight
@@ -68,7 +68,7 @@ class DiceCELoss(nn.Module):
         if maybe is not None:
             log_p = torch.cat([_log_background(log_p, maybe), log_p[:, 1:]], dim=1)
         cross_entropy = F.nll_loss(log_p, label)
-        return self.dice_weight * (1 - dice.mean()) + self.ce_weight * cross_entropy
+        return self.lambda_dice * (1 - dice.mean()) + self.lambda_ce * cross_entropy
 
 
 def split_label(label: Tensor) -> tuple[Tensor, Tensor | None]:
