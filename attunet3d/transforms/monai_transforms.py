@@ -203,7 +203,7 @@ class SelectLabelsd(MapTransform):
         return d
 
 
-class LargestComponentd(MapTransform):
+class KeepLargestConnectedComponentd(MapTransform):
     """Keep the largest connected component (26 neighbours) of each class map (1, X, Y, Z); an empty one stays empty.
 
     Args:
@@ -221,6 +221,9 @@ class LargestComponentd(MapTransform):
             mask = d[key]
             keep_largest_component((mask.as_tensor() if isinstance(mask, MetaTensor) else mask)[0], self.share)
         return d
+
+
+LargestComponentd = KeepLargestConnectedComponentd  # bundles up to 0.7.0 name it so
 
 
 class ClassMapd(MapTransform):

@@ -120,9 +120,7 @@ def test_the_share_around_the_organ(pos: float, neg: float) -> None:
     image = torch.zeros(1, 60, 20, 20)
     label = torch.zeros(1, 60, 20, 20, dtype=torch.uint8)
     label[0, 30:32, 10, 10] = 1
-    patches = transform((5, 5, 5), pos=pos, neg=neg, num_samples=1500)(
-        {"image": image, "label": label}
-    )
+    patches = transform((5, 5, 5), pos=pos, neg=neg, num_samples=1500)({"image": image, "label": label})
     share = float(np.mean([bool(patch["label"].any()) for patch in patches]))
     expected = pos / (pos + neg)
     assert share == pytest.approx(expected, abs=0.06 if neg else 0)
