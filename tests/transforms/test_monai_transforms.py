@@ -8,8 +8,8 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose
 
-from attunet3d.errors import ConfigError, GeometryError
 from attunet3d import transforms
+from attunet3d.errors import ConfigError, GeometryError
 from attunet3d.transforms import (
     FromModelGridd,
     KeepLargestConnectedComponentd,
