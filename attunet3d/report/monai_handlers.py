@@ -147,7 +147,7 @@ class EvaluationReport:
         return {
             "checkpoint": {"file": self.checkpoint.name, "sha256": file_sha256(self.checkpoint)},
             "network": f"{type(self.network).__name__}, {parameters / 1e6:.4f} M parameters",
-            "runs as": getattr(self.runner, "form", ""),
+            "runs as": str(getattr(self.runner, "variant", "")),
             **self.settings,
             "versions": {"attunet3d": __version__, **library_versions()},
         }

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attunet3d.errors import ConfigError, MemoryLimitError
-from attunet3d.networks.folding import fold
+from attunet3d.runtime import openvino, torch_variants
 from attunet3d.runtime.device import choose_device, choose_precision, dtype_name
-from attunet3d.runtime.openvino import OpenVINONetwork, is_installed
 from attunet3d.runtime.process_memory import is_out_of_memory
 from attunet3d.runtime.scales import check_scales, logits_over_scales
+from attunet3d.runtime.variants import Run, Variant, VariantBuilder
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "torch", "openvino")
-Form = Callable[[Tensor], Tensor]
-# The self-test's limit: root mean square of the error as a share of that of the logits. One rounding is 2^-9 of a value
-# in bf16, 2^-12 in fp16 and TF32, and some forty follow each other; what is broken is wrong by the size of the logits.
-_TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+# What builds the variants of each backend, fastest first; "auto" tries all, and torch follows any other backend.
+_BACKENDS: dict[str, Callable[[str, torch.dtype], list[VariantBuilder]]] = {
+    "openvino": openvino.builders,
+    "torch": torch_variants.builders,
+}
+_PLAIN = Variant("torch", torch.float32, note="plain")
 
 
 class MixedPrecision(nn.Module):
@@ -67,7 +67,7 @@ class MixedPrecision(nn.Module):
 class FastNetwork(MixedPrecision):
     """A network for inference: folded, in the device's memory format and precision, and checked against fp32.
 
-    The fast form is made at the first image in eval mode, and again when the weights of ``network`` have changed since:
+    The variant is built at the first image in eval mode, and again when the weights of ``network`` have changed since:
     weights loaded into that later take effect here. In train mode, as for dropout at inference, it is `MixedPrecision`.
 
     Args:
@@ -84,8 +84,7 @@ class FastNetwork(MixedPrecision):
         MemoryLimitError: at the first image, there is not even memory for the test.
 
     Attributes:
-        form: what runs, after the first image: "torch bfloat16", ...; "..., joined" on a CPU where skip and upsampled
-            features are concatenated, see `fold`.
+        variant: what runs, from the first image in eval mode on.
     """
 
     def __init__(
@@ -100,15 +99,15 @@ class FastNetwork(MixedPrecision):
     ) -> None:
         super().__init__(network, device, dtype)
         check_scales(scales, threshold)
-        if backend not in BACKENDS:
-            raise ConfigError(f"backend {backend!r} is not known: use {', '.join(BACKENDS)}")
+        if backend not in ("auto", *_BACKENDS):
+            raise ConfigError(f"backend {backend!r} is not known: use {', '.join(('auto', *reversed(_BACKENDS)))}")
         self.backend = backend
         self.single_logit = single_logit
         self.scales = tuple(scales)
         self.threshold = threshold
         self.smallest = int(getattr(network, "min_size", 1))
-        self.form = ""
-        self._fast: Form | None = None
+        self.variant = _PLAIN
+        self._fast: Run | None = None
         self._weights_seen: list[int] = []
         self._release: Callable[[], None] | None = None
 
@@ -118,13 +117,13 @@ class FastNetwork(MixedPrecision):
             return _to_single_logit(super().forward(x)) if self.single_logit else super().forward(x)
         seen = [t._version for t in (*self.network.parameters(), *self.network.buffers())]
         if self._fast is None or seen != self._weights_seen:
-            self.form, self._fast = self._fastest(x)
+            self.variant, self._fast = self._fastest(x)
             self._weights_seen = seen
         return logits_over_scales(self._fast, x, self.scales, self.threshold, self.smallest)
 
-    def keep_fast_form_only(self) -> None:
-        """Drop the float32 weights once the fast form has been made: it stays as it is from now on."""
-        if self._fast is not None and not self.form.endswith("plain"):
+    def keep_variant_only(self) -> None:
+        """Drop the float32 weights once a variant has been built: it stays as it is from now on."""
+        if self.variant != _PLAIN:
             self.network = nn.Identity()
             self._weights_seen = []
 
@@ -133,71 +132,53 @@ class FastNetwork(MixedPrecision):
         if self._release is not None:
             self._release()
 
-    def _fastest(self, x: Tensor) -> tuple[str, Form]:
-        """The first form that passes the self-test, on a small fixed image with the channels and device of ``x``."""
+    def _fastest(self, x: Tensor) -> tuple[Variant, Run]:
+        """Build the first variant that passes the self-test: a small fixed image, channels and device as of ``x``."""
         size = max(2 * int(getattr(self.network, "min_size", 16)), 32)
         generator = torch.Generator().manual_seed(0)
         example = torch.rand((1, x.shape[1], *([size] * (x.ndim - 2))), generator=generator).to(x.device)
-        plain = self._plain()
+        plain = self._finish(self._plain)
         with torch.inference_mode():
             exact = plain(example)
-            for name, dtype, build in self._forms():
+            for builder in self._builders():
                 try:
-                    form = build(example)
-                    error = _relative_error(form(example), exact)
-                except Exception as problem:  # a backend may fail in ways of its own; the plain form remains
-                    if is_out_of_memory(problem):  # the form, and with it the mask, must not depend on that
+                    built = builder.build(self.network, example, self.single_logit)
+                    run = self._finish(built)
+                    error = _relative_error(run(example), exact)
+                except Exception as problem:  # a backend may fail in ways of its own; the plain network remains
+                    if is_out_of_memory(problem):  # the variant, and with it the mask, must not depend on that
                         raise MemoryLimitError(
                             f"out of memory on {x.device} while the network is made ready: close other programs, or "
                             "use a machine with more"
                         ) from problem
-                    logger.warning("%s does not run (%s): the next form is tried", name, problem)
+                    logger.warning("%s does not run (%s): trying the next variant", builder.variant, problem)
                     continue
-                if error <= _TOLERANCE[dtype]:
-                    logger.info("network runs as %s (error %.1e beside plain fp32)", name, error)
-                    return name, form
-                logger.warning("%s fails its self-test (error %.1e): the next form is tried", name, error)
-        return "torch float32, plain", plain
+                if error <= builder.tolerance:
+                    logger.info("network runs as %s (error %.1e against plain fp32)", builder.variant, error)
+                    self._release = getattr(built, "release_memory", None)
+                    return builder.variant, run
+                logger.warning("%s fails its self-test (error %.1e): trying the next variant", builder.variant, error)
+        return _PLAIN, plain
 
-    def _forms(self) -> Iterator[tuple[str, torch.dtype, Callable[[Tensor], Form]]]:
-        """Name, dtype, and builder from an example image, best first."""
-        on_cpu = self.device_type == "cpu"
-        if self.backend != "torch" and on_cpu:
-            if is_installed():
-                yield f"openvino {dtype_name(self.dtype)}", self.dtype, self._openvino_form
-            elif self.backend == "openvino":
-                logger.warning("OpenVINO is not installed (pip install 'attunet3d[openvino]'): torch is used")
-        for dtype in dict.fromkeys((self.dtype, torch.float32)):
-            name = f"torch {dtype_name(dtype)}"
-            if on_cpu:
-                yield name, dtype, partial(self._torch_form, dtype, True)
-            yield name + ", joined" * on_cpu, dtype, partial(self._torch_form, dtype, False)
+    def _builders(self) -> list[VariantBuilder]:
+        """The variants to try, best first."""
+        backends = list(_BACKENDS) if self.backend == "auto" else [self.backend, "torch"]
+        if self.backend == "openvino" and self.device_type == "cpu" and not openvino.is_installed():
+            logger.warning("OpenVINO is not installed (pip install 'attunet3d[openvino]'): using torch")
+        return [
+            builder for name in dict.fromkeys(backends) for builder in _BACKENDS[name](self.device_type, self.dtype)
+        ]
 
-    def _openvino_form(self, example: Tensor) -> Form:
-        smallest = int(getattr(self.network, "min_size", min(example.shape[2:])))
-        corner = example[(Ellipsis,) + (slice(smallest),) * (example.ndim - 2)]  # the smaller, the sooner it is traced
-        form = OpenVINONetwork(fold(self.network, self.single_logit), corner, self.dtype)
-        self._release = form.release_memory
-        return self._finish(form)
+    def _plain(self, x: Tensor) -> Tensor:
+        with torch.autocast(self.device_type, enabled=False):
+            return self.network(x)  # type: ignore[no-any-return]
 
-    def _torch_form(self, dtype: torch.dtype, split: bool, example: Tensor) -> Form:
-        folded = fold(self.network, self.single_logit, split)
-        network = folded.to(dtype=dtype, memory_format=torch.channels_last_3d)
-        return self._finish(lambda x: network(x.to(dtype).contiguous(memory_format=torch.channels_last_3d)))
-
-    def _plain(self) -> Form:
-        def run(x: Tensor) -> Tensor:
-            with torch.autocast(self.device_type, enabled=False):
-                return self.network(x)  # type: ignore[no-any-return]
-
-        return self._finish(run)
-
-    def _finish(self, form: Form) -> Form:
-        def run(x: Tensor) -> Tensor:
-            logits = form(x)
+    def _finish(self, run: Run) -> Run:
+        def finished(x: Tensor) -> Tensor:
+            logits = run(x)
             return (_to_single_logit(logits) if self.single_logit else logits).float()
 
-        return run
+        return finished
 
 
 def _to_single_logit(logits: Tensor) -> Tensor:

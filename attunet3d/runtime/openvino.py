@@ -6,15 +6,32 @@ import importlib.util
 import sys
 import threading
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attunet3d.networks.folding import fold
+from attunet3d.runtime.variants import TOLERANCE, Variant, VariantBuilder
+
 
 def is_installed() -> bool:
     """Whether OpenVINO can be imported; it is not imported to find out."""
     return importlib.util.find_spec("openvino") is not None
+
+
+def builders(device_type: str, dtype: torch.dtype) -> list[VariantBuilder]:
+    """The one variant on a CPU, if OpenVINO is installed."""
+    if device_type != "cpu" or not is_installed():
+        return []
+    return [VariantBuilder(Variant("openvino", dtype), TOLERANCE[dtype], partial(_build, dtype))]
+
+
+def _build(dtype: torch.dtype, network: nn.Module, example: Tensor, single_logit: bool) -> OpenVINONetwork:
+    smallest = int(getattr(network, "min_size", min(example.shape[2:])))
+    corner = example[(Ellipsis,) + (slice(smallest),) * (example.ndim - 2)]  # the smaller, the sooner it is traced
+    return OpenVINONetwork(fold(network, single_logit), corner, dtype)
 
 
 class OpenVINONetwork:

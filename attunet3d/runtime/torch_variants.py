@@ -1,0 +1,28 @@
+"""A folded network in torch, in the precision asked for, else in float32."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from attunet3d.networks.folding import fold
+from attunet3d.runtime.variants import TOLERANCE, Run, Variant, VariantBuilder
+
+
+def builders(device_type: str, dtype: torch.dtype) -> list[VariantBuilder]:
+    """The variants on a device, best first: on a CPU split, then joined."""
+    found = []
+    for each in dict.fromkeys((dtype, torch.float32)):
+        if device_type == "cpu":
+            variants = [Variant("torch", each, split=True), Variant("torch", each, note="joined")]
+        else:
+            variants = [Variant("torch", each)]
+        found += [VariantBuilder(variant, TOLERANCE[each], partial(_build, variant)) for variant in variants]
+    return found
+
+
+def _build(variant: Variant, network: nn.Module, example: Tensor, single_logit: bool) -> Run:
+    folded = fold(network, single_logit, variant.split).to(dtype=variant.dtype, memory_format=torch.channels_last_3d)
+    return lambda x: folded(x.to(variant.dtype).contiguous(memory_format=torch.channels_last_3d))
