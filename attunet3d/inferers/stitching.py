@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attunet3d.errors import CancelledError
+from attunet3d.transforms.boxes import bounding_box
 
 Progress = Callable[[int, int], None]
 Cancel = Callable[[], bool]
@@ -20,15 +21,7 @@ _BACKGROUND = 1.0
 
 def body_box(image: Tensor, above: float) -> tuple[slice, ...] | None:
     """The smallest box of an image (B, C, *spatial) that holds every voxel above a value; None if there is none."""
-    found = (image > above).flatten(0, 1).any(dim=0)
-    box: list[slice] = []
-    for axis in range(found.ndim):
-        others = [other for other in range(found.ndim) if other != axis]
-        hit = torch.nonzero(found.amax(dim=others)).flatten()  # sum would make a copy of integers
-        if hit.numel() == 0:
-            return None
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return tuple(box)
+    return bounding_box((image > above).flatten(0, 1).any(dim=0))
 
 
 def embed(logits: Tensor, box: Sequence[slice], region: Sequence[slice]) -> Tensor:

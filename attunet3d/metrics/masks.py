@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from attunet3d.errors import ConfigError, GeometryError
+from attunet3d.transforms.boxes import bounding_box
 from attunet3d.transforms.grid import voxel_ml
 from attunet3d.transforms.placing import little_apart, place_on
 
@@ -139,12 +140,8 @@ def compare_masks(
         )
     if not 0 <= tolerance_mm < math.inf:
         raise ConfigError(f"the tolerance is {tolerance_mm} mm; give 0 or more")
-    import torch
-
-    from attunet3d.transforms.components import bounding_box
-
     # Only the box that holds both: a pancreas fills about a hundredth of an abdominal CT.
-    box = bounding_box(torch.from_numpy(prediction | reference)) or (slice(0), slice(0), slice(0))
+    box = bounding_box(prediction | reference) or (slice(0),) * 3
     prediction, reference = prediction[box], reference[box]
     # Counted here: MONAI sums in float32, which is exact up to 16.8 million voxels only.
     both = int(np.count_nonzero(prediction & reference))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from attunet3d.errors import GeometryError
 from attunet3d.io import read_ct, read_label
@@ -26,7 +25,7 @@ from attunet3d.pictures.planes import (
     write,
 )
 from attunet3d.report.figures import data_uri
-from attunet3d.transforms.components import bounding_box
+from attunet3d.transforms.boxes import bounding_box
 from attunet3d.transforms.placing import place_on
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def _points(predicted: np.ndarray, referenced: np.ndarray) -> dict[str, Index]:
 
 def _surroundings(mask: np.ndarray, spacing: np.ndarray) -> tuple[slice, slice, slice]:
     """The box of a mask and some tissue around it; all of the volume if the mask is empty."""
-    found = bounding_box(torch.from_numpy(mask))
+    found = bounding_box(mask)
     if found is None:
         return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
     box = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attunet3d.errors import ConfigError, UnsupportedImageError
+from attunet3d.transforms.boxes import bounding_box
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,19 +121,15 @@ def check_place(path: str | Path, label: np.ndarray, hu: np.ndarray, values: Lab
 
 
 def share_in_body(hu: np.ndarray, mask: np.ndarray) -> float:
-    """Share of a mask's voxels, from 0 to 1, with the HU of a pancreas and its surroundings: not air, lung or bone."""
-    box = box_of(mask)
+    """Share of a mask's voxels, from 0 to 1, with HU of the pancreas and its surroundings: not air, lung or bone.
+
+    0 for an empty mask.
+    """
+    box = bounding_box(mask)
+    if box is None:
+        return 0.0
     inside = hu[box][mask[box]]
     return float(np.mean((inside >= BODY_HU[0]) & (inside <= BODY_HU[1])))
-
-
-def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
-    """The box round a mask that is not empty, wider by ``margin`` voxels where the array goes on."""
-    box = []
-    for axis in range(3):
-        inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        box.append(slice(max(int(inside[0]) - margin, 0), int(inside[-1]) + 1 + margin))
-    return tuple(box)
 
 
 def _listed(values: Sequence[int]) -> str:

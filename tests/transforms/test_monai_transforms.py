@@ -17,7 +17,6 @@ from attunet3d.transforms import (
     SelectLabelsd,
     ToModelGridd,
 )
-from attunet3d.transforms.components import bounding_box
 from attunet3d.transforms.monai_transforms import source_grid
 from attunet3d.transforms.resample import AIR_HU
 
@@ -286,12 +285,6 @@ def test_an_empty_and_a_full_map_stay_as_they_are(plain: bool) -> None:
     for mask in (mask_of(), mask_of((1, (0, 12), (0, 10), (0, 8)))):
         given = mask.as_tensor().clone() if plain else mask.clone()
         assert torch.equal(torch.as_tensor(keep_largest(given)), mask.as_tensor())
-
-
-def test_bounding_box_is_tight() -> None:
-    mask = mask_of((1, (2, 5), (3, 4), (7, 8)), (2, (4, 6), (0, 2), (6, 7)))[0].as_tensor()
-    assert bounding_box(mask) == (slice(2, 6), slice(0, 4), slice(6, 8))
-    assert bounding_box(torch.zeros(3, 3, 3)) is None
 
 
 def test_bundles_up_to_0_7_0_find_the_transform_by_its_old_name() -> None:
