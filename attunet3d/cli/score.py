@@ -79,7 +79,7 @@ def score(
             result = summarize(scores.rows)
         else:
             notes: list[str] = []
-            result = score_files(prediction, reference, **options, say=notes.append)
+            result = score_files(prediction, reference, **options, warn=notes.append)
             scores = FolderScores([{"case": case_name(prediction), **result}], {}, [], notes)
         for case, error in scores.failures.items():
             if isinstance(error, AttUNet3dError):

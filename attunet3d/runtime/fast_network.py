@@ -27,10 +27,10 @@ _PLAIN = Variant("torch", torch.float32, note="plain")
 
 
 class MixedPrecision(nn.Module):
-    """Run a network under autocast with channels-last volumes; weights stay float32 and logits come out float32.
+    """Run a network under autocast in channels-last format, with float32 weights and float32 logits.
 
-    It shares the parameters of ``network``: weights loaded into that later take effect here. So does its state dict,
-    under the same names: a checkpoint fits both.
+    It shares the parameters of ``network``: weights that are loaded into that later take effect here. The state dict
+    has the same keys too: a checkpoint fits both.
     """
 
     def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -48,7 +48,7 @@ class MixedPrecision(nn.Module):
         return logits.float()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """That of ``network``."""
+        """Return that of ``network``."""
         return self.network.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -56,32 +56,32 @@ class MixedPrecision(nn.Module):
         return self.network.load_state_dict(state_dict, strict, assign)
 
     def _gradients_break(self, depth: int) -> bool:
-        """Whether some level of the network has a first axis of 2 voxels on a CPU.
+        """Whether the first axis has 2 voxels at some level of the network, on a CPU.
 
-        There torch 2.13 (oneDNN) returns uninitialized memory as the bf16 weight gradient of a 3x3x3 convolution.
+        Then torch 2.13 (oneDNN) returns uninitialized memory as the bf16 weight gradient of a 3x3x3 convolution.
         """
         levels = range(int(getattr(self.network, "min_size", 1)).bit_length())
         return self.device_type == "cpu" and any(depth >> level == 2 for level in levels)
 
 
 class FastNetwork(MixedPrecision):
-    """A network for inference: folded, in the device's memory format and precision, and checked against fp32.
+    """A network for inference: folded, in the memory format and precision of the device, and tested against fp32.
 
     The variant is built at the first image in eval mode, and again when the weights of ``network`` have changed since:
-    weights loaded into that later take effect here. In train mode, as for dropout at inference, it is `MixedPrecision`.
+    weights that are loaded later take effect. In train mode, as for dropout at inference, it is `MixedPrecision`.
 
     Args:
         network: (B, C, *spatial) -> logits (B, classes, *spatial), float32 weights.
-        device: where it runs.
+        device: of the network.
         dtype: of the arithmetic.
-        backend: "torch", "openvino" (CPUs, ``attunet3d[openvino]``), or "auto": OpenVINO on CPUs where it is installed.
-        single_logit: of two classes give only the difference of the logits, foreground minus background.
-        scales: sizes of the image that it is run at, see `logits_over_scales`.
-        threshold: probability from which on a voxel is foreground, with ``single_logit``.
+        backend: "torch", "openvino" (CPUs, ``attunet3d[openvino]``), or "auto": OpenVINO on CPUs if it is installed.
+        single_logit: for two classes, return only the difference of the logits, foreground minus background.
+        scales: test-time scales, see `logits_over_scales`.
+        threshold: probability above which a voxel is foreground, with ``single_logit``.
 
     Raises:
-        ConfigError: an unknown backend, or scales or a threshold that cannot be.
-        MemoryLimitError: at the first image, there is not even memory for the test.
+        ConfigError: the backend is unknown, or the scales or the threshold are invalid.
+        MemoryLimitError: at the first image, memory is not enough for the self-test.
 
     Attributes:
         variant: what runs, from the first image in eval mode on.
@@ -128,7 +128,7 @@ class FastNetwork(MixedPrecision):
             self._weights_seen = []
 
     def release_memory(self) -> None:
-        """Give back what a backend keeps for the next image of the same size."""
+        """Release what a backend keeps for the next image of the same size."""
         if self._release is not None:
             self._release()
 
@@ -145,10 +145,10 @@ class FastNetwork(MixedPrecision):
                     built = builder.build(self.network, example, self.single_logit)
                     run = self._finish(built)
                     error = _relative_error(run(example), exact)
-                except Exception as problem:  # a backend may fail in ways of its own; the plain network remains
+                except Exception as problem:  # whatever a backend raises; the plain network remains
                     if is_out_of_memory(problem):  # the variant, and with it the mask, must not depend on that
                         raise MemoryLimitError(
-                            f"out of memory on {x.device} while the network is made ready: close other programs, or "
+                            f"out of memory on {x.device} while the network is prepared: close other programs, or "
                             "use a machine with more"
                         ) from problem
                     logger.warning("%s does not run (%s): trying the next variant", builder.variant, problem)
@@ -186,7 +186,7 @@ def _to_single_logit(logits: Tensor) -> Tensor:
 
 
 def _relative_error(found: Tensor, exact: Tensor) -> float:
-    """Root mean square of the difference as a share of that of ``exact``; infinite where something is not finite."""
+    """Return the root mean square of the error, relative to that of ``exact``; infinite if a value is not finite."""
     scale = exact.square().mean().sqrt().clamp(min=1e-12)
     error = float(((found - exact).square().mean().sqrt() / scale).cpu())
     return error if error == error else float("inf")
@@ -202,12 +202,12 @@ def prepare(
     scales: Sequence[float] = (1.0,),
     threshold: float = 0.5,
 ) -> MixedPrecision:
-    """Put a 3D network on its device, in its memory format and precision (see `choose_device`, `choose_precision`).
+    """Move a 3D network to its device, memory format and precision (see `choose_device`, `choose_precision`).
 
-    For inference it is a `FastNetwork`, which the other arguments are for.
+    For inference the result is a `FastNetwork`, which takes the other arguments.
 
     Raises:
-        ConfigError: the device, the precision or the backend does not exist, or cannot be had here.
+        ConfigError: the device, the precision or the backend does not exist or is not available.
     """
     chosen = choose_device(device)
     dtype = choose_precision(precision, chosen, training)

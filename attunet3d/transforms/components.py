@@ -13,8 +13,8 @@ from attunet3d.transforms.boxes import bounding_box
 def keep_largest_component(mask: torch.Tensor, share: float = 1.0) -> None:
     """Set all but the largest connected component (26 neighbours) of a class map (X, Y, Z) to 0, in place.
 
-    With a ``share`` below 1, components of at least this share of the largest one's voxels are kept too: weights that
-    have seen few cases find an organ in pieces.
+    With ``share`` below 1, components with at least this share of the voxels of the largest one are kept too: networks
+    trained on few cases find an organ in pieces.
 
     Raises:
         ConfigError: ``share`` is not above 0 and at most 1.
@@ -24,7 +24,7 @@ def keep_largest_component(mask: torch.Tensor, share: float = 1.0) -> None:
     box = bounding_box(mask)
     if box is None:
         return
-    # Only the box that holds foreground: component labels take 4 bytes a voxel.
+    # Only the box of the foreground: component labels take 4 bytes per voxel.
     part = np.ascontiguousarray(mask[box].cpu().numpy())
     foreground = (part > 0).astype(np.uint8)
     if share == 1:

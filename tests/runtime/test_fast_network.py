@@ -178,7 +178,7 @@ def test_names_that_do_not_exist_are_refused() -> None:
         build_network({"_target_": "attunet3d.networks.AttentionUNet", "dropout": 2.0})
     with pytest.raises(ConfigError, match=r"network_def cannot be built.*NoSuchNet"):
         build_network({"_target_": "attunet3d.networks.NoSuchNet"}, allow_code=True)
-    with pytest.raises(ConfigError, match="is no torch module"):
+    with pytest.raises(ConfigError, match="is not a torch module"):
         build_network({"_target_": "fractions.Fraction"}, allow_code=True)
     with pytest.raises(ConfigError, match="network_def: expected a mapping of arguments, got int"):
         build_network(5)  # type: ignore[arg-type]
@@ -465,7 +465,7 @@ def test_memory_that_runs_out_in_the_self_test_does_not_choose_the_variant(monke
 
     monkeypatch.setattr("attunet3d.runtime.torch_variants.fold", full)
     network = FastNetwork(small(), CPU, torch.float32, "torch").eval()
-    with pytest.raises(MemoryLimitError, match="out of memory on cpu while the network is made ready: close"):
+    with pytest.raises(MemoryLimitError, match="out of memory on cpu while the network is prepared: close"):
         network(image())
 
 
