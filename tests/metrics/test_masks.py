@@ -109,7 +109,7 @@ def test_one_file_twice_and_headers_that_differ_a_little_are_said(tmp_path: Path
         if taken:
             said.clear()
             assert score(prediction, path, warn=said.append)["dice"] == 1.0
-            assert said == [f"{prediction} and {path} lie 0.45 mm (0.09 voxels) apart by their headers: "
+            assert said == [f"{prediction} and {path} lie 0.45 mm (0.09 voxels) apart according to their headers: "
                             "treated as aligned"]  # fmt: skip
         else:
             with pytest.raises(GeometryError, match=r"lie 0\.55 mm apart"):
