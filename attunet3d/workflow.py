@@ -28,7 +28,7 @@ def make_workflow(
     overrides: Mapping[str, Any] | None = None,
     allow_code: bool = False,
 ) -> ConfigWorkflow:
-    """Create the bundle's workflow for ``mode``, with the recipe of the weights, presets, and overrides merged in order.
+    """Create the bundle's workflow for ``mode``, with the weights' recipe, presets and overrides merged in order.
 
     Raises:
         ConfigError, CheckpointError: as `changes_with_recipe`.
