@@ -133,11 +133,12 @@ class FastNetwork(MixedPrecision):
             self._release()
 
     def _fastest(self, x: Tensor) -> tuple[Variant, Run]:
-        """Build the first variant that passes the self-test: a small fixed image, channels and device as of ``x``."""
+        """Build the first variant that passes the self-test on a small fixed image, with the channels and device of x."""
         size = max(2 * int(getattr(self.network, "min_size", 16)), 32)
         generator = torch.Generator().manual_seed(0)
         example = torch.rand((1, x.shape[1], *([size] * (x.ndim - 2))), generator=generator).to(x.device)
         plain = self._finish(self._plain)
+        self._release = None
         with torch.inference_mode():
             exact = plain(example)
             for builder in self._builders():
@@ -161,7 +162,7 @@ class FastNetwork(MixedPrecision):
         return _PLAIN, plain
 
     def _builders(self) -> list[VariantBuilder]:
-        """The variants to try, best first."""
+        """List the variants to try, best first."""
         backends = list(_BACKENDS) if self.backend == "auto" else [self.backend, "torch"]
         if self.backend == "openvino" and self.device_type == "cpu" and not openvino.is_installed():
             logger.warning("OpenVINO is not installed (pip install 'attunet3d[openvino]'): using torch")

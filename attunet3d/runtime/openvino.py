@@ -22,7 +22,7 @@ def is_installed() -> bool:
 
 
 def builders(device_type: str, dtype: torch.dtype) -> list[VariantBuilder]:
-    """The one variant on a CPU, if OpenVINO is installed."""
+    """List the only variant, for a CPU; none if OpenVINO is not installed."""
     if device_type != "cpu" or not is_installed():
         return []
     return [VariantBuilder(Variant("openvino", dtype), TOLERANCE[dtype], partial(_build, dtype))]

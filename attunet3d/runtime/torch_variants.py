@@ -1,4 +1,4 @@
-"""A folded network in torch, in the precision asked for, else in float32."""
+"""The torch backend: a folded network in the requested precision, else in float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attunet3d.runtime.variants import TOLERANCE, Run, Variant, VariantBuilder
 
 
 def builders(device_type: str, dtype: torch.dtype) -> list[VariantBuilder]:
-    """The variants on a device, best first: on a CPU split, then joined."""
+    """List the variants for a device, best first: on a CPU split, then joined."""
     found = []
     for each in dict.fromkeys((dtype, torch.float32)):
         if device_type == "cpu":

@@ -122,7 +122,7 @@ def case_record(
         },
         **run,
         "voxels": voxels,
-        "volume_ml": voxels * voxel_ml(grid.affine),
+        "volume_ml": round(voxels * voxel_ml(grid.affine), 9),  # 78.96, not 78.96000000000001
         "warnings": warnings,
         "intended_use": "research only, not a medical device",
     }

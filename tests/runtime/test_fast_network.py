@@ -17,7 +17,7 @@ from attunet3d.checkpoint import load_weights
 from attunet3d.config.changes import inference_values
 from attunet3d.errors import ConfigError, MemoryLimitError
 from attunet3d.networks.folding import fold
-from attunet3d.runtime import fast_network, openvino
+from attunet3d.runtime import fast_network, openvino, torch_variants
 from attunet3d.runtime.device import choose_device, choose_precision
 from attunet3d.runtime.fast_network import FastNetwork, MixedPrecision, prepare
 from attunet3d.runtime.loading import build_network
@@ -245,6 +245,21 @@ def test_openvino_does_not_run_where_torch_is_asked_for(backends: list[Backend])
     network.release_memory()  # there is nothing to give back
     assert str(network.variant) == "torch float32"
     assert backends == []
+
+
+def test_torch_is_split_on_cpus_alone_and_falls_back_to_float32() -> None:
+    def listed(device: str, dtype: torch.dtype) -> list[tuple[str, bool, float]]:
+        found = torch_variants.builders(device, dtype)
+        return [(str(one.variant), one.variant.split, one.tolerance) for one in found]
+
+    exact = [("torch float32", True, 5e-3), ("torch float32, joined", False, 5e-3)]
+    assert listed("cpu", torch.float32) == exact
+    assert listed("cpu", torch.bfloat16) == [
+        ("torch bfloat16", True, 0.05),
+        ("torch bfloat16, joined", False, 0.05),
+        *exact,
+    ]
+    assert listed("cuda", torch.float16) == [("torch float16", False, 0.01), ("torch float32", False, 5e-3)]
 
 
 @torch.no_grad()
