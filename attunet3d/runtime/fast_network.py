@@ -133,7 +133,7 @@ class FastNetwork(MixedPrecision):
             self._release()
 
     def _fastest(self, x: Tensor) -> tuple[Variant, Run]:
-        """Build the first variant that passes the self-test on a small fixed image, with the channels and device of x."""
+        """Build the first variant that passes the self-test, on a small fixed image with the channels of ``x``."""
         size = max(2 * int(getattr(self.network, "min_size", 16)), 32)
         generator = torch.Generator().manual_seed(0)
         example = torch.rand((1, x.shape[1], *([size] * (x.ndim - 2))), generator=generator).to(x.device)
