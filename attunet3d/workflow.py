@@ -1,4 +1,4 @@
-"""Training and evaluation through the bundle: the only place that builds MONAI's ConfigWorkflow."""
+"""Training and evaluation with the bundle, through MONAI's ConfigWorkflow."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def make_workflow(
     overrides: Mapping[str, Any] | None = None,
     allow_code: bool = False,
 ) -> ConfigWorkflow:
-    """The bundle's workflow for ``mode``, with the weights' recipe, presets in order, and single ids merged into it.
+    """Create the bundle's workflow for ``mode``, with the weights' recipe, presets and overrides merged in order.
 
     Raises:
         ConfigError, CheckpointError: as `changes_with_recipe`.
     """
     from monai.bundle import ConfigWorkflow
 
-    # MONAI warns that no logging file is applied; whoever calls this has set logging up already.
+    # MONAI warns that no logging file is used; the caller has configured logging.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     changes = changes_with_recipe(mode, presets, overrides or {}, allow_code)
-    if changes.get("device") == "auto":  # what the config chooses by itself
+    if changes.get("device") == "auto":  # the default of the config
         del changes["device"]
     configs = installed_bundle() / "configs"
     return ConfigWorkflow(
@@ -52,7 +52,7 @@ def make_workflow(
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
-    """Whatever a component raises while the config id is built is a ConfigError, or the error of this package."""
+    """Raise a ConfigError, or the error of this package, for any error of a component that is being built."""
     try:
         yield
     except Exception as error:
@@ -66,10 +66,10 @@ def _refusing(name: str) -> Iterator[None]:
 
 
 def parsed(workflow: ConfigWorkflow, name: str) -> Any:
-    """The value or object that a config id stands for.
+    """Return the value or object of a config id.
 
     Raises:
-        ConfigError: it cannot be built; the message is that of the component which refused.
+        ConfigError: it cannot be built; the message is that of the component.
     """
     with _refusing(name):
         return workflow.parser.get_parsed_content(name)
@@ -86,23 +86,23 @@ def train(
 ) -> Path:
     """Train the bundle's network; the weights with the best validation Dice are in ``output_dir/model.pt``.
 
-    A run may be stopped at any time, and goes on with ``resume`` as if it had not been.
+    A run may be stopped at any time; with ``resume`` it continues as if it had not been.
 
     Args:
         dataset_dir: folder that the datalist's paths are relative to.
         datalist: MONAI datalist JSON, with folds or "validation".
-        output_dir: weights, the run's state, its history, TensorBoard logs and the cached cases go here.
+        output_dir: for weights, state and history of the run, TensorBoard logs and cached cases.
         presets: names or files, merged in order.
-        resume: go on from the state in ``output_dir``, if there is one.
-        allow_code: presets and overrides may hold expressions and name classes; they can then run any program.
+        resume: resume from the state in ``output_dir``, if there is one.
+        allow_code: presets and overrides may contain expressions and name classes; they can then run any program.
         overrides: config ids and their values.
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.
-        ConfigError: a preset or an id does not exist or holds code, ``output_dir`` holds a run that is not to be
-            resumed, something in the datalist is not understood, or a case is both trained on and held out.
-        UnsupportedImageError, GeometryError: a label cannot be that of its CT.
-        CheckpointError: the run in ``output_dir`` was begun with other cases, values or a network that differs.
+        ConfigError: a preset or an id does not exist or contains code, ``output_dir`` has a run and ``resume`` is
+            false, the datalist is invalid, or a case is both trained on and held out.
+        UnsupportedImageError, GeometryError: a label does not fit its CT.
+        CheckpointError: the run in ``output_dir`` has other cases, other values or another network.
         OutputError: another run writes to ``output_dir``.
         TrainingError: the loss is not finite.
     """
@@ -113,7 +113,7 @@ def train(
         )
     ids = {"dataset_dir": Path(dataset_dir), "datalist": Path(datalist), "ckpt_dir": Path(output_dir), "resume": resume}
     workflow = make_workflow("train", presets, ids | overrides, allow_code)
-    # Before anything is imported or built.
+    # Before imports and components.
     training, validation = (
         load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"), warn=say)
         for section, say in (("training", logger.warning), ("validation", logger.debug))
@@ -135,16 +135,16 @@ def evaluate(
     allow_code: bool = False,
     **overrides: Any,
 ) -> dict[str, float]:
-    """Masks, metrics and a report of a checkpoint on the datalist's "validation" cases, on each CT's own grid.
+    """Evaluate a checkpoint on the "validation" cases of a datalist, on the grid of each CT.
 
-    Writes the masks, ``metrics.csv``, ``summary.json`` and ``report.html`` to ``output_dir``; returns the mean Dice as
+    Writes masks, ``metrics.csv``, ``summary.json`` and ``report.html`` to ``output_dir``; returns the mean Dice as
     "val_dice". Arguments as for `train`.
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.
-        ConfigError: a preset or an id does not exist or holds code, something in the datalist is not understood, or a
-            case is trained on as well.
-        UnsupportedImageError, GeometryError: a label cannot be that of its CT.
+        ConfigError: a preset or an id does not exist or contains code, the datalist is invalid, or a case is trained on
+            too.
+        UnsupportedImageError, GeometryError: a label does not fit its CT.
         CheckpointError: the checkpoint cannot be read.
     """
     ids = {"dataset_dir": Path(dataset_dir), "datalist": Path(datalist), "checkpoint": Path(checkpoint)}
@@ -168,6 +168,6 @@ def _run(workflow: ConfigWorkflow, engine: str) -> None:
     with only_own_error():
         with _refusing("initialize"):
             workflow.initialize()
-        parsed(workflow, engine)  # a value that does not fit is refused here, before any case is read
+        parsed(workflow, engine)  # invalid values are found here, before any case is read
         workflow.run()
         workflow.finalize()

@@ -74,7 +74,7 @@ def score(
             result = summarize(scores.rows)
         else:
             notes: list[str] = []
-            result = score_files(prediction, reference, **arguments, say=notes.append)
+            result = score_files(prediction, reference, **arguments, warn=notes.append)
             scores = FolderScores([{"case": case_name(prediction), **result}], {}, [], notes)
         for case, error in scores.failures.items():
             if isinstance(error, AttUNet3dError):

@@ -1,6 +1,6 @@
-"""What presets and overrides make of the bundle's configs, as plain values.
+"""Presets and overrides applied to the bundle's configs, as plain values.
 
-Segmenting reads them without MONAI, whose import takes longer than a CT; `workflow` gives the same to MONAI.
+Segmentation reads them without MONAI, whose import takes longer than a CT; `workflow` passes the same to MONAI.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from attunet3d.config.plain import MOST_CHARACTERS, for_monai, is_plain, read_ya
 from attunet3d.config.recipe import FINE_TUNE_IDS, RECIPE_IDS, read_recipe, recipe_changes, said_of_recipe
 from attunet3d.errors import ConfigError
 
-# The ids of inference.yaml that are values; the others are wiring, which only MONAI runs.
+# Ids of inference.yaml that are values; the others are components, which only MONAI builds.
 INFERENCE_IDS = (
     "checkpoint",
     "device",
@@ -47,20 +47,20 @@ INFERENCE_IDS = (
     "channels",
     "network_def",
 )
-# Of these, `recipe.RECIPE_IDS` are what weights bring along.
+# Of these, `recipe.RECIPE_IDS` are saved with the weights.
 
 
 def config_changes(
     mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any], allow_code: bool = False
 ) -> dict[str, Any]:
-    """What presets, merged in order, and then overrides change in the config for ``mode``: {id: value}.
+    """Merge presets, in order, and then overrides into changes of the config for ``mode``: {id: value}.
 
-    They only change what the config defines. One preset serves training and inference: ids that only another of the
-    bundle's configs defines are left out. A `Path` is a path, whatever it begins with.
+    Only ids of the config can be changed. A preset may serve training and inference: ids that only another config of
+    the bundle defines are ignored. A `Path` is always a path, whatever it begins with.
 
     Raises:
-        ConfigError: a preset does not exist or is no mapping, an id is unknown; or, without ``allow_code``, something
-            in them is not a value but code, see `refuse_code`.
+        ConfigError: a preset does not exist or is not a mapping, an id is unknown, or, without ``allow_code``, a value
+            contains code, see `refuse_code`.
     """
     own = read_config(mode)
     others = [read_config(other) for other in CONFIG_FILES if other != mode]
@@ -81,7 +81,7 @@ def config_changes(
         if not defines_id(own, key):
             raise ConfigError(f"id {key!r} is not in the bundle's {mode} config: see {configs_folder()}")
         changes[key] = value
-    if not allow_code:  # whose references MONAI follows as it pleases
+    if not allow_code:  # with it, references are left to MONAI
         config = own
         for key, value in changes.items():
             set_id(config, key, value)
@@ -97,7 +97,7 @@ def changed_config(
     allow_code: bool = False,
     recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The bundle's config for ``mode``, nothing evaluated, as MONAI takes it, with `config_changes` over a recipe.
+    """Return the bundle's config for ``mode``, unevaluated, for MONAI: with the recipe, then `config_changes` applied.
 
     Raises:
         ConfigError: as `config_changes`.
@@ -112,7 +112,7 @@ def changed_config(
 def changes_with_recipe(
     mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any], allow_code: bool = False
 ) -> dict[str, Any]:
-    """`config_changes` over the recipe of the weights that they name: of those to use, or those a training starts from.
+    """Return the recipe of the weights to use, or to start training from, updated with `config_changes`.
 
     Raises:
         ConfigError: as `config_changes`.
@@ -120,12 +120,12 @@ def changes_with_recipe(
     """
     changes = config_changes(mode, presets, overrides, allow_code)
     named = changes.get("initial_checkpoint" if mode == "train" else "checkpoint", "")
-    if mode == "train" and named in ("", "bundled"):  # the bundle's own weights have the config's values
+    if mode == "train" and named in ("", "bundled"):  # the values of the bundle's own weights are those of the config
         return changes
     recipe = read_recipe(named or bundled_weights())
     wanted = FINE_TUNE_IDS if mode == "train" else RECIPE_IDS
     own = {key: value for key, value in recipe_changes(recipe or {}).items() if key in wanted}
-    if mode == "evaluate" and recipe is None and presets:  # which are taken for those of the training
+    if mode == "evaluate" and recipe is None and presets:  # assumed to be those of the training
         own["recipe_warnings"] = []
     return own | changes
 
@@ -134,26 +134,27 @@ def inference_values(
     presets: Sequence[str | Path] = (),
     overrides: Mapping[str, Any] | None = None,
     allow_code: bool = False,
-    say: Callable[[str], object] = lambda text: None,
+    warn: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """The values to segment with, references (``@id``) resolved, for each of `INFERENCE_IDS`.
+    """Return the values to segment with, one for each of `INFERENCE_IDS`, with references (``@id``) resolved.
 
-    Those of the bundle's inference config; over them those of the weights' recipe, of the presets, and the overrides.
-    ``say`` gets a line where these contradict the recipe, or there is none and no preset either.
+    They are those of the bundle's inference config, updated with the recipe of the weights, the presets, and the
+    overrides. ``warn`` is called with a line if these contradict the recipe, or if there is neither a recipe nor
+    a preset.
 
     Raises:
-        ConfigError: as `config_changes`; or an id is no value but wiring, or its value is an expression.
+        ConfigError: as `config_changes`; or an id is a component instead of a value, or its value is an expression.
         CheckpointError: the recipe cannot be read.
     """
     config = read_config("inference")
-    # Expressions in the file, for MONAI: here they are known.
+    # These are expressions in the file, for MONAI.
     config["checkpoint"] = str(bundled_weights())
     config["device"] = "auto"
     changes = config_changes("inference", presets, overrides or {}, allow_code)
     for key in changes:
         if split_id(key)[0] not in INFERENCE_IDS:
             raise ConfigError(
-                f"id {key!r} is not a value, but a part of the pipeline: change it with "
+                f"id {key!r} is not a value, but a component of the pipeline: change it with "
                 "`python -m monai.bundle run --config_file <bundle>/configs/inference.yaml`"
             )
     checkpoint = _resolve(changes.get("checkpoint", config["checkpoint"]), config | changes, "checkpoint")
@@ -164,7 +165,7 @@ def inference_values(
     if recipe is not None or (not presets and Path(checkpoint).is_file()):
         given = {split_id(key)[0] for key in changes} if recipe is None else set()
         for line in said_of_recipe(checkpoint, recipe, {key: values[key] for key in RECIPE_IDS if key not in given}):
-            say(line)
+            warn(line)
     return values
 
 
@@ -187,12 +188,12 @@ def _read_preset(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = read_yaml(file.read(MOST_CHARACTERS + 1), str(path))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a preset that can be read ({error})") from error
+        raise ConfigError(f"{path}: the preset cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a preset is a mapping of ids to values, got {type(content).__name__}")
     return content
 
 
 def _may_refer(name: str) -> bool:
-    """Whether an id stands for a plain value in each of the bundle's configs that has it; `_resolve` asks for one."""
+    """Whether an id is a plain value in each config of the bundle that defines it, as `_resolve` requires."""
     return all(is_plain(name, config.get(name)) for config in map(read_config, CONFIG_FILES))

@@ -1,4 +1,4 @@
-"""The files of the bundle and the presets: where they are, and what stands in them."""
+"""Files of the bundle and presets: their paths and contents."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from attunet3d.config.plain import split_id
 from attunet3d.errors import ConfigError
 
 BUNDLE = "pancreas_ct_attunet3d_segmentation"
-
-
 Mode = Literal["train", "evaluate", "inference"]
-
-
 # evaluate is an overlay on train, as in MONAI's model zoo.
 CONFIG_FILES: dict[Mode, tuple[str, ...]] = {
     "train": ("train.yaml",),
@@ -30,14 +26,14 @@ CONFIG_FILES: dict[Mode, tuple[str, ...]] = {
 
 
 def _shipped(folder: str) -> Path:
-    """A data folder: inside the package when installed from a wheel, beside it in a checkout."""
+    """Return a data folder: inside the package if installed from a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / folder
     return inside if inside.is_dir() else package.parent / folder
 
 
 def bundle_root() -> Path:
-    """The bundle's folder: the working directory if it is a copy of this bundle, else the one that is installed."""
+    """Return the bundle's folder: the working directory if it is a copy of this bundle, else the installed one."""
     here = Path.cwd()
     if (here / "configs" / "inference.yaml").is_file() and _metadata(here).get("name") == bundle_metadata()["name"]:
         return here
@@ -45,12 +41,12 @@ def bundle_root() -> Path:
 
 
 def installed_bundle() -> Path:
-    """The bundle that came with this package."""
+    """Return the folder of the bundle in this package."""
     return _shipped("bundles") / BUNDLE
 
 
 def bundle_metadata() -> dict[str, Any]:
-    """metadata.json of the installed bundle."""
+    """Return metadata.json of the installed bundle; empty if it cannot be read."""
     return _metadata(installed_bundle())
 
 
@@ -63,10 +59,10 @@ def _metadata(root: Path) -> dict[str, Any]:
 
 
 def preset_path(preset: str | Path) -> Path:
-    """A preset's file: a path to a YAML file, or the name of one that is shipped.
+    """Return the file of a preset: a path of a YAML file, or the name of a shipped one.
 
     Raises:
-        ConfigError: there is no such preset; the message lists those that are.
+        ConfigError: there is no such preset; the message lists the shipped ones.
     """
     path = Path(preset)
     if path.suffix in (".yaml", ".yml", ".json") and os.path.isfile(path):
@@ -80,7 +76,7 @@ def preset_path(preset: str | Path) -> Path:
 
 
 def read_config(mode: Mode) -> dict[str, Any]:
-    """The bundle's config for ``mode`` as it stands in its files, nothing evaluated."""
+    """Return the bundle's config for ``mode``, unevaluated."""
     content: dict[str, Any] = {}
     for name in CONFIG_FILES[mode]:
         for key, value in deepcopy(_shipped_config(installed_bundle() / "configs" / name)).items():
@@ -89,7 +85,7 @@ def read_config(mode: Mode) -> dict[str, Any]:
 
 
 def bundled_weights() -> Path:
-    """The weights of the installed bundle."""
+    """Return the file of the installed bundle's weights."""
     return installed_bundle() / "models" / "model.pt"
 
 
@@ -99,7 +95,7 @@ def defines(mode: Mode, key: str) -> bool:
 
 
 def refuse_unknown(key: str) -> None:
-    """Pass an id that one of the bundle's configs defines.
+    """Check that one of the bundle's configs defines an id.
 
     Raises:
         ConfigError: none does.
@@ -109,7 +105,7 @@ def refuse_unknown(key: str) -> None:
 
 
 def default_value(key: str) -> Any:
-    """What the bundle's configs have for an id, nothing evaluated: the first that defines it; None where none does."""
+    """Return the unevaluated value of an id in the first of the bundle's configs that defines it; else None."""
     for mode in CONFIG_FILES:
         value: Any = read_config(mode)
         if defines_id(value, key):
@@ -121,7 +117,7 @@ def default_value(key: str) -> Any:
 
 @cache
 def _shipped_config(path: Path) -> dict[str, Any]:
-    """A config of the bundle, which takes longer to parse than to copy, and does not change while the program runs."""
+    """Read a config of the bundle; cached, as it does not change while the program runs and is slow to parse."""
     try:
         content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -136,7 +132,7 @@ def configs_folder() -> Path:
 def defines_id(config: Mapping[str, Any], key: str) -> bool:
     value: Any = config
     for part in split_id(key):
-        if not isinstance(value, dict) or part not in value:  # a list is changed as a whole, not by position
+        if not isinstance(value, dict) or part not in value:  # lists are changed as a whole, not by index
             return False
         value = value[part]
     return True
@@ -147,6 +143,6 @@ def set_id(config: dict[str, Any], key: str, value: Any) -> None:
     target: Any = config
     for part in parents:
         target = target.get(part) if isinstance(target, dict) else None
-    if not isinstance(target, dict):  # as another change has made it
-        raise ConfigError(f"id {key!r}: there is no {'::'.join(parents)!r} any more to change it in")
+    if not isinstance(target, dict):  # after another change
+        raise ConfigError(f"id {key!r}: another change has replaced {'::'.join(parents)!r}, which contains it")
     target[last] = value

@@ -1,7 +1,7 @@
-"""What of a preset or an override is a plain value, and what MONAI's ConfigParser would run or look up.
+"""Tell plain values in presets and overrides from what MONAI's ConfigParser would run or look up.
 
-To MONAI a text that begins with "$" is Python code, with "%" the content of another file and with "@" another id's, and
-a mapping with the key ``_target_`` is a call of what that names.
+MONAI evaluates a text that begins with "$" as Python code, replaces one that begins with "%" by the content of a file
+and one with "@" by the value of another id, and calls the ``_target_`` of a mapping.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 
 from attunet3d.errors import ConfigError
 
-# All that a ``network_def`` may name: of a module's attributes only this class, by each of its names.
+# The only class that ``network_def`` may name, by each of its import paths.
 NETWORKS = frozenset(
     {
         "attunet3d.AttentionUNet",
@@ -23,54 +23,55 @@ NETWORKS = frozenset(
         "attunet3d.networks.attention_unet.AttentionUNet",
     }
 )
-CURE = (
+ALLOW_CODE_HINT = (
     "allow_code=True takes it all the same; with it a preset can run any program, with all your rights, so that you "
     "must trust who wrote it"
 )
 _MARKS = ("$", "@", "%")
-_INSIDE = (*_MARKS, "#")  # "@#" and "%#" mean something to MONAI within a text as well, and "#" is made "::"
+_INSIDE = (*_MARKS, "#")  # MONAI also interprets "@#" and "%#" inside a text, and replaces "#" by "::"
 MOST_CHARACTERS = 100_000
 _MOST_NODES = 10_000
 _DEEPEST = 50
-_MOST_BITS = 1024  # of a whole number: more no float has, and Python does not print much more
+_MOST_BITS = 1024  # of an integer: no float has more, and Python does not print many more
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 80
 
 
 def split_id(key: str) -> list[str]:
-    """The parts of one of MONAI's nested ids: "network_def::gate", or with "#"."""
+    """Split one of MONAI's nested ids, such as "network_def::gate" or "network_def#gate", into its parts."""
     return str(key).replace("#", "::").split("::")
 
 
 def refuse_code(key: str, value: Any, where: str, may_refer: Callable[[str], bool]) -> None:
-    """Pass only values: numbers, texts, and lists and mappings of those, in which nothing is run or looked up.
+    """Check that a value is plain: numbers, texts, lists and mappings, in which MONAI runs or looks up nothing.
 
     Args:
-        key: the id that is to be changed.
-        value: as it was given.
-        where: before the message: the file, or nothing.
-        may_refer: whether an id may be referred to, as "@id": by another id as its whole value, or in ``network_def``.
+        key: the id to change.
+        value: its new value.
+        where: prefix of the message: the file, or nothing.
+        may_refer: whether an id may be referenced, as "@id": as the whole value of another id, or in ``network_def``.
 
     Raises:
-        ConfigError: something else is there.
+        ConfigError: the value is not plain.
     """
     found = _special("", key, value) or _code_in("::".join(split_id(key)), value, may_refer)
     if found is not None:
         name, what = found
         raise ConfigError(
             f"{where}id {name!r} is code or wiring and no value ({_SHORT.repr(what)}): write a value (arguments are "
-            f"ids of their own, as loss::ce_weight; a file of such a name is its path from ./ or / on). {CURE}",
+            f"ids of their own, as loss::lambda_ce; a file of such a name is its path from ./ or / on). "
+            f"{ALLOW_CODE_HINT}",
             arguments=("allow_code",),
         )
 
 
 def _code_in(name: str, value: Any, may_refer: Callable[[str], bool], depth: int = 0) -> tuple[str, Any] | None:
-    """The first id, and its value, that is no plain value."""
+    """Return the first id, and its value, that is not plain; None if all are."""
     if isinstance(value, str):
         text = value.lstrip()
         if not text.startswith(_MARKS):
             return None
-        # In lists and other mappings a few references to one another would make a value without end.
+        # In lists and other mappings a few references to each other could make an infinite value.
         whole = depth == 0 or (depth == 1 and split_id(name)[0] == "network_def")
         return None if whole and value.startswith("@") and may_refer(value[1:]) else (name, value)
     if depth > _DEEPEST:
@@ -88,7 +89,7 @@ def _code_in(name: str, value: Any, may_refer: Callable[[str], bool], depth: int
 
 
 def _special(above: str, key: Any, value: Any) -> tuple[str, Any] | None:
-    """An id with a part that means something to MONAI, and its value; None if there is none, or an allowed network."""
+    """Return an id with a part that MONAI interprets, and its value; None if it has none or is an allowed network."""
     name = above + "::".join(split_id(key))
     if name == "network_def::_target_" and is_network(value):
         return None
@@ -98,7 +99,7 @@ def _special(above: str, key: Any, value: Any) -> tuple[str, Any] | None:
 
 
 def is_plain(name: str, value: Any) -> bool:
-    """Whether a value of the bundle's configs is one for all of MONAI, so that nothing is made of it."""
+    """Whether MONAI leaves a value of the bundle's configs unchanged."""
     return _code_in(name, value, lambda _: False) is None
 
 
@@ -108,9 +109,9 @@ def is_network(target: Any) -> bool:
 
 
 def for_monai(value: Any, allow_code: bool = False) -> Any:
-    """A value that has been checked, such that MONAI takes each path, and each text but references, as it stands.
+    """Escape a checked value so that MONAI takes each path, and each text except references, literally.
 
-    With ``allow_code`` texts are left to MONAI; a `Path` is a path in any case.
+    With ``allow_code`` texts are left to MONAI; a `Path` is always a path.
     """
     if isinstance(value, Path):
         return _literal(str(value))
@@ -124,7 +125,7 @@ def for_monai(value: Any, allow_code: bool = False) -> Any:
 
 
 def _literal(text: str) -> str:
-    """A text that MONAI takes as it is, or else the expression of it, in which no mark is left that MONAI knows."""
+    """Return a text that MONAI takes literally, or else an expression for it without any of MONAI's marks."""
     if not any(mark in text for mark in _INSIDE):
         return text
     expression = ascii(str(text))
@@ -134,7 +135,7 @@ def _literal(text: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Without whole numbers that no message could quote."""
+    """A safe loader that rejects integers too large to print in a message."""
 
     def construct_yaml_int(self, node: Any) -> int:
         value: int = super().construct_yaml_int(node)
@@ -147,15 +148,15 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def read_yaml(text: str | bytes, where: str) -> Any:
-    """The value that a YAML text stands for.
+    """Parse a YAML text, within limits of its size.
 
     Args:
-        text: UTF-8 where it is bytes.
-        where: before the message of an error.
+        text: str, or UTF-8 bytes.
+        where: prefix of error messages.
 
     Raises:
-        ConfigError: it is too long, nested too deeply, or its aliases make it so.
-        ValueError: it is not YAML.
+        ConfigError: the text, with its aliases expanded, is too long or nested too deeply.
+        ValueError: the text is not YAML.
     """
     if len(text) > MOST_CHARACTERS:
         raise ConfigError(f"{where}: more than {MOST_CHARACTERS} characters, which no preset or value needs")
@@ -164,13 +165,13 @@ def read_yaml(text: str | bytes, where: str) -> Any:
         problem = _excess(yaml.parse(text, yaml.SafeLoader))
         if problem is None:
             return yaml.load(text, _Loader)
-    except Exception as error:  # its constructors raise whatever a broken scalar makes them: "!!int x", "2001-13-45"
+    except Exception as error:  # invalid scalars such as "!!int x" or "2001-13-45" raise various errors
         raise ValueError(f"not YAML ({' '.join(str(error).split())})") from error
     raise ConfigError(f"{where}: {problem}; write the values out, fewer and flatter")
 
 
 def _excess(events: Iterable[Any]) -> str | None:
-    """What makes a YAML text too much, found before anything is built: its aliases count for what they stand for."""
+    """Describe what exceeds the limits in a YAML text, with aliases expanded, before anything is built; or None."""
     sizes: dict[str, int] = {}
     opened: list[tuple[str | None, int]] = []
     for event in events:
@@ -182,7 +183,7 @@ def _excess(events: Iterable[Any]) -> str | None:
         if isinstance(event, yaml.AliasEvent):
             anchor, size = None, sizes.get(str(event.anchor), 0)
             if not size:
-                return f"the alias *{event.anchor} stands for nothing, or for what it is a part of"
+                return f"the alias *{event.anchor} has no anchor, or is a part of its own value"
         elif isinstance(event, yaml.ScalarEvent):
             anchor, size = event.anchor, 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -195,5 +196,5 @@ def _excess(events: Iterable[Any]) -> str | None:
             around, so_far = opened[-1]
             opened[-1] = around, so_far + size
             if so_far + size > _MOST_NODES:
-                return f"more than {_MOST_NODES} values, with what its aliases stand for"
+                return f"more than {_MOST_NODES} values, with its aliases expanded"
     return None

@@ -15,7 +15,7 @@ import numpy as np
 
 from attunet3d.datasets.prepare import RawData, labels_folder, pair_up, place_by_header
 from attunet3d.errors import GeometryError, InputNotFoundError
-from attunet3d.transforms.labels import box_of
+from attunet3d.transforms.boxes import bounding_box
 
 if TYPE_CHECKING:
     from attunet3d.io import Volume
@@ -113,7 +113,9 @@ def edge_agreement(hu: np.ndarray, mask: np.ndarray) -> float:
     The pancreas is enhanced and lies in fat. This is the sum of the steps in HU across the surface, along each axis,
     divided by the sum of their absolute values.
     """
-    box = box_of(mask, EDGE_STEP)
+    box = bounding_box(mask, EDGE_STEP)
+    if box is None:
+        return 0.0
     clipped, inside = np.clip(hu[box], *EDGE_HU).astype(np.int32), mask[box].astype(np.int32)
     net = total = 0
     for axis in range(3):

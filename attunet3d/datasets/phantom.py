@@ -19,6 +19,7 @@ from attunet3d.datasets.phantom_anatomy import FAR, NUMBERS, WAVES_MM, Organ, Pa
 from attunet3d.errors import ConfigError
 from attunet3d.io import atomic_path, write_text_atomic
 from attunet3d.io.writer import make_folder
+from attunet3d.transforms.grid import voxel_ml
 
 ORIENTATIONS = ("RAS", "LAS", "LPS", "oblique")
 SPACING_RANGE_MM = (0.3, 20.0)
@@ -173,7 +174,7 @@ def make_phantom(
     affine = _affine(shape, spacing, orientation, tilt_deg)
     image, organs = _render(patient, affine, shape, noise_hu, np.random.default_rng(for_noise))
     mask = (organs == NUMBERS["pancreas"]).astype(np.uint8)
-    volume_ml = float(np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000)
+    volume_ml = np.count_nonzero(mask) * voxel_ml(affine)
     record = {"seed": int(seed), "spacing_mm": [float(mm) for mm in spacing], "orientation": orientation}
     record |= {"noise_hu": noise_hu, "pancreas_ml": volume_ml} | patient.record
     return Phantom(image, mask, organs, affine, record)

@@ -80,7 +80,7 @@ class RawData:
     def values(self) -> LabelValues:
         """Meaning of the values in the label files."""
         values = LabelValues.of(self.metadata["pancreas_labels"])
-        return replace(values, allowed=self.allowed, cure=self.hint, arguments=self.arguments)
+        return replace(values, allowed=self.allowed, hint=self.hint, arguments=self.arguments)
 
 
 def pair_up(

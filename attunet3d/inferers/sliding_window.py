@@ -1,4 +1,4 @@
-"""Sliding-window inference on MONAI's `Inferer` interface."""
+"""Sliding-window inference as a MONAI `Inferer`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from attunet3d.runtime.fast_network import MixedPrecision, prepare
 
 
 class SlidingWindowInferer(SlidingWindow, Inferer):
-    """`SlidingWindow`, where MONAI's engines and bundles want an `Inferer`.
+    """`SlidingWindow` as an `Inferer`, for MONAI's engines and bundles.
 
-    With the same windows and none skipped the result is that of MONAI's ``SlidingWindowInferer(mode="gaussian")``; of
-    two classes it is the difference, foreground minus background, in one channel (``difference=False`` keeps both).
+    With the same windows and none skipped the result is that of MONAI's ``SlidingWindowInferer(mode="gaussian")``; for
+    two classes it is the difference, foreground minus background, in one channel (``single_logit=False`` keeps both).
 
-    Programs that take a bundle apart, as MONAI Label does, give the inferer a bundle's ``network_def`` as it is. With
-    ``precision`` such a network is first brought into the form that it has everywhere else (see `prepare`), once for as
-    long as the same one is given, so that the voxels are the same.
+    Programs that use parts of a bundle, like MONAI Label, pass its ``network_def`` unprepared. With ``precision`` such
+    a network is first prepared as everywhere else (see `prepare`), so that the voxels are the same; the result is kept
+    for the next call with the same network.
 
     Args:
-        precision: "auto", "fp32", "bf16" or "fp16"; None runs any network as it is.
-        backend, scales, threshold: as in `prepare`; for networks that have not been prepared.
-        settings: those of `SlidingWindow`.
+        precision: "auto", "fp32", "bf16" or "fp16"; None runs each network unchanged.
+        backend, scales, threshold: as in `prepare`, for networks that have not been prepared.
+        settings: as in `SlidingWindow`.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class SlidingWindowInferer(SlidingWindow, Inferer):
         return super().__call__(inputs, network, *args, **kwargs)
 
     def _prepare(self, network: nn.Module, inputs: Tensor, precision: str) -> MixedPrecision:
-        kept = self._prepared  # looked at once: another thread may replace it
+        kept = self._prepared  # read once: another thread may replace it
         if kept is None or kept[0] is not network:
             fast = prepare(
                 network,
                 inputs.device,
                 precision,
                 backend=self.backend,
-                difference=self.difference,
+                single_logit=self.single_logit,
                 scales=self.scales,
                 threshold=self.threshold,
             )

@@ -1,4 +1,4 @@
-"""Run a network on windows of an image and blend what comes out."""
+"""Run a network on windows of an image and blend the results."""
 
 from __future__ import annotations
 
@@ -10,29 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attunet3d.errors import CancelledError
+from attunet3d.transforms.boxes import bounding_box
 
 Progress = Callable[[int, int], None]
 Cancel = Callable[[], bool]
 Job = tuple[int, tuple[int, ...]]
-# The logit of the background in voxels that no window reached; of a single channel it is the other way round.
+# The logit of background in voxels that no window covers; with a single channel its sign is reversed.
 _BACKGROUND = 1.0
 
 
 def body_box(image: Tensor, above: float) -> tuple[slice, ...] | None:
-    """The smallest box of an image (B, C, *spatial) that holds every voxel above a value; None if there is none."""
-    found = (image > above).flatten(0, 1).any(dim=0)
-    box: list[slice] = []
-    for axis in range(found.ndim):
-        others = [other for other in range(found.ndim) if other != axis]
-        hit = torch.nonzero(found.amax(dim=others)).flatten()  # sum would make a copy of integers
-        if hit.numel() == 0:
-            return None
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return tuple(box)
+    """Find the smallest box of all voxels of an image (B, C, *spatial) above a value; None if there is none."""
+    return bounding_box((image > above).flatten(0, 1).any(dim=0))
 
 
 def embed(logits: Tensor, box: Sequence[slice], region: Sequence[slice]) -> Tensor:
-    """Logits (B, C, *box) of a part of an image as those of a larger part (B, C, *region): background around them."""
+    """Pad logits (B, C, *box) of a part of an image with background to those of a larger part (B, C, *region)."""
     if tuple(box) == tuple(region):
         return logits
     shape = [s.stop - s.start for s in region]
@@ -51,34 +44,34 @@ def stitch(
     region: Sequence[slice] | None = None,
     sw_batch_size: int = 1,
     sigma_scale: float = 0.125,
-    difference: bool = True,
+    single_logit: bool = True,
     background: float = _BACKGROUND,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Logits of ``network`` on windows of an image, blended with Gaussian weights.
+    """Run ``network`` on windows of an image and blend its logits with Gaussian weights.
 
     Args:
-        image: (B, C, *spatial); what lies beyond it counts as 0.
+        image: (B, C, *spatial); beyond it windows are padded with 0.
         network: window (b, C, *roi) -> logits (b, classes, *roi).
         roi: window size, voxels.
         jobs: batch index and first voxel of each window to run.
-        region: the part of the image to give logits for; by default all of it.
+        region: the part of the image to return logits for; by default all of it.
         sw_batch_size: windows per forward pass.
         sigma_scale: standard deviation of the Gaussian as a share of the window.
-        difference: of two classes only the difference of their logits is kept, in one channel.
-        background: the background's logit in voxels that no window reached; 0 where the network gives no logits.
+        single_logit: for two classes, return only the difference of the logits, in one channel.
+        background: logit of the background in voxels that no window covers; 0 if the network returns no logits.
         progress: called as ``progress(done, total)`` after each forward pass.
         cancel: asked before each forward pass whether to stop.
         args, kwargs: passed on to the network.
 
     Returns:
-        float32 (B, channels, *region). Voxels that no window reached are background.
+        float32 (B, channels, *region). Voxels that no window covers are background.
 
     Raises:
-        CancelledError: ``cancel`` said so.
+        CancelledError: ``cancel`` returned true.
     """
     kwargs = kwargs or {}
     size = tuple(image.shape[2:])
@@ -90,9 +83,9 @@ def stitch(
             raise CancelledError("cancelled")
         windows = [_window(image[b], start, roi) for b, start in batch]
         out = network(windows[0][None] if len(windows) == 1 else torch.stack(windows), *args, **kwargs)
-        return (out[:, 1:2] - out[:, 0:1] if difference and out.shape[1] == 2 else out).float()
+        return (out[:, 1:2] - out[:, 0:1] if single_logit and out.shape[1] == 2 else out).float()
 
-    if not jobs:  # nothing but air: one window is run to learn how many channels there are
+    if not jobs:  # only air: one window is run to find the number of channels
         return _background(len(image), forward([(0, (0,) * len(roi))]).shape[1], shape, image.device, background)
     weight = gaussian(roi, sigma_scale, image.device) if len(jobs) > 1 else None
     total = torch.zeros((len(image), 1, *shape), device=image.device) if len(jobs) > 1 else None
@@ -126,14 +119,14 @@ def stitch(
 def _background(
     batch: int, channels: int, shape: Sequence[int], device: torch.device, background: float = _BACKGROUND
 ) -> Tensor:
-    """Logits (batch, channels, *shape) of background; of several channels the first is the background's."""
+    """Return logits (batch, channels, *shape) of background, which is the first of several channels."""
     logits = torch.zeros((batch, channels, *shape), device=device)
     logits[:, :1] = background if channels > 1 else -background
     return logits
 
 
 def gaussian(roi: Sequence[int], sigma_scale: float, device: torch.device | None = None) -> Tensor:
-    """Weights of a window: a Gaussian around its centre, float32; nowhere below 0.001, so that corners count too."""
+    """Return the weights of a window, float32: a Gaussian around its centre, at least 0.001, so that corners count."""
     weight = torch.ones((), device=device)
     for n in roi:
         distance = torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2
@@ -142,12 +135,12 @@ def gaussian(roi: Sequence[int], sigma_scale: float, device: torch.device | None
 
 
 def inside(start: Sequence[int], roi: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
-    """The part of an image (C, *spatial) that a window takes in."""
+    """Return the part of an image (C, *spatial) within a window."""
     return (slice(None), *(slice(max(s, 0), min(s + r, n)) for s, r, n in zip(start, roi, size, strict=True)))
 
 
 def _window(image: Tensor, start: Sequence[int], roi: Sequence[int]) -> Tensor:
-    """A window (C, *roi) of an image (C, *spatial), 0 beyond it."""
+    """Cut a window (C, *roi) out of an image (C, *spatial), padded with 0."""
     size = tuple(image.shape[1:])
     part = image[inside(start, roi, size)]
     sides = [(max(-s, 0), max(s + r - n, 0)) for s, r, n in zip(start, roi, size, strict=True)]
@@ -159,7 +152,7 @@ def _window(image: Tensor, start: Sequence[int], roi: Sequence[int]) -> Tensor:
 def _meet(
     start: Sequence[int], roi: Sequence[int], region: Sequence[slice]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where a window and the region overlap: in the region (C, *region), and in the window (C, *roi)."""
+    """Return the overlap of a window and the region: in the region (C, *region), and in the window (C, *roi)."""
     there: list[slice] = [slice(None)]
     here: list[slice] = [slice(None)]
     for s, r, side in zip(start, roi, region, strict=True):

@@ -1,4 +1,4 @@
-"""Where windows lie: MONAI's regular scan, or a box covered by as few and as large windows as are allowed."""
+"""Positions of windows: MONAI's regular scan, or a box covered by few, large windows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Choice = tuple[tuple[int, int], ...]  # per axis the number of windows and their size
-# A network of five levels halves its input four times: windows that are multiples of this lose nothing on the way.
+# A network of five levels halves its input four times; windows that are multiples of this are halved exactly.
 _MULTIPLE = 16
 
 
@@ -18,7 +18,7 @@ class Tiling:
 
     Attributes:
         roi: window size, voxels.
-        starts: first voxel of each window; windows may reach beyond the image, where it counts as 0.
+        starts: first voxel of each window; windows may extend beyond the image, which is padded with 0.
     """
 
     roi: tuple[int, ...]
@@ -26,9 +26,9 @@ class Tiling:
 
 
 def scan(box: Sequence[slice], roi: Sequence[int], overlap: float) -> Tiling:
-    """MONAI's windows over a box: steps of ``roi * (1 - overlap)``, the last one moved back to the end.
+    """Scan a box as MONAI does: in steps of ``roi * (1 - overlap)``, with the last window moved back to the end.
 
-    A box smaller than the window lies in its middle.
+    A box smaller than the window is centred in it.
     """
     starts: list[list[int]] = []
     for side, r in zip(box, roi, strict=True):
@@ -43,17 +43,17 @@ def scan(box: Sequence[slice], roi: Sequence[int], overlap: float) -> Tiling:
 
 
 def cover(size: Sequence[int], box: Sequence[slice], roi: Sequence[int], overlap: float, max_voxels: int) -> Tiling:
-    """Cover ``box`` of an image with the windows that are cheapest in total, and few.
+    """Cover a box of an image with the windows that have the fewest voxels in total, then with the fewest windows.
 
-    Windows are ``roi`` or larger, at most ``max_voxels``, and overlap by at least ``overlap * roi`` voxels: what blurs
-    seams is a length, not a share of whatever the window's size is. They start at multiples of 16 voxels from the box's
-    first one, so that a network of five levels pools the same voxels together in all of them, and whatever the overlap:
-    shifted by less it gives another mask. Windows that are larger than the box take in the image around it.
+    Windows are ``roi`` or larger, at most ``max_voxels``, and overlap by at least ``overlap * roi`` voxels: blending
+    seams takes a length, not a share of the window. They start at multiples of 16 voxels from the start of the box, so
+    that a network of five levels pools the same voxels in all of them, whatever the overlap: a smaller shift changes
+    the mask. Windows larger than the box include the image around it.
 
     Args:
-        size: the image, voxels.
-        box: what has to be covered.
-        roi: smallest window; it is used as it is where ``max_voxels`` is smaller.
+        size: of the image, voxels.
+        box: the part to cover.
+        roi: smallest window; used even if ``max_voxels`` is smaller.
         overlap: share of ``roi``, in [0, 1).
         max_voxels: largest window.
     """
@@ -74,13 +74,13 @@ def cover(size: Sequence[int], box: Sequence[slice], roi: Sequence[int], overlap
 
 
 class _Axis:
-    """One axis of the box: how many windows of which size cover it, and where they start."""
+    """One axis of the box: number, size and positions of the windows that cover it."""
 
     def __init__(self, size: int, side: slice, roi: int, overlap: float) -> None:
         self.size = size
         self.start, self.stop = side.start, side.stop
         self.roi = roi
-        # The lattice that windows start on; small windows, as in tests, have a finer one.
+        # Windows start at multiples of this; it is smaller for small windows, as in tests.
         self.unit = min(_MULTIPLE, 2 ** int(math.log2(max(roi // 2, 1))))
         self.shared = min(math.ceil(overlap * roi), roi - self.unit)
 
@@ -88,20 +88,20 @@ class _Axis:
         return (window - self.shared) // self.unit * self.unit
 
     def choices(self) -> list[tuple[int, int]]:
-        """(number of windows, their size) from one window to as many as are needed of size ``roi``."""
+        """Return (number of windows, their size), from one window to as many as it takes of size ``roi``."""
         extent = self.stop - self.start
         most = max(math.ceil((extent - self.roi) / self._step(self.roi)), 0) + 1
         return [(count, self._window(extent, count)) for count in range(1, most + 1)]
 
     def _window(self, extent: int, count: int) -> int:
-        """The smallest window of which ``count`` cover ``extent``."""
+        """Return the smallest size with which ``count`` windows cover ``extent``."""
         window = self.roi
         while window + (count - 1) * self._step(window) < extent:
             window = (window // self.unit + 1) * self.unit
         return window
 
     def starts(self, count: int, window: int) -> list[int]:
-        """Evenly spaced windows on the lattice; a single one lies inside the image if it can."""
+        """Space windows evenly on multiples of the unit; a single one lies inside the image if possible."""
         if count == 1:
             beyond = max(self.start + window - self.size, 0)
             return [self.start - min(beyond, self.start) // self.unit * self.unit]

@@ -1,4 +1,4 @@
-"""Sliding-window inference without MONAI's base class: the settings, and what they mean for an image."""
+"""Sliding-window inference without MONAI's base class: the settings, and the windows of an image."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from attunet3d.errors import ConfigError
 from attunet3d.inferers.stitching import Cancel, Progress, body_box, embed, inside, stitch
 from attunet3d.inferers.tiling import cover, scan
 
-# A GPU is busy with this many voxels at a time; a CPU with any one window.
+# This many voxels occupy a GPU; a single window occupies a CPU.
 _GPU_BATCH_VOXELS = 4_000_000
-# A network of five levels can halve twice this often enough; less context than this would not do.
+# A network of five levels needs 16 voxels; below twice that, windows have too little context.
 SMALLEST_SIDE = 32
-# No axis of a CT is longer on a grid of 2 mm; and in much longer windows torch takes many times what is planned for.
+# No axis of a CT is longer on a grid of 2 mm, and for much longer windows torch takes many times the planned memory.
 LARGEST_SIDE = 1024
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How an image is run.
+    """The windows of an image.
 
     Attributes:
         roi: window size, voxels.
         jobs: batch index and first voxel of each window to run.
-        skipped: how many windows hold nothing above ``skip_below`` and are not run.
-        box: the part of the image that the windows were laid over.
+        skipped: number of windows without a voxel above ``skip_below``, which are not run.
+        box: the part of the image that the windows cover.
         batch: windows per forward pass.
     """
 
@@ -42,7 +42,7 @@ class WindowPlan:
     batch: int
 
     def region(self, size: Sequence[int]) -> tuple[slice, ...]:
-        """The box and one voxel around it, where the image reaches that far."""
+        """Return the box with a margin of one voxel, within the image."""
         return tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(self.box, size, strict=True))
 
     @property
@@ -55,18 +55,18 @@ class SlidingWindow:
     """Run a network on overlapping windows and blend its logits with Gaussian weights.
 
     Args:
-        roi_size: window size in voxels, one number or one per axis, -1 for the whole axis; volumes smaller than it are
-            padded with 0.
+        roi_size: window size in voxels, one number or one per axis, -1 for the whole axis; smaller images are padded
+            with 0.
         sw_batch_size: windows per forward pass; None chooses for the device.
         overlap: share of ``roi_size`` by which windows overlap, in [0, 1).
         sigma_scale: standard deviation of the Gaussian weights as a share of the window size.
-        skip_below: windows in which no voxel is above this value are not run, and their voxels are background. With
-            the HU window scaled to [0, 1], 0 is its lower end: such a window holds no soft tissue. None runs all.
-        body_threshold: windows are laid over the box of the voxels above this value, and beyond it all is background.
-            None takes the whole image.
-        max_window_voxels: with it, windows are ``roi_size`` or larger, up to this many voxels, as few as possible; see
-            `cover`. None takes MONAI's windows of ``roi_size``.
-        difference: of two classes only the difference of their logits is kept, foreground minus background.
+        skip_below: windows without a voxel above this value are not run, and their voxels are background. With the HU
+            window scaled to [0, 1], 0 is its lower end: such a window has no soft tissue. None: all are run.
+        body_threshold: windows cover the box of the voxels above this value; outside it all is background. None: the
+            whole image.
+        max_window_voxels: windows are ``roi_size`` or larger, up to this many voxels, and few; see `cover`. None:
+            MONAI's windows of ``roi_size``.
+        single_logit: for two classes, return only the difference of the logits, foreground minus background.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -81,7 +81,7 @@ class SlidingWindow:
         skip_below: float | None = None,
         body_threshold: float | None = None,
         max_window_voxels: int | None = None,
-        difference: bool = True,
+        single_logit: bool = True,
     ) -> None:
         sides = [roi_size] if isinstance(roi_size, int) else list(roi_size)
         if not sides or any(type(side) is not int or side == 0 or not -1 <= side <= LARGEST_SIDE for side in sides):
@@ -103,7 +103,7 @@ class SlidingWindow:
         self.skip_below = None if skip_below is None else float(skip_below)
         self.body_threshold = None if body_threshold is None else float(body_threshold)
         self.max_window_voxels = max_window_voxels
-        self.difference = difference
+        self.single_logit = single_logit
         self._least = 1
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -114,7 +114,7 @@ class SlidingWindow:
         return embed(logits, plan.box, [slice(0, n) for n in image.shape[2:]])
 
     def plan(self, image: Tensor, limit_voxels: int | None = None) -> WindowPlan:
-        """The windows for an image (B, C, X, Y, Z), with at most ``limit_voxels`` in one forward pass if that is given.
+        """Plan the windows of an image (B, C, X, Y, Z), with at most ``limit_voxels`` per forward pass if given.
 
         Raises:
             ConfigError: ``roi_size`` has another number of axes than the image.
@@ -142,7 +142,7 @@ class SlidingWindow:
         return WindowPlan(tiling.roi, run, len(jobs) - len(run), box, batch)
 
     def most_voxels(self, size: Sequence[int], device: torch.device) -> int:
-        """Voxels per forward pass, at most, for an image of this size that nothing else is known of."""
+        """Return the maximum of voxels per forward pass for any image of this size."""
         roi = self._roi(size)
         window = math.prod(roi)
         if self.max_window_voxels is not None:
@@ -153,10 +153,10 @@ class SlidingWindow:
         return window * self._batch(window, device)
 
     def make_at_least(self, side: int) -> None:
-        """Have windows over whole axes be padded to what a network needs.
+        """Pad windows over whole axes to the minimum size of a network.
 
         Raises:
-            ConfigError: ``roi_size`` itself has fewer voxels along an axis.
+            ConfigError: ``roi_size`` itself is smaller along an axis.
         """
         sides = [self.roi_size] if isinstance(self.roi_size, int) else self.roi_size
         if any(0 < own < side for own in sides):
@@ -164,8 +164,7 @@ class SlidingWindow:
         self._least = side
 
     def least_voxels(self, size: Sequence[int], smaller: bool) -> int:
-        """Voxels per forward pass, at least, for an image of this size; ``smaller``: if windows may be as small as it
-        takes."""
+        """Return the minimum of voxels per forward pass for an image of this size, with ``smaller`` windows or not."""
         whole = math.prod(self._roi(size))
         return min(whole, SMALLEST_SIDE ** len(size)) if smaller else whole
 
@@ -204,7 +203,7 @@ class SlidingWindow:
             region=plan.box,
             sw_batch_size=plan.batch,
             sigma_scale=self.sigma_scale,
-            difference=self.difference,
+            single_logit=self.single_logit,
             progress=progress,
             cancel=cancel,
             args=args,
@@ -219,7 +218,7 @@ class SlidingWindow:
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> Tensor:
-        """As `run` for a network that gives maps, no logits: all their channels, and 0 where no window reached."""
+        """Like `run`, for a network that returns maps instead of logits: all channels, 0 where no window is."""
         return stitch(
             image,
             network,
@@ -228,7 +227,7 @@ class SlidingWindow:
             region=plan.box,
             sw_batch_size=plan.batch,
             sigma_scale=self.sigma_scale,
-            difference=False,
+            single_logit=False,
             background=0.0,
             progress=progress,
             cancel=cancel,

@@ -72,7 +72,7 @@ def make_app(
     default = weights if weights.is_file() else installed / "models" / "model.pt"
     start = default if checkpoint is None else Path(checkpoint)
     chosen = changes["inference"] | {"checkpoint": start}
-    values = inference_values(presets, chosen, allow_code, say=logger.warning)
+    values = inference_values(presets, chosen, allow_code, warn=logger.warning)
     recipe = read_recipe(start)
     configs = {mode: changed_config(mode, presets, changes[mode], allow_code, recipe) for mode in _MODES}
     _check_weights(start, values, allow_code)

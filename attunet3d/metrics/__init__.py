@@ -1,4 +1,4 @@
-"""How well masks agree with references: overlap, surface distances in mm, volumes in mL."""
+"""Agreement of masks with references: overlap, surface distances in mm, volumes in mL."""
 
 import lazy_loader
 

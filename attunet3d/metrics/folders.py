@@ -1,4 +1,4 @@
-"""The metrics of many cases: two folders of label maps, matched by name."""
+"""Metrics of many cases: two folders of label maps, matched by name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from attunet3d.io.cases import case_name
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 from attunet3d.metrics.masks import score
 
-# By case, which is a path below the folder without the file's ending and suffix: the files that may be its label map.
+# Case, a path below the folder without the file's ending and suffix -> the files that may be its label map.
 LabelMaps = Mapping[PurePosixPath, Sequence[Path]]
 
-# What a file's name may end in, likeliest first. Where there is such a file, one with the bare name is the CT.
+# Endings of file names, most likely first. If there is such a file, one with the bare name is the CT.
 _PREDICTION_ENDINGS = ("_seg", "_label")
 _REFERENCE_ENDINGS = ("_label", "_seg")
 
@@ -27,12 +27,13 @@ _ATTENTION_MAP = re.compile(r"_attention_level\w+$")
 
 @dataclass(frozen=True)
 class FolderScores:
-    """What became of two folders.
+    """Scores of the cases of two folders.
 
-    rows: a dict for each case that was scored, ordered by name: "case" and the metrics of `compare_masks`.
-    failures: for each prediction that could not be scored, by case, the reason.
-    unpredicted: the cases of references that no prediction was found for.
-    notes: what is odd about cases that were scored, see `score`.
+    Attributes:
+        rows: a dict for each case that was scored, ordered by name: "case" and the metrics of `compare_masks`.
+        failures: the reason for each prediction that could not be scored, by case.
+        unpredicted: cases of references without a prediction.
+        notes: warnings about cases that were scored, see `score`.
     """
 
     rows: list[dict[str, Any]]
@@ -50,16 +51,15 @@ def score_folders(
     tolerance_mm: float = 2.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> FolderScores:
-    """Compare each label map in a folder, and in the folders below it, with the reference of the same name.
+    """Compare each label map in a folder and its subfolders with the reference of the same name.
 
-    A case is called by its path in the folder without "_seg" or "_label" and the format's suffix: ``p1/ct_seg.nii.gz``
-    is predicted for ``p1/ct_label.nii.gz``. Where one of the two lies directly in its folder, the name alone is enough
-    if no other case has it: ``imagesTs/a_seg.nii.gz`` is predicted for ``a.nii.gz``. Of several files of one case, for
-    a prediction "_seg" goes before "_label", for a reference "_label" before "_seg", and both before the bare name,
-    which is then the CT's.
+    The name of a case is its path in the folder without "_seg" or "_label" and the file suffix: ``p1/ct_seg.nii.gz``
+    matches ``p1/ct_label.nii.gz``. If one of the two is directly in its folder, the file name is enough, unless another
+    case has it too: ``imagesTs/a_seg.nii.gz`` matches ``a.nii.gz``. If a case has several files, the prediction is the
+    one with "_seg" rather than "_label", the reference that with "_label" rather than "_seg"; a bare name is the CT.
 
-    A case that fails does not stop the others. A reference without a prediction is no failure: the masks of a part of
-    a data set are often scored against all its references.
+    A case that fails does not stop the others. A reference without a prediction is not a failure: the masks of a part
+    of a data set are often scored against all its references.
 
     Args:
         predictions: folder of label maps (NIfTI, NRRD, MetaImage).
@@ -67,11 +67,11 @@ def score_folders(
         prediction_label: as for `score`.
         reference_label: as for `score`.
         tolerance_mm: as for `score`.
-        progress: called with (cases done, cases to do).
+        progress: called with (cases done, all cases).
 
     Raises:
-        InputNotFoundError: a folder does not exist or holds no label maps.
-        ConfigError: label values that are none, or a tolerance that is none.
+        InputNotFoundError: a folder does not exist or has no label maps.
+        ConfigError: the label values or the tolerance are invalid.
     """
     predicted = _label_maps(Path(predictions), _PREDICTION_ENDINGS)
     referenced = _label_maps(Path(references), _REFERENCE_ENDINGS)
@@ -93,7 +93,7 @@ def score_folders(
                 prediction_label=prediction_label,
                 reference_label=reference_label,
                 tolerance_mm=tolerance_mm,
-                say=notes.append,
+                warn=notes.append,
             )
             rows.append({"case": name, **values})
         except ConfigError:  # the caller's options, not this case
@@ -108,7 +108,7 @@ def score_folders(
 
 
 def _label_maps(folder: Path, endings: Sequence[str]) -> LabelMaps:
-    """The files of each case, ordered by case; only those with the likeliest of the endings that there are."""
+    """Find the files of each case, ordered by case; only those with the most likely ending."""
     if not folder.is_dir():
         raise InputNotFoundError(f"{folder}: no such folder of label maps")
 
@@ -132,7 +132,7 @@ def _label_maps(folder: Path, endings: Sequence[str]) -> LabelMaps:
 
 
 def _partners(case: PurePosixPath, predicted: LabelMaps, referenced: LabelMaps) -> list[PurePosixPath]:
-    """The references that a prediction may be meant for: the one of its path, or those of its name."""
+    """Find the references that may match a prediction: the one of the same path, or those of the same name."""
     if case in referenced:
         return [case]
     top = PurePosixPath()
@@ -149,7 +149,7 @@ def _pair(
     referenced: LabelMaps,
     partners: Mapping[PurePosixPath, Sequence[PurePosixPath]],
 ) -> tuple[Path, Path]:
-    """The files to compare for a prediction. Raises InputNotFoundError, ConfigError."""
+    """Return the files to compare for a prediction. Raises InputNotFoundError, ConfigError."""
     references = [path for partner in partners[case] for path in referenced[partner]]
     if not references:
         raise InputNotFoundError(

@@ -1,4 +1,4 @@
-"""Tables of metrics over the cases of a study."""
+"""Tables and summaries of metrics over many cases."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from attunet3d.metrics.masks import METRICS
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The distribution of each metric over the cases of a study.
+    """Summarize the distribution of each metric over the cases of a study.
 
     Args:
         rows: a mapping for each case: "case" and the metrics of `compare_masks`.
 
     Returns:
-        For each metric a dict of ``n`` (cases), ``mean`` and ``sd`` (of the sample: n - 1) of the finite values,
-        ``median``, ``min`` and ``max`` of all that are defined, ``infinite``, how many are, and ``undefined``, how many
-        have no value (of two empty masks). What is not defined (the sd of one case) or not finite is None, so that the
-        summary is valid JSON. ``worst``: the names of the 5 cases with the lowest Dice, the lowest first, ties by name.
+        For each metric a dict: ``n`` (cases), ``mean`` and ``sd`` (of the sample: n - 1) of the finite values,
+        ``median``, ``min`` and ``max`` of the defined values, the numbers of ``infinite`` and ``undefined`` ones (two
+        empty masks). Statistics that are undefined (the sd of one case) or not finite are None, so that the summary is
+        valid JSON. ``worst``: the names of the 5 cases with the lowest Dice, in ascending order, ties by name.
     """
     names = [name for name in rows[0] if name != "case"] if rows else list(METRICS)
     summary: dict[str, Any] = {name: _distribution([row[name] for row in rows]) for name in names}
@@ -33,16 +33,15 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write_metrics_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write a table of cases as CSV in UTF-8, whole or not at all; the folder is made if it does not exist.
+    """Write a table of cases as CSV in UTF-8, atomically; the folder is created if it does not exist.
 
     Args:
         path: of the file.
-        rows: a mapping for each case, all with the same keys, which become the header; "case" comes first. By default
-            the header of `compare_masks`.
+        rows: a mapping for each case, all with the same keys, which are the header; "case" comes first. Without rows
+            the header is that of `compare_masks`.
 
-    Numbers have 6 decimals, so that one voxel (0.0001 mL and more) and the summary can be worked out from the table; an
-    infinite distance is ``inf``, and what is not defined ``nan``. A text that a spreadsheet would take for a formula
-    gets an apostrophe before it.
+    Numbers have 6 decimals, enough for one voxel (0.0001 mL or more) and to recompute the summary; an infinite distance
+    is ``inf``, an undefined value ``nan``. An apostrophe precedes text that a spreadsheet would take for a formula.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""The network: attention gates, the Attention U-Net, what is folded for inference, and published weights."""
+"""The network: attention gates, the Attention U-Net, folding for inference, and published weights."""
 
 import lazy_loader
 

@@ -22,7 +22,7 @@ LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 
 
 def conv_block(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:
-    """Convolution that keeps the size, BatchNorm, ReLU: (B, in, *spatial) -> (B, out, *spatial)."""
+    """Build a size-preserving convolution, BatchNorm and ReLU: (B, in, *spatial) -> (B, out, *spatial)."""
     conv = CONV[spatial_dims](in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     return nn.Sequential(
         OrderedDict(conv=conv, norm=NORM[spatial_dims](out_channels), relu=nn.ReLU(inplace=True)),
@@ -30,7 +30,7 @@ def conv_block(spatial_dims: int, in_channels: int, out_channels: int, kernel_si
 
 
 def resample(x: Tensor, size: list[int], mode: str) -> Tensor:
-    """Linear resampling of (B, C, *spatial) to ``size``; voxel edges, not voxel centres, are aligned."""
+    """Resample (B, C, *spatial) linearly to ``size``, aligned at voxel edges, not voxel centres."""
     if not torch.jit.is_scripting() and x.requires_grad and not torch.jit.is_tracing():
         factor = whole_factor(x.shape[2:], size)
         if factor:
@@ -40,10 +40,10 @@ def resample(x: Tensor, size: list[int], mode: str) -> Tensor:
 
 
 class GridAttentionGate(nn.Module):
-    """The paper's gate: alpha is computed on the gating signal's coarse grid and resampled trilinearly to x's.
+    """The paper's gate: alpha is computed on the gating signal's coarse grid and resampled trilinearly to that of x.
 
-    ``w_x`` halves x (kernel 2, stride 2); ``w_g`` g is resampled to it where the two differ in size. The gated
-    features pass through ``w_out``, a 1x1x1 convolution with BatchNorm, as in the authors' published 3D code.
+    ``w_x`` halves x (kernel 2, stride 2); ``w_g`` g is resampled to its size if that differs. The gated features pass
+    through ``w_out``, a 1x1x1 convolution with BatchNorm, as in the authors' published 3D code.
 
     Args:
         spatial_dims: 2 or 3.
@@ -79,7 +79,7 @@ class GridAttentionGate(nn.Module):
 
 
 class AdditiveAttentionGate(nn.Module):
-    """The gate of the widely used PyTorch AttU_Net: g was upsampled before, so nothing is resampled here.
+    """The gate of the widely used PyTorch AttU_Net: g is already upsampled, so nothing is resampled here.
 
     Arguments as for `GridAttentionGate`; ``w_x``, ``w_g`` and ``psi`` are 1x1x1 convolutions with BatchNorm.
     """
@@ -105,10 +105,10 @@ class AdditiveAttentionGate(nn.Module):
 
 
 class GatedSkip(nn.Module):
-    """All gates of one skip connection, and the 1x1x1 block that combines their outputs.
+    """The gates of one skip connection, and the 1x1x1 block that combines their outputs.
 
     With ``combine`` (the published 3D network, for one gate and for several) the gated features are concatenated and
-    brought back to F_l channels; without it (AttU_Net) the one gate's output is passed on as it is.
+    reduced to F_l channels; without it (AttU_Net) the output of the only gate is returned unchanged.
     """
 
     def __init__(self, gates: list[nn.Module], combine: nn.Module | None) -> None:

@@ -1,4 +1,4 @@
-"""The attention gates' weights as the output of a network."""
+"""A network whose outputs are the attention weights of its gates."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from attunet3d.networks.attention_gate import resample
 
 
 class AttentionMaps(nn.Module):
-    """A copy of an Attention U-Net that gives its gates' weights alpha, and computes nothing but what those need.
+    """A copy of an Attention U-Net that returns its attention weights alpha and computes only what they need.
 
     Args:
-        network: an `AttentionUNet`, with its weights.
+        network: an `AttentionUNet`.
 
     Raises:
         ConfigError: the network has no attention gates.
 
     Attributes:
-        names: one for each map, finest level first, counted from 1 as in the paper: "level2", "level3", ..., and
-            "level2_gate1", "level2_gate2", ... where a skip has several gates.
+        names: one per map, finest level first, numbered from 1 as in the paper: "level2", "level3", ..., or
+            "level2_gate1", "level2_gate2", ... if a skip has several gates.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -52,7 +52,7 @@ def _names(network: AttentionUNet) -> list[str]:
 
 
 def _without_logits(network: nn.Module) -> nn.Module:
-    """A copy without what no gate needs: the finest features of the decoder, the largest of all, and the logits."""
+    """Copy the network without what no gate needs: the decoder's finest features, which are the largest, and logits."""
     network = copy.deepcopy(network)
     finest = network.decoder[-1]
     if finest.gate is None:
@@ -63,7 +63,7 @@ def _without_logits(network: nn.Module) -> nn.Module:
 
 
 class _Unused(nn.Module):
-    """In place of a `DecoderLevel` without a gate: pass the coarser features on."""
+    """Replaces a `DecoderLevel` without a gate: returns the coarser features unchanged."""
 
     def __init__(self) -> None:
         super().__init__()

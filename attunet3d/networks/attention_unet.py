@@ -1,4 +1,4 @@
-"""The 3D Attention U-Net for CT, and AttU_Net as one configuration of it."""
+"""The 3D Attention U-Net for CT, and AttU_Net as one of its configurations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UpsampleName = Literal["linear", "conv"]
 
 
 def double_conv(spatial_dims: int, in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
-    """Two 3x3x3 convolution blocks: (B, in, *spatial) -> (B, out, *spatial)."""
+    """Build two 3x3x3 convolution blocks: (B, in, *spatial) -> (B, out, *spatial)."""
     return nn.Sequential(
         OrderedDict(
             first=conv_block(spatial_dims, in_channels, out_channels),
@@ -37,7 +37,7 @@ def double_conv(spatial_dims: int, in_channels: int, out_channels: int, dropout:
 
 
 class Join(nn.Module):
-    """Concatenate a skip and coarser features, which are upsampled to its size if they are not of it yet."""
+    """Concatenate a skip and coarser features, which are first upsampled to its size if necessary."""
 
     def __init__(self, mode: str) -> None:
         super().__init__()
@@ -90,16 +90,16 @@ class DecoderLevel(nn.Module):
         self.conv = double_conv(spatial_dims, skip_channels + up_channels, skip_channels, dropout)
 
     def forward(self, skip: Tensor, coarse: Tensor, gating: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``conv`` is run on. Apart from it, so that skip and upsampled features are freed before it runs.
+        """Compute the input of ``conv``, which is called elsewhere so that skip and upsampled features are freed first.
 
         Args:
             skip: encoder features (B, F_l, *spatial).
             coarse: features to upsample (B, F_g, *spatial // 2).
-            gating: the `grid` gate's signal on the coarse grid (B, F_g, *spatial // 2).
+            gating: signal of the `grid` gate, on the coarse grid (B, F_g, *spatial // 2).
 
         Returns:
             gated skip and upsampled features (B, F_l + F_g, *spatial), or F_l + F_l with learned upsampling, and alpha
-            (B, gates, *spatial), which is empty where there is no gate.
+            (B, gates, *spatial), which is empty without a gate.
         """
         up = coarse
         if self.up_conv is not None:
@@ -114,13 +114,13 @@ class DecoderLevel(nn.Module):
 
 
 class AttentionUNet(nn.Module):
-    """Attention U-Net (Oktay et al., arXiv 1804.03999) with the layers of the authors' published 3D network for CT.
+    """Attention U-Net (Oktay et al., arXiv 1804.03999), layer by layer the authors' published 3D network for CT.
 
     The defaults are that network with one gate per skip: 6.2136 M parameters. Any spatial size of at least
-    ``2 ** (len(channels) - 1)`` voxels per axis works (16 for five levels), odd ones included. The module can be
+    ``2 ** (len(channels) - 1)`` voxels per axis works (16 for five levels), odd sizes included. The module can be
     scripted, traced and exported to ONNX.
 
-    The names in ``state_dict`` are a public format. ``dropout`` and the input's mean and deviation never change them.
+    The keys of ``state_dict`` are a stable format; they do not depend on ``dropout``, ``input_mean`` or ``input_std``.
 
     Args:
         spatial_dims: 2 or 3.
@@ -128,15 +128,15 @@ class AttentionUNet(nn.Module):
         out_channels: classes, background included.
         channels: features per level, finest first; each level halves the size.
         gate: "grid" is the paper's gate (alpha on the coarse grid, resampled trilinearly); "additive" is AttU_Net's
-            (after upsampling); None leaves the skips alone.
+            (after upsampling); None: plain skips.
         gates_per_skip: gates per skip connection, 1 (single) or more (multi, the paper's multi-dimensional attention).
         gate_first_skip: also gate the finest skip; the paper does not.
         deep_supervision: fuse a class map from every decoder level into the output (one output tensor).
         upsample: "linear" (tri- or bilinear) or "conv" (nearest neighbour and a 3x3x3 block, as in AttU_Net).
-        dropout: probability in [0, 1) of dropping a feature, in train mode, after each level and inside the gates.
-        input_mean, input_std: the image is shifted and scaled by these first: with those of the data, input is N(0, 1).
-        auxiliary_channels: further classes that are only learned, from the features of every decoder level, so that
-            these know more than the target; in train mode their logits follow. Weights fit with and without them.
+        dropout: probability in [0, 1) of dropping a feature in train mode, after each level and inside the gates.
+        input_mean, input_std: subtracted from the image, and divided by: with those of the data, input is N(0, 1).
+        auxiliary_channels: classes of an auxiliary task, predicted from the features of every decoder level; in train
+            mode their logits follow those of ``out_channels``. Weights load with and without them.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -181,7 +181,7 @@ class AttentionUNet(nn.Module):
         most = max(*channels, in_channels, out_channels, auxiliary_channels)
         if most > MOST_CHANNELS or max(len(channels), gates_per_skip) > MOST_LEVELS:
             raise ValueError(
-                f"a network of more than {MOST_CHANNELS} channels, {MOST_LEVELS} levels or gates is a mistake, got "
+                f"a network has at most {MOST_CHANNELS} channels, and {MOST_LEVELS} levels and gates per skip, got "
                 f"channels {tuple(channels)[: MOST_LEVELS + 1]}, gates_per_skip {gates_per_skip}"
             )
 
@@ -207,14 +207,14 @@ class AttentionUNet(nn.Module):
         self.mode = LINEAR_MODE[spatial_dims]
         self.pool = nn.MaxPool3d(2) if spatial_dims == 3 else nn.MaxPool2d(2)
 
-        # Finest to coarsest; the last one is the centre.
+        # Finest to coarsest; the last one is the bottleneck.
         self.encoder = nn.ModuleList(
             double_conv(spatial_dims, before, width, dropout)
             for before, width in zip((in_channels, *channels[:-1]), channels, strict=True)
         )
-        # The signal of the coarsest gate; finer gates take the decoder's own features.
+        # Signal of the coarsest gate; the signal of finer gates is the features of the coarser decoder level.
         self.gating = conv_block(spatial_dims, channels[-1], channels[-1], 1) if gate == "grid" else None
-        # Coarsest to finest, the order they run in; so are the heads.
+        # Coarsest to finest, in the order of execution, like the heads.
         levels = range(len(channels) - 2, -1, -1)
         self.decoder = nn.ModuleList(
             DecoderLevel(
@@ -239,7 +239,7 @@ class AttentionUNet(nn.Module):
 
     @classmethod
     def att_u_net(cls, spatial_dims: int = 2, in_channels: int = 3, out_channels: int = 1) -> AttentionUNet:
-        """AttU_Net, the widely used PyTorch Attention U-Net: additive gates on all four skips, learned upsampling."""
+        """Build AttU_Net, the widely used PyTorch network: additive gates on all four skips, learned upsampling."""
         return cls(
             spatial_dims,
             in_channels,
@@ -252,7 +252,7 @@ class AttentionUNet(nn.Module):
         )
 
     def _initialize(self) -> None:
-        """As in the published code: kaiming normal (fan in) for convolutions, BatchNorm weight N(1, 0.02), bias 0."""
+        """Initialize as published: Kaiming normal (fan in) convolutions, BatchNorm weights N(1, 0.02), biases 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in")
@@ -261,15 +261,15 @@ class AttentionUNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, in_channels, *spatial) -> logits (B, out_channels, *spatial), and in train mode auxiliary ones.
+        """Image (B, in_channels, *spatial) -> logits (B, out_channels, *spatial); in train mode also auxiliary.
 
         Raises:
-            ValueError: an axis has fewer voxels than the network can halve.
+            ValueError: an axis has fewer than ``min_size`` voxels.
         """
         return self._decode(x)[0]
 
     def attention_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits as `forward`, and alpha (B, gates, *spatial of its level) of each gated level, finest first."""
+        """Return the logits, and alpha (B, gates, *spatial of its level) of each gated level, finest first."""
         logits, alphas = self._decode(x)
         return logits, [alpha for alpha in reversed(alphas) if alpha.numel()]
 
@@ -287,7 +287,7 @@ class AttentionUNet(nn.Module):
                 x = self.pool(x)
             x = block(x)
             skips.append(x)
-        skips.pop()  # the centre is no skip
+        skips.pop()  # the bottleneck is no skip
         gating = self.gating(x) if self.gating is not None else x  # (B, channels[-1], *spatial // 2**(L-1))
 
         features: list[Tensor] = []  # coarsest first: (B, channels[l], *spatial // 2**l)
@@ -312,14 +312,14 @@ class AttentionUNet(nn.Module):
             y = self.final(torch.cat(maps[::-1], dim=1))
         else:
             y = maps[0]
-            for other in maps[1:]:  # folded for inference: the fusion is in the heads
+            for other in maps[1:]:  # folded for inference: the heads include the fusion
                 y = y + other
         if self.training and len(self.auxiliary):
             y = torch.cat((y, self._auxiliary_logits(features)), dim=1)
         return y, alphas
 
     def _auxiliary_logits(self, features: list[Tensor]) -> Tensor:
-        """Logits (B, auxiliary_channels, *spatial) from the features of all levels, coarsest first: their sum."""
+        """Sum the auxiliary logits (B, auxiliary_channels, *spatial) of all levels, given coarsest first."""
         total = torch.empty(0)
         for level, head in enumerate(self.auxiliary):
             own = head(features[level])

@@ -1,6 +1,6 @@
-"""A network made smaller for inference: what is linear is computed once, into the weights.
+"""Folding a network for inference: consecutive linear layers are merged into one.
 
-The result computes the same function in eval mode, but for rounding.
+The result computes the same function in eval mode, up to rounding.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ from attunet3d.networks.attention_gate import resample
 from attunet3d.networks.upsampling import upsample, whole_factor
 
 
-def fold(network: nn.Module, difference: bool = False, split: bool = False) -> nn.Module:
-    """A copy of a network without what inference does not need.
+def fold(network: nn.Module, single_logit: bool = False, split: bool = False) -> nn.Module:
+    """Return a copy of a network that is folded for inference.
 
-    Every BatchNorm that follows a convolution inside an ``nn.Sequential`` becomes part of that convolution. The class
-    maps of an `AttentionUNet` with deep supervision, which are fused by a 1x1x1 convolution, become one convolution a
-    level whose outputs are added.
+    Each BatchNorm that follows a convolution in an ``nn.Sequential`` is merged into it. In an `AttentionUNet` with deep
+    supervision the 1x1x1 convolution that fuses the class maps is merged into the heads, whose outputs are added.
 
     Args:
-        network: any module; it stays as it is.
-        difference: of an `AttentionUNet` with two classes keep only the difference of the logits: one output channel.
-        split: in the decoder of an `AttentionUNet` convolve skip and upsampled features apart and add the results: on
-            CPUs faster than to concatenate them first, in half the memory.
+        network: any module; it is not changed.
+        single_logit: give an `AttentionUNet` with two classes one output channel, the difference of the logits.
+        split: in the decoder of an `AttentionUNet`, convolve skip and upsampled features separately and add the
+            results: on CPUs this is faster than concatenating them first, in half the memory.
     """
     folded = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(folded.modules()):
         if isinstance(module, nn.Sequential):
             _fold_batch_norm(module)
     if isinstance(folded, AttentionUNet):
-        _fold_heads(folded, difference)
+        _fold_heads(folded, single_logit)
         if split:
             _split_joins(folded)
     return folded
@@ -50,7 +49,7 @@ def _fold_batch_norm(sequence: nn.Sequential) -> None:
             sequence._modules[name] = nn.Identity()
 
 
-def _fold_heads(network: AttentionUNet, difference: bool) -> None:
+def _fold_heads(network: AttentionUNet, single_logit: bool) -> None:
     """final(cat(up(head_l(f_l)))) = sum_l up(head'_l(f_l)): interpolation commutes with 1x1x1 convolutions."""
     heads = [head for head in network.heads if isinstance(head, nn.Conv2d | nn.Conv3d)]
     classes = heads[0].out_channels
@@ -62,7 +61,7 @@ def _fold_heads(network: AttentionUNet, difference: bool) -> None:
         folded[-1] = (folded[-1][0], folded[-1][1] + _bias(network.final))
         finest_last = folded
         network.final = None
-    if difference and classes == 2:
+    if single_logit and classes == 2:
         finest_last = [(w[1:] - w[:1], b[1:] - b[:1]) for w, b in finest_last]
     for index, (head, (weight, bias)) in enumerate(zip(heads, finest_last, strict=True)):
         new = type(head)(head.in_channels, len(weight), 1).to(head.weight)
@@ -74,16 +73,16 @@ def _fold_heads(network: AttentionUNet, difference: bool) -> None:
 
 
 class _ListOf(nn.Module):
-    """In place of a `Join`: pass its inputs on."""
+    """Replaces a `Join`: returns its inputs as a list."""
 
     def forward(self, skip: Tensor, up: Tensor) -> list[Tensor]:
         return [skip, up]
 
 
 class _ConvOfParts(nn.Module):
-    """conv(Join(skip, up)) without the joined features: a convolution is linear in its input channels.
+    """conv(Join(skip, up)) without concatenation: a convolution is linear in its input channels.
 
-    The upsampled features are made and used a few channels at a time, as many as the skip has.
+    Features are upsampled and convolved a few channels at a time, as many as the skip has.
     """
 
     def __init__(self, conv: nn.Conv2d | nn.Conv3d, skip_channels: int, mode: str) -> None:
@@ -104,7 +103,7 @@ class _ConvOfParts(nn.Module):
         up, skip = parts.pop(), parts.pop()
         size = skip.shape[2:]
         total: Tensor = self.convs[0](skip)
-        del skip  # the only reference: its memory is free for what comes
+        del skip  # the only reference: frees its memory
         for conv, part in zip(self.convs[1:], up.split(self.channels, dim=1), strict=True):
             if part.shape[2:] != size:
                 factor = whole_factor(part.shape[2:], size)
@@ -114,7 +113,7 @@ class _ConvOfParts(nn.Module):
 
 
 def _add_conv_(total: Tensor, x: Tensor, conv: nn.Module) -> None:
-    """total += conv(x). Where torch has it, by the fused operator that its compiler uses: nothing to store and add."""
+    """Add conv(x) to total in place, if possible by the fused operator of torch's compiler, without a temporary."""
     fused = getattr(torch.ops.mkldnn, "_convolution_pointwise_", None)
     if fused is None or x.ndim != 5 or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         total.add_(conv(x))

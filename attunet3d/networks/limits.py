@@ -1,6 +1,6 @@
-"""Sizes of a network beyond which it is a mistake: what a config or a file of weights may ask for."""
+"""Limits of a network's size, for configs and weights from untrusted sources."""
 
 from __future__ import annotations
 
-# What is larger no machine could train, and a config that asks for it has a slip of the pen, or means harm.
+# No machine could train a larger network: a config that asks for one is mistyped or malicious.
 MOST_CHANNELS, MOST_LEVELS = 2048, 10

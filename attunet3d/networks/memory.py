@@ -1,4 +1,4 @@
-"""How much memory a forward pass takes."""
+"""Memory of a forward pass."""
 
 from __future__ import annotations
 
@@ -7,31 +7,27 @@ import math
 import torch
 from torch import nn
 
-# Features of a window at the finest level, as multiples of one skip and one upsampled set, where they are concatenated;
-# with the coarser levels, the convolution's own buffers and what the allocator keeps.
+# If skip and upsampled features are concatenated: multiples of both at the finest level, including the coarser levels,
+# the buffers of convolutions and what the allocator keeps.
 _JOINED_COPIES = 2.5
-
-
-_COPIES_IN_GATE = 6  # of a skip: it, gated, convolved, put together and combined
-
-
-_IMAGES_IN_NETWORK = 4  # of float32 of a window, at the largest of the sizes it is looked at: it, its logits, sums
+_COPIES_IN_GATE = 6  # of a skip: itself, gated, convolved, concatenated and combined
+_IMAGES_IN_NETWORK = 4  # float32, at the largest of the scales: the window, its logits, sums
 
 
 def network_bytes_per_voxel(network: nn.Module, dtype: torch.dtype, split: bool = False) -> int:
-    """Memory that a forward pass takes per voxel of the input, bytes; a generous guess for networks of others.
+    """Estimate the memory of a forward pass, bytes per input voxel; generously for third-party networks.
 
     Args:
-        network: what runs.
+        network: the network.
         dtype: of its features.
-        split: whether it is folded for CPUs, where skip and upsampled features are not concatenated.
+        split: whether skip and upsampled features are convolved separately, see `fold`.
     """
     channels = getattr(network, "channels", None) or (64, 128)
     size = torch.empty((), dtype=dtype).element_size()
     if split and _finest_is_plain(network):
-        # By level, the finest first: features there; in the decoder the finer skips are there too, and what the coarser
-        # levels have found. At the finest level the sum, a part of the upsampled features, and half of that part; in
-        # float32 the second convolution also copies what it reads. At the others the gate makes copies.
+        # Features by level, finest first. While the decoder is at a level, the finer skips and the features of the
+        # coarser level are in memory too: at the finest level with the sum, a part of the upsampled features and half
+        # of that part (in float32 the second convolution also copies its input), at others with the gate's copies.
         features = [c / 8**level for level, c in enumerate(channels)]
         at_once = [
             sum(features) + (copies - 1) * of_level
@@ -44,6 +40,6 @@ def network_bytes_per_voxel(network: nn.Module, dtype: torch.dtype, split: bool 
 
 
 def _finest_is_plain(network: nn.Module) -> bool:
-    """Whether the finest level of an `AttentionUNet` only upsamples: no gate there, and no convolution for it."""
+    """Whether the finest decoder level of an `AttentionUNet` has neither a gate nor a learned upsampling."""
     decoder = getattr(network, "decoder", None)
     return decoder is not None and decoder[-1].gate is None and decoder[-1].up_conv is None

@@ -1,6 +1,6 @@
-"""Weights of the two published PyTorch implementations, under their own key names.
+"""Weights of the two published PyTorch implementations, by their own key names.
 
-Key names are facts read from github.com/ozan-oktay/Attention-Gated-Networks (``unet_CT_{dsv,single_att_dsv,
+Key names are those of github.com/ozan-oktay/Attention-Gated-Networks (``unet_CT_{dsv,single_att_dsv,
 multi_att_dsv}_3D``) and github.com/LeeJunHyun/Image_Segmentation (``AttU_Net``).
 """
 
@@ -14,7 +14,7 @@ from attunet3d.errors import CheckpointError
 from attunet3d.networks.attention_gate import AdditiveAttentionGate, GatedSkip
 from attunet3d.networks.attention_unet import AttentionUNet
 
-# Position of each layer in the Sequential(conv, norm, relu) that both codes use.
+# Index of each layer in the Sequential(conv, norm, relu) that both implementations use.
 _LAYERS = {"conv": "0", "norm": "1"}
 
 
@@ -24,10 +24,10 @@ def load_reference_weights(net: AttentionUNet, state_dict: Mapping[str, Tensor])
     Args:
         net: a network of the same architecture: `AttentionUNet` with ``gates_per_skip`` 1 (single), 2 (multi) or
             ``gate=None``, or `AttentionUNet.att_u_net`.
-        state_dict: tensors by the published code's key names; a ``module.`` prefix (DataParallel) is accepted.
+        state_dict: tensors by the key names of the published code, with or without DataParallel's ``module.`` prefix.
 
     Raises:
-        CheckpointError: keys or shapes are not those that ``net`` needs.
+        CheckpointError: keys or shapes do not match ``net``.
     """
     given = {key.removeprefix("module."): value for key, value in state_dict.items()}
     if "conv1.conv1.0.weight" in given:
@@ -48,14 +48,14 @@ def load_reference_weights(net: AttentionUNet, state_dict: Mapping[str, Tensor])
         theirs = f"{theirs_of[module]}.{leaf}" if module in theirs_of else None
         found = given.pop(theirs, None) if theirs is not None else None
         if found is None and leaf == "num_batches_tracked":
-            found = value  # absent from state dicts older than torch 0.4.1; inference does not use it
+            found = value  # absent before torch 0.4.1; not used at inference
         if found is None:
             problems.append(f"lacks {theirs or key}")
         elif found.shape != value.shape:
             problems.append(f"{theirs} is {tuple(found.shape)}, not {tuple(value.shape)}")
         else:
             renamed[key] = found
-    problems += [f"has {key} besides" for key in given]
+    problems += [f"has the unexpected key {key}" for key in given]
     if problems:
         raise CheckpointError(
             f"state dict of the {source} does not fit this network ({len(problems)} keys differ; it {problems[0]}): "
@@ -97,7 +97,7 @@ def _ct_modules(net: AttentionUNet) -> Iterator[tuple[str, str]]:
 
 def _att_u_net_modules(net: AttentionUNet) -> Iterator[tuple[str, str]]:
     def convs(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-        # One Sequential holds both: conv, norm, relu, conv, norm, relu.
+        # One Sequential holds both blocks: conv, norm, relu, conv, norm, relu.
         for block, offset in (("first", 0), ("second", 3)):
             yield f"{ours}.{block}.conv", f"{theirs}.conv.{offset}"
             yield f"{ours}.{block}.norm", f"{theirs}.conv.{offset + 1}"
@@ -106,9 +106,9 @@ def _att_u_net_modules(net: AttentionUNet) -> Iterator[tuple[str, str]]:
     for level in range(1, deepest + 1):
         yield from convs(f"encoder.{level - 1}", f"Conv{level}")
     for step, decoder_level in enumerate(net.decoder):
-        level = deepest - step  # AttU_Net numbers a decoder step by the level it comes from
+        level = deepest - step  # AttU_Net numbers decoder steps by their coarser level
         ours = f"decoder.{step}"
-        # Their Upsample takes the first place of the Sequential.
+        # Their Upsample is the first module of the Sequential.
         yield f"{ours}.up_conv.conv", f"Up{level}.up.1"
         yield f"{ours}.up_conv.norm", f"Up{level}.up.2"
         gate = decoder_level.gate

@@ -1,7 +1,7 @@
-"""Linear upsampling by whole factors, axis by axis: F.interpolate's values, faster on CPUs, with a repeatable gradient.
+"""Linear upsampling by integer factors, axis by axis: the values of F.interpolate, with a deterministic gradient.
 
-F.interpolate's own gradient is summed by atomic additions on GPUs, in an order that differs from run to run, and takes
-several times as long as this one on CPUs.
+The gradient of F.interpolate itself is summed by atomic additions on GPUs, in an order that differs between runs, and
+takes several times as long on CPUs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 def whole_factor(coarse: Sequence[int], fine: Sequence[int]) -> int:
-    """How many times larger ``fine`` is on every axis; 0 if that is no whole number greater than 1, or not one."""
+    """Return the integer factor above 1 by which ``fine`` is larger on every axis; 0 if there is none."""
     factor = fine[0] // coarse[0]
     return factor if factor > 1 and all(m * factor == n for m, n in zip(coarse, fine, strict=True)) else 0
 
 
 class Upsample(torch.autograd.Function):
-    """(B, C, *coarse) -> (B, C, *coarse * factor): linear, voxel edges aligned (``align_corners=False``)."""
+    """Linear (B, C, *coarse) -> (B, C, *coarse * factor), aligned at voxel edges (``align_corners=False``)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: int) -> Tensor:
@@ -30,13 +30,13 @@ class Upsample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         gradient = gradients[0].movedim(1, -1)
-        for axis in range(1, gradient.ndim - 1):  # the outermost axis first: it has the most to do, in the longest runs
+        for axis in range(1, gradient.ndim - 1):  # outermost axis first: the largest, in the longest contiguous runs
             gradient = _gather_axis(gradient, axis, ctx.factor)
         return gradient.movedim(-1, 1), None
 
 
 def upsample(x: Tensor, factor: int) -> Tensor:
-    """The values of `Upsample`, without a gradient."""
+    """Upsample as `Upsample` does, without a gradient."""
     x = x.movedim(1, -1)  # (B, *coarse, C), as channels-last volumes lie in memory
     for axis in range(x.ndim - 2, 0, -1):
         x = _stretch_axis(x, axis, factor)
@@ -44,7 +44,7 @@ def upsample(x: Tensor, factor: int) -> Tensor:
 
 
 def _shares(factor: int) -> list[tuple[int, float]]:
-    """For each new voxel in an old one: the side (-1 or +1) of the neighbour it leans to, and that one's weight."""
+    """Return, for each new voxel within an old one, the side (-1 or +1) of the nearer neighbour, and its weight."""
     offsets = [(r + 0.5) / factor - 0.5 for r in range(factor)]
     return [(-1 if offset < 0 else 1, abs(offset)) for offset in offsets]
 
@@ -56,7 +56,7 @@ def _stretch_axis(x: Tensor, axis: int, factor: int) -> Tensor:
     lines = (slice(None),) * axis
     for r, (side, weight) in enumerate(_shares(factor)):
         new = out[lines + (slice(r, None, factor),)]
-        # Beyond the outermost centres values are held.
+        # Beyond the outermost voxel centres values are constant.
         if side < 0:
             torch.lerp(before, after, 1 - weight, out=new.narrow(axis, 1, n - 1))
             new.select(axis, 0).copy_(x.select(axis, 0))
@@ -67,7 +67,7 @@ def _stretch_axis(x: Tensor, axis: int, factor: int) -> Tensor:
 
 
 def _gather_axis(gradient: Tensor, axis: int, factor: int) -> Tensor:
-    """`_stretch_axis` transposed: each old voxel collects from the new ones it gave to."""
+    """The transpose of `_stretch_axis`: each old voxel sums over the new ones that it contributed to."""
     n = gradient.shape[axis] // factor
     lines = (slice(None),) * axis
     parts = [gradient[lines + (slice(r, None, factor),)] for r in range(factor)]

@@ -1,4 +1,4 @@
-"""Planes of a CT as radiologists look at them: which ones, cut from volumes, drawn with outlines of masks."""
+"""Planes of a CT in radiological convention, drawn with outlines of masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WINDOW_HU = (-160.0, 240.0)
-# Told apart by readers with any colour vision, and by their lines where a print has none.
+# Distinguishable with any colour vision; line styles distinguish them in greyscale prints.
 PREDICTION, REFERENCE = "#ffb000", "#3fc8ff"
 HEAT_COLOURS, HEAT_OPACITY = "magma", 0.5  # perceptually uniform: equal steps of a map look equal
 
@@ -22,7 +22,7 @@ Index = tuple[int, int, int]
 
 
 class View(NamedTuple):
-    """A kind of plane: its name, the RAS axis across it, the patient's sides at the picture's left and right."""
+    """An orientation of planes: name, RAS axis across it, sides of the patient at the left and right of the picture."""
 
     name: str
     axis: int
@@ -34,7 +34,7 @@ VIEWS = (View("axial", 2, "R", "L"), View("coronal", 1, "R", "L"), View("sagitta
 
 
 class Outline(NamedTuple):
-    """The edge of a mask: its plane (rows, columns), not 0 inside; the line's colour and matplotlib style."""
+    """The outline of a mask: its plane (rows, columns), not 0 inside; colour and matplotlib line style."""
 
     plane: np.ndarray
     colour: str
@@ -43,10 +43,13 @@ class Outline(NamedTuple):
 
 @dataclass(frozen=True)
 class Plane:
-    """Where one picture lies in volumes with RAS axes.
+    """A plane through volumes with RAS axes.
 
-    view: its kind; index, count: the slice and how many there are; rows, columns: the voxels shown of the two other
-    axes (rows run upwards); spacing: mm between rows and between columns.
+    Attributes:
+        view: its orientation.
+        index, count: the slice, and the number of slices.
+        rows, columns: voxels shown along the two other axes; rows run upwards.
+        spacing: mm between rows and between columns.
     """
 
     view: View
@@ -58,27 +61,27 @@ class Plane:
 
     @property
     def size_mm(self) -> tuple[float, float]:
-        """Height and width."""
+        """Height and width in mm."""
         rows, columns = self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
         return rows * self.spacing[0], columns * self.spacing[1]
 
     def cut(self, volume: np.ndarray) -> np.ndarray:
-        """These voxels of a volume (R, A, S) as a copy (rows, columns), which does not keep the volume in memory."""
+        """Copy this plane (rows, columns) out of a volume (R, A, S), which then need not stay in memory."""
         return np.take(volume, self.index, axis=self.view.axis).T[self.rows, self.columns].copy()
 
 
 def to_ras(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """A volume with its axes permuted and flipped to run towards R, A and S as nearly as they can: a view."""
+    """Permute and flip the axes of a volume to the closest RAS orientation; returns a view."""
     return apply_orientation(volume, io_orientation(affine))
 
 
 def ras_spacing(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
-    """Spacing in mm along the axes of `to_ras`."""
+    """Return the spacing in mm along the axes of `to_ras`."""
     return nib.affines.voxel_sizes(affine @ inv_ornt_aff(io_orientation(affine), shape))
 
 
 def three_planes(box: Sequence[slice], shape: Sequence[int], spacing: np.ndarray, middle: Index) -> list[Plane]:
-    """The axial, coronal and sagittal plane through a voxel, as far as a box of voxels reaches."""
+    """Return the axial, coronal and sagittal plane through a voxel, cropped to a box."""
     planes = []
     for view in VIEWS:
         across, up = (a for a in range(3) if a != view.axis)
@@ -88,7 +91,7 @@ def three_planes(box: Sequence[slice], shape: Sequence[int], spacing: np.ndarray
 
 
 def fullest_slices(mask: np.ndarray) -> Index:
-    """Per axis the slice that holds the most of the mask; the middle of the volume if the mask is empty."""
+    """Return, per axis, the slice with the largest area of the mask; the middle of the volume if the mask is empty."""
     if not mask.any():
         return mask.shape[0] // 2, mask.shape[1] // 2, mask.shape[2] // 2
     area = [np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
@@ -104,15 +107,15 @@ def draw_plane(
     heat: np.ndarray | None = None,
     scale: float = 1,
 ) -> None:
-    """Draw a CT's plane, the patient's right, or front, on the left, and the letters of the patient's sides.
+    """Draw a plane of a CT with the right, or front, of the patient on the left, and letters for the sides.
 
     Args:
-        axes: where.
-        plane: what `hu` was cut with.
+        axes: to draw on.
+        plane: that `hu` was cut with.
         hu: HU (rows, columns).
         outlines: drawn over it.
-        heat: values in [0, 1] (rows, columns), drawn half transparent over the CT.
-        scale: of the lines and letters.
+        heat: values in [0, 1] (rows, columns), drawn as a half-transparent overlay.
+        scale: of lines and letters.
     """
     low, high = WINDOW_HU
     aspect = plane.spacing[0] / plane.spacing[1]
@@ -142,7 +145,7 @@ def draw_plane(
 
 
 def write(axes: Axes, x: float, y: float, text: str, scale: float, **layout: Any) -> None:
-    """White letters with a dark rim, to be read on any tissue, at a share of the picture's width and height."""
+    """Write white letters with a dark rim, legible on any tissue; x and y are shares of the picture's size."""
     from matplotlib.patheffects import withStroke
 
     rim = [withStroke(linewidth=2 * scale, foreground="black")]

@@ -1,4 +1,4 @@
-"""A picture to judge a mask by: three planes through it, with its outline."""
+"""Pictures for quality control: three planes through a mask, with its outline."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ MOST_CHARACTERS = 120  # of the title, which is as wide as the picture
 def qc_picture(path: Path | BinaryIO, ct: np.ndarray, mask: np.ndarray, affine: np.ndarray, title: str) -> None:
     """Write a PNG: axial, coronal and sagittal planes through the mask's middle, its outline drawn over the CT.
 
-    Planes run along the CT's own axes and are turned as radiologists look at them: the patient's right, or front, is
-    on the left. An empty mask shows the middle of the CT.
+    Planes run along the axes of the CT, in radiological convention: the right, or front, of the patient is on the left.
+    For an empty mask the planes are in the middle of the CT.
 
     Args:
-        path: the PNG to write, or a file that is open for it.
+        path: of the PNG, or an open binary file.
         ct: int16 HU (X, Y, Z).
         mask: uint8 (X, Y, Z), not 0 inside.
         affine: voxel -> RAS+ mm.
-        title: line above the pictures; what cannot be shown of it is not, and a long one loses its middle.
+        title: line above the pictures; unprintable characters are replaced, and long titles shortened in the middle.
     """
-    # The figure is drawn without pyplot: no display, no global state.
+    # Without pyplot: no display, no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,5 +43,5 @@ def qc_picture(path: Path | BinaryIO, ct: np.ndarray, mask: np.ndarray, affine: 
         draw_plane(axes, plane, plane.cut(ct), [Outline(plane.cut(mask), PREDICTION)])
         axes.set_title(f"{plane.view.name}, slice {plane.index + 1} of {plane.count}", color="white", fontsize=9)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of another script than the font's: boxes are drawn
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # scripts that the font lacks are drawn as boxes
         figure.savefig(path, format="png", dpi=110, facecolor="black")

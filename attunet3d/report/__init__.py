@@ -1,4 +1,4 @@
-"""Pictures of masks, and the report of an evaluation."""
+"""The evaluation report: metrics, charts and pictures."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Pictures of one case for the report: its CT with the outlines of both masks, and with its attention maps."""
+"""Pictures of a case for the report: the CT with outlines of both masks, and with attention maps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from attunet3d.errors import GeometryError
 from attunet3d.io import read_ct, read_label
@@ -26,7 +25,7 @@ from attunet3d.pictures.planes import (
     write,
 )
 from attunet3d.report.figures import data_uri
-from attunet3d.transforms.components import bounding_box
+from attunet3d.transforms.boxes import bounding_box
 from attunet3d.transforms.placing import place_on
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 AttentionMaps = Callable[[str], Mapping[str, np.ndarray]]
 
 MARGIN_MM = 30.0  # tissue shown around the masks
-SMALLEST_MM = 140.0  # so that a small pancreas is seen with its neighbours
+SMALLEST_MM = 140.0  # so that a small pancreas is shown with its surroundings
 LONGEST_PX = 640
 DPI = 100
 SCALE = 1.7  # of lines and letters: the pictures are shown at about half their size
@@ -44,7 +43,7 @@ WEBP_QUALITY = 82
 
 @dataclass(frozen=True)
 class Picture:
-    """One plane: its name ("axial"), its slice ("slice 3 of 90"), the image as a data: URI, its size in pixels."""
+    """A plane: name ("axial"), slice ("slice 3 of 90"), image as a data: URI, and size in pixels."""
 
     view: str
     slice: str
@@ -55,7 +54,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures of one point of the CT, axial, coronal and sagittal, with a title that may be empty."""
+    """Axial, coronal and sagittal picture through a point of the CT, with a title that may be empty."""
 
     title: str
     pictures: list[Picture]
@@ -63,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class CasePictures:
-    """What is shown of a case: rows with the outlines of both masks, and rows with a map of attention each."""
+    """Pictures of a case: rows with outlines of both masks, and a row for each attention map."""
 
     outlines: list[Row]
     attention: list[Row]
@@ -72,17 +71,17 @@ class CasePictures:
 def case_pictures(
     image: str, prediction: str, reference: str, pancreas_labels: Sequence[int], attention: AttentionMaps | None = None
 ) -> CasePictures:
-    """Draw planes through the middle of what both masks of a case cover; if they are apart, through that of each.
+    """Draw planes through the largest area of both masks of a case; if they do not overlap, through that of each.
 
     Args:
-        image: path of the CT. The masks lie on its voxels; their axes may run another way.
+        image: path of the CT. The masks have its voxels, but may have another orientation.
         prediction: path of a mask, not 0 inside.
         reference: path of a label map.
-        pancreas_labels: its values that count as pancreas.
+        pancreas_labels: values of the reference that count as pancreas.
         attention: image -> {title: map (X, Y, Z) on the CT's grid}, floats in [0, 1] or uint8 with 255 for 1.
 
     Raises:
-        GeometryError: masks or maps that are not on the CT's voxels. Else what `read_ct` and `read_label` raise.
+        GeometryError: masks or maps do not have the voxels of the CT. Others as `read_ct` and `read_label`.
     """
     hu, affine = read_ct(image)
     shape, spacing = hu.shape, ras_spacing(hu.shape, affine)
@@ -119,7 +118,7 @@ def _read_on(label: str, image: str, shape: tuple[int, ...], affine: np.ndarray)
 
 
 def _points(predicted: np.ndarray, referenced: np.ndarray) -> dict[str, Index]:
-    """The voxels to lay planes through, by title: one, or two where the masks have nothing in common."""
+    """Return the voxels to draw planes through, by title: one, or two if the masks do not overlap."""
     if predicted.any() and referenced.any() and not (predicted & referenced).any():
         return {
             "through the reference": fullest_slices(referenced),
@@ -129,8 +128,8 @@ def _points(predicted: np.ndarray, referenced: np.ndarray) -> dict[str, Index]:
 
 
 def _surroundings(mask: np.ndarray, spacing: np.ndarray) -> tuple[slice, slice, slice]:
-    """The box of a mask and some tissue around it; all of the volume if the mask is empty."""
-    found = bounding_box(torch.from_numpy(mask))
+    """Return the box of a mask and some tissue around it; the whole volume if the mask is empty."""
+    found = bounding_box(mask)
     if found is None:
         return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
     box = []

@@ -1,4 +1,4 @@
-"""The report of an evaluation: every case's metrics, their summary, and one page to judge them by."""
+"""The report of an evaluation: metrics of every case, their summary, and an HTML page."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ WORST, BEST = 5, 3
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case of an evaluation.
+    """A case of an evaluation.
 
-    case: the name shown and written; image: path of the CT, a file or a DICOM folder; prediction: path of the mask,
-    not 0 inside; reference: path of the label map; metrics: those of `attunet3d.metrics.compare_masks`, distances may
-    be infinite.
+    Attributes:
+        case: name in the report.
+        image: path of the CT, a file or a DICOM folder.
+        prediction: path of the mask, not 0 inside.
+        reference: path of the label map.
+        metrics: of `attunet3d.metrics.compare_masks`; distances may be infinite.
     """
 
     case: str
@@ -49,27 +52,27 @@ def write_report(
     title: str = "Pancreas segmentation: evaluation",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write metrics.csv (a row per case), summary.json and report.html, none before all three are complete.
+    """Write metrics.csv (a row per case), summary.json and report.html, all three atomically.
 
-    The page opens without a network. It shows the 5 worst and the 3 best cases by Dice as pictures; only their CTs are
-    read, one at a time. A case that cannot be shown is listed with the reason.
+    The page is self-contained. It shows pictures of the 5 worst and the 3 best cases by Dice; only their CTs are read,
+    one at a time. A case that cannot be shown is listed with the reason.
 
     Args:
-        output_dir: made if it does not exist.
+        output_dir: created if it does not exist.
         results: at least one case.
-        settings: what the evaluation ran with, plain JSON values; shown and written.
+        settings: of the evaluation, plain JSON values; shown and written.
         pancreas_labels: values of the references that count as pancreas.
         tolerance_mm: of the normalized surface Dice (nsd), as the metrics were computed.
-        attention: called with the CT's path of each case shown; gives {title of a level: map (X, Y, Z) on the CT's
-            grid}, floats in [0, 1] or uint8 with 255 for 1.
+        attention: called with the path of the CT of each case shown; returns {title of a level: map (X, Y, Z) on the
+            grid of the CT}, floats in [0, 1] or uint8 with 255 for 1.
         title: of the page.
-        progress: called with (cases drawn, cases to draw).
+        progress: called with (cases drawn, all cases to draw).
 
     Returns:
         The path of report.html.
 
     Raises:
-        ConfigError: no results.
+        ConfigError: there are no results.
         OutputError: a file cannot be written.
     """
     if not results:
@@ -99,9 +102,9 @@ def write_report(
             settings=settings,
         )
     )
-    facts = {"created": created.isoformat(timespec="seconds"), "cases": len(cases), "tolerance_mm": tolerance_mm}
-    text = json.dumps({**facts, **summary, "settings": settings}, indent=2, allow_nan=False)
-    # All or nothing: each file is complete before the first one takes its place.
+    metadata = {"created": created.isoformat(timespec="seconds"), "cases": len(cases), "tolerance_mm": tolerance_mm}
+    text = json.dumps({**metadata, **summary, "settings": settings}, indent=2, allow_nan=False)
+    # All are complete before the first is renamed to its final name.
     with ExitStack() as files:
         places = [folder / name for name in ("metrics.csv", "summary.json", "report.html")]
         new = [files.enter_context(temporary_path(place)) for place in places]
@@ -113,7 +116,7 @@ def write_report(
 
 
 def _columns(tolerance_mm: float, row: Mapping[str, Any]) -> list[Column]:
-    """Of all metrics; of the classes, where there are several, the most telling ones."""
+    """Return columns of all metrics and, if there are several classes, of their most important ones."""
     columns = [
         Column("dice", "Dice", "", 3),
         Column("precision", "Precision", "", 3),
@@ -137,7 +140,7 @@ def _columns(tolerance_mm: float, row: Mapping[str, Any]) -> list[Column]:
 
 
 def _groups(cases: int) -> dict[str, list[int]]:
-    """Heading -> numbers, counted from the worst, of the cases to show."""
+    """Return heading -> numbers of the cases to show, counted from the worst."""
     if cases <= WORST + BEST:
         return {"Cases, worst first": list(range(1, cases + 1))}
     return {
@@ -147,7 +150,7 @@ def _groups(cases: int) -> dict[str, list[int]]:
 
 
 def _draw(result: CaseResult, pancreas_labels: Sequence[int], attention: AttentionMaps | None) -> CasePictures | str:
-    """A case's pictures, or why there are none: what can no longer be read must not cost the whole report."""
+    """Draw the pictures of a case, or return the reason why not: an unreadable file must not prevent the report."""
     try:
         return case_pictures(result.image, result.prediction, result.reference, pancreas_labels, attention)
     except CancelledError:
@@ -156,7 +159,7 @@ def _draw(result: CaseResult, pancreas_labels: Sequence[int], attention: Attenti
         own = own_error(error)
         if own is None:
             logger.warning("%s cannot be shown", result.case, exc_info=error)
-        # Folders may be named after patients: only the files' own names are shown.
+        # Folders may be named after patients: only file names are shown.
         reason = str(own or f"unexpected {type(error).__name__}: {error}")
         for path in (result.image, result.prediction, result.reference):
             reason = reason.replace(str(Path(path)), Path(path).name)

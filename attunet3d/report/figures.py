@@ -1,4 +1,4 @@
-"""The charts of a report: how Dice is distributed, how volumes agree. SVG as data: URIs, for light and dark pages."""
+"""Charts of a report: distribution of Dice, agreement of volumes. SVG as data: URIs, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 MINUS = "\N{MINUS SIGN}"
 WIDTH_IN, HEIGHT_IN = 5.2, 3.6
-LIMITS_SD = 1.96  # 95% of a normal distribution lies this many standard deviations around its mean
-DISTINCT_ML = 0.01  # smaller deviations are rounding: no limits are drawn, and the axis is not stretched to show them
-NUMBERED_POINTS = 10  # up to so many cases every point has its number beside it; with more, those that stand out
+LIMITS_SD = 1.96  # 95% of a normal distribution is within this many standard deviations of its mean
+DISTINCT_ML = 0.01  # smaller deviations are rounding: no limits are drawn, and the axis is not scaled to them
+NUMBERED_POINTS = 10  # with more cases only outliers are numbered
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart, drawn for a light and for a dark page: data: URIs of SVG with a transparent ground."""
+    """A chart for a light and for a dark page: data: URIs of SVG with a transparent background."""
 
     light: str
     dark: str
@@ -43,10 +43,13 @@ _DARK = _Theme(ink="#dbe3ea", muted="#51606e", points="#6db6f2", lines="#ffb070"
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two measurements of the same volumes agree, in mL (Bland and Altman, Lancet 1986;327:307-310).
+    """Agreement of two measurements of the same volumes, in mL (Bland and Altman, Lancet 1986;327:307-310).
 
-    mean, sd: of the differences (n - 1 in the denominator); lower, upper: the limits mean ± 1.96 sd between which 95%
-    of differences are expected. With a single case only the mean is known: the others are None.
+    Attributes:
+        mean, sd: of the differences (n - 1 in the denominator).
+        lower, upper: limits of agreement, mean ± 1.96 sd, between which 95% of differences are expected.
+
+    With a single case all but the mean are None.
     """
 
     mean: float
@@ -56,7 +59,7 @@ class Agreement:
 
 
 def agreement(differences: Sequence[float]) -> Agreement:
-    """Bland and Altman's mean difference and limits of agreement; at least one difference, in mL."""
+    """Compute mean difference and limits of agreement (Bland and Altman) of at least one difference, in mL."""
     mean = float(np.mean(differences))
     if len(differences) < 2:
         return Agreement(mean, None, None, None)
@@ -65,7 +68,7 @@ def agreement(differences: Sequence[float]) -> Agreement:
 
 
 def dice_chart(dice: Sequence[float]) -> Chart:
-    """Dice of each case, in the order given and numbered from 1, beside a histogram; the axis is 0 to 1."""
+    """Draw the Dice of each case, in the given order and numbered from 1, beside a histogram; the axis is 0 to 1."""
 
     def draw(figure: Figure, theme: _Theme) -> None:
         cases, bars = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": [4, 1]})
@@ -87,7 +90,7 @@ def dice_chart(dice: Sequence[float]) -> Chart:
 
 
 def agreement_chart(prediction_ml: Sequence[float], reference_ml: Sequence[float]) -> Chart:
-    """Bland-Altman plot: each case's difference (prediction - reference) over the mean of its two volumes, in mL."""
+    """Draw a Bland-Altman plot: difference (prediction - reference) over the mean of the two volumes, in mL."""
     predicted, referenced = np.asarray(prediction_ml, float), np.asarray(reference_ml, float)
     middles, differences = (predicted + referenced) / 2, predicted - referenced
     found = agreement(differences.tolist())
@@ -128,7 +131,7 @@ def agreement_chart(prediction_ml: Sequence[float], reference_ml: Sequence[float
 
 
 def signed(value: float, decimals: int = 1) -> str:
-    """A difference with its sign, a true minus; zero has none."""
+    """Format a difference with its sign, a typographic minus; zero has none."""
     text = f"{value:+.{decimals}f}".replace("-", MINUS)
     return text[1:] if float(text[1:]) == 0 else text
 
@@ -138,13 +141,13 @@ def _point_size(cases: int) -> float:
 
 
 def _case_ticks(cases: int) -> list[int]:
-    """Case numbers worth a tick: all of a few, the first and round ones of many."""
+    """Choose ticks of case numbers: all of a few, the first and round ones of many."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, cases) if cases <= 12 * step)
     return [1, *range(step, cases + 1, step)] if step > 1 else list(range(1, cases + 1))
 
 
 def _plain(axes: Axes, theme: _Theme) -> None:
-    """Axes of few lines, in the theme's colours."""
+    """Style axes plainly, in the colours of the theme."""
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(theme.muted)
@@ -171,5 +174,5 @@ def _chart(draw: Callable[[Figure, _Theme], None]) -> Chart:
 
 
 def data_uri(media_type: str, data: bytes) -> str:
-    """Bytes as a URI that holds them."""
+    """Encode bytes as a data: URI."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"

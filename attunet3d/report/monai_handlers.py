@@ -1,4 +1,4 @@
-"""Metrics and report of an evaluation, for a MONAI evaluator."""
+"""Metrics and report of an evaluation, as handlers of a MONAI evaluator."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ logger = logging.getLogger(__name__)
 
 
 class CaseMetrics(Metric):
-    """The metrics of each case on its CT's own grid; its value is the mean Dice. As the key metric of an evaluator.
+    """Computes the metrics of each case on the grid of its CT; the key metric of an evaluator, with mean Dice as value.
 
-    Class maps and labels are (1, X, Y, Z) on one grid. Every class but 0 counts as pancreas; where there are several,
-    each has its metrics besides, as "class2_dice", ...
+    Class maps and labels are (1, X, Y, Z) on one grid. Every class but 0 counts as pancreas; if there are several, each
+    has metrics of its own too, such as "class2_dice".
 
     Args:
-        layout: where the masks were saved.
+        layout: paths of the saved masks.
         num_classes: background included.
         tolerance_mm: of the normalized surface Dice.
 
     Attributes:
-        results: of all cases and all processes, by the cases' names, once the evaluator has run.
+        results: of all cases and processes, ordered by name, once the evaluator has run.
     """
 
     def __init__(self, layout: MaskLayout, num_classes: int = 2, tolerance_mm: float = 2.0) -> None:
@@ -58,11 +58,11 @@ class CaseMetrics(Metric):
         super().__init__()
 
     def reset(self) -> None:
-        """Forget all cases."""
+        """Discard all cases."""
         self._found: list[CaseResult] = []
 
     def update(self, output: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take the cases of a batch, decollated."""
+        """Add the cases of a decollated batch."""
         for case in output:
             prediction, label = (np.asarray(case[key][0].cpu()) for key in ("pred", "label"))
             affine = case["pred"].affine.cpu().numpy()
@@ -77,26 +77,26 @@ class CaseMetrics(Metric):
             logger.info("%s: Dice %.3f", name, metrics["dice"])
 
     def compute(self) -> float:
-        """The mean Dice over all cases."""
+        """Return the mean Dice over all cases."""
         texts = [json.dumps([asdict(result) for result in self._found])]
         if idist.get_world_size() > 1:
             texts = idist.all_gather(texts[0])
-        # Where there are fewer cases than processes, several have the same.
+        # If there are fewer cases than processes, several have the same ones.
         unique = {row["image"]: CaseResult(**row) for text in texts for row in json.loads(text)}
         self.results = sorted(unique.values(), key=lambda result: result.case)
         return float(np.mean([result.metrics["dice"] for result in self.results]))
 
 
 class EvaluationReport:
-    """Writes metrics.csv, summary.json and report.html when an evaluator has run; see `write_report`.
+    """Writes metrics.csv, summary.json and report.html after an evaluator has run; see `write_report`.
 
     Args:
         metrics: the evaluator's `CaseMetrics`.
         output_dir: folder for the three files.
-        checkpoint: the weights' file.
-        network: the network with those weights, for its attention maps; one without gates has none.
-        runner: what the evaluator runs it with.
-        preprocessing: of the evaluator: from paths to an image on the model grid.
+        checkpoint: file of the weights.
+        network: with those weights, for its attention maps; without gates it has none.
+        runner: the prepared network that the evaluator runs.
+        preprocessing: of the evaluator, from paths to an image on the model grid.
         inferer: of the evaluator.
         pancreas_labels: label values of the pancreas, or lists of them.
         settings: values to show.
@@ -147,13 +147,13 @@ class EvaluationReport:
         return {
             "checkpoint": {"file": self.checkpoint.name, "sha256": file_sha256(self.checkpoint)},
             "network": f"{type(self.network).__name__}, {parameters / 1e6:.4f} M parameters",
-            "runs as": getattr(self.runner, "form", ""),
+            "runs as": str(getattr(self.runner, "variant", "")),
             **self.settings,
             "versions": {"attunet3d": __version__, **library_versions()},
         }
 
     def _attention(self) -> Callable[[str], Mapping[str, np.ndarray]] | None:
-        """Gives the attention maps of a CT on its own grid; None for a network without gates."""
+        """Return a function from the path of a CT to attention maps on its grid; None for a network without gates."""
         if not isinstance(self.network, AttentionUNet):
             return None
         try:

@@ -1,4 +1,4 @@
-"""How the network runs: its device, its precision, the fastest variant of it, and other programs' formats."""
+"""Running a network: devices, precisions, variants for inference, and export to other formats."""
 
 import lazy_loader
 

@@ -74,5 +74,10 @@ def wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def volume_format(device_type: str) -> torch.memory_format:
+    """Return the memory format for volumes: channels last, but for Apple GPUs, whose convolutions misread it."""
+    return torch.contiguous_format if device_type == "mps" else torch.channels_last_3d
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -4,41 +4,40 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attunet3d.errors import ConfigError, MemoryLimitError
-from attunet3d.networks.folding import fold
-from attunet3d.runtime.device import choose_device, choose_precision, dtype_name
-from attunet3d.runtime.openvino import OpenVINONetwork, is_installed
+from attunet3d.runtime import openvino, torch_variants
+from attunet3d.runtime.device import choose_device, choose_precision, dtype_name, volume_format
 from attunet3d.runtime.process_memory import is_out_of_memory
 from attunet3d.runtime.scales import check_scales, logits_over_scales
+from attunet3d.runtime.variants import Run, Variant, VariantBuilder
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "torch", "openvino")
-Form = Callable[[Tensor], Tensor]
-# The self-test's limit: root mean square of the error as a share of that of the logits. One rounding is 2^-9 of a value
-# in bf16, 2^-12 in fp16 and TF32, and some forty follow each other; what is broken is wrong by the size of the logits.
-_TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+# What builds the variants of each backend, fastest first; "auto" tries all, and torch follows any other backend.
+_BACKENDS: dict[str, Callable[[str, torch.dtype], list[VariantBuilder]]] = {
+    "openvino": openvino.builders,
+    "torch": torch_variants.builders,
+}
+_PLAIN = Variant("torch", torch.float32, note="plain")
 
 
 class MixedPrecision(nn.Module):
-    """Run a network under autocast with channels-last volumes; weights stay float32 and logits come out float32.
+    """Run a network under autocast in channels-last format, with float32 weights and float32 logits.
 
-    It shares the parameters of ``network``: weights loaded into that later take effect here. So does its state dict,
-    under the same names: a checkpoint fits both.
+    It shares the parameters of ``network``: weights that are loaded into that later take effect here. The state dict
+    has the same keys too: a checkpoint fits both.
     """
 
     def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.device_type = device.type
-        # Channels last are a detour on Apple's GPUs, where convolutions have taken them for contiguous.
-        self.memory_format = torch.contiguous_format if device.type == "mps" else torch.channels_last_3d
+        self.memory_format = volume_format(device.type)
         self.network = network.to(device=device, memory_format=self.memory_format)
         self.dtype = dtype
 
@@ -51,7 +50,7 @@ class MixedPrecision(nn.Module):
         return logits.float()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """That of ``network``."""
+        """Return that of ``network``."""
         return self.network.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -59,37 +58,36 @@ class MixedPrecision(nn.Module):
         return self.network.load_state_dict(state_dict, strict, assign)
 
     def _gradients_break(self, depth: int) -> bool:
-        """Whether some level of the network has a first axis of 2 voxels on a CPU.
+        """Whether the first axis has 2 voxels at some level of the network, on a CPU.
 
-        There torch 2.13 (oneDNN) returns uninitialized memory as the bf16 weight gradient of a 3x3x3 convolution.
+        Then torch 2.13 (oneDNN) returns uninitialized memory as the bf16 weight gradient of a 3x3x3 convolution.
         """
         levels = range(int(getattr(self.network, "min_size", 1)).bit_length())
         return self.device_type == "cpu" and any(depth >> level == 2 for level in levels)
 
 
 class FastNetwork(MixedPrecision):
-    """A network for inference: folded, in the device's memory format and precision, and checked against fp32.
+    """A network for inference: folded, in the memory format and precision of the device, and tested against fp32.
 
-    The fast form is made at the first image in eval mode, and again when the weights of ``network`` have changed since:
-    weights loaded into that later take effect here. In train mode, as for dropout at inference, it is `MixedPrecision`.
+    The variant is built at the first image in eval mode, and again when the weights of ``network`` have changed since:
+    weights that are loaded later take effect. In train mode, as for dropout at inference, it is `MixedPrecision`.
 
     Args:
         network: (B, C, *spatial) -> logits (B, classes, *spatial), float32 weights.
-        device: where it runs.
+        device: of the network.
         dtype: of the arithmetic.
-        backend: "torch", "openvino" (CPUs, ``attunet3d[openvino]``), or "auto": OpenVINO on CPUs where it is installed.
-        difference: of two classes give only the difference of the logits, foreground minus background.
-        scales: sizes of the image that it is run at, see `logits_over_scales`.
-        threshold: probability from which on a voxel is foreground, with ``difference``.
+        backend: "torch", "openvino" (CPUs, ``attunet3d[openvino]``), or "auto": OpenVINO on CPUs if it is installed.
+        single_logit: for two classes, return only the difference of the logits, foreground minus background.
+        scales: test-time scales, see `logits_over_scales`.
+        threshold: probability above which a voxel is foreground, with ``single_logit``.
 
     Raises:
-        ConfigError: an unknown backend, or scales or a threshold that cannot be; at the first image, an Apple GPU on
-            which torch does not give what it does on the CPU.
-        MemoryLimitError: at the first image, there is not even memory for the test.
+        ConfigError: the backend is unknown, or the scales or the threshold are invalid; at the first image, an Apple
+            GPU on which torch does not compute what it does on the CPU.
+        MemoryLimitError: at the first image, memory is not enough for the self-test.
 
     Attributes:
-        form: what runs, after the first image: "torch bfloat16", ...; "..., joined" on a CPU where skip and upsampled
-            features are concatenated, see `fold`.
+        variant: what runs, from the first image in eval mode on.
     """
 
     def __init__(
@@ -98,125 +96,108 @@ class FastNetwork(MixedPrecision):
         device: torch.device,
         dtype: torch.dtype,
         backend: str = "auto",
-        difference: bool = False,
+        single_logit: bool = False,
         scales: Sequence[float] = (1.0,),
         threshold: float = 0.5,
     ) -> None:
         super().__init__(network, device, dtype)
         check_scales(scales, threshold)
-        if backend not in BACKENDS:
-            raise ConfigError(f"backend {backend!r} is not known: use {', '.join(BACKENDS)}")
+        if backend not in ("auto", *_BACKENDS):
+            raise ConfigError(f"backend {backend!r} is not known: use {', '.join(('auto', *reversed(_BACKENDS)))}")
         self.backend = backend
-        self.difference = difference
+        self.single_logit = single_logit
         self.scales = tuple(scales)
         self.threshold = threshold
         self.smallest = int(getattr(network, "min_size", 1))
-        self.form = ""
-        self._fast: Form | None = None
+        self.variant = _PLAIN
+        self._fast: Run | None = None
         self._weights_seen: list[int] = []
         self._release: Callable[[], None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, C, *spatial) -> logits (B, classes, *spatial), float32; (B, 1, *spatial) with ``difference``."""
+        """Image (B, C, *spatial) -> logits (B, classes, *spatial), float32; (B, 1, *spatial) with ``single_logit``."""
         if self.training:
-            return _difference(super().forward(x)) if self.difference else super().forward(x)
+            return _to_single_logit(super().forward(x)) if self.single_logit else super().forward(x)
         seen = [t._version for t in (*self.network.parameters(), *self.network.buffers())]
         if self._fast is None or seen != self._weights_seen:
-            self.form, self._fast = self._fastest(x)
+            self.variant, self._fast = self._fastest(x)
             self._weights_seen = seen
         return logits_over_scales(self._fast, x, self.scales, self.threshold, self.smallest)
 
-    def keep_fast_form_only(self) -> None:
-        """Drop the float32 weights once the fast form has been made: it stays as it is from now on."""
-        if self._fast is not None and not self.form.endswith("plain"):
+    def keep_variant_only(self) -> None:
+        """Drop the float32 weights once a variant has been built: it stays as it is from now on."""
+        if self.variant != _PLAIN:
             self.network = nn.Identity()
             self._weights_seen = []
 
     def release_memory(self) -> None:
-        """Give back what a backend keeps for the next image of the same size."""
+        """Release what a backend keeps for the next image of the same size."""
         if self._release is not None:
             self._release()
 
-    def _fastest(self, x: Tensor) -> tuple[str, Form]:
-        """The first form that passes the self-test, on a small fixed image with the channels and device of ``x``."""
+    def _fastest(self, x: Tensor) -> tuple[Variant, Run]:
+        """Build the first variant that passes the self-test, on a small fixed image with the channels of ``x``."""
         size = max(2 * int(getattr(self.network, "min_size", 16)), 32)
         generator = torch.Generator().manual_seed(0)
         example = torch.rand((1, x.shape[1], *([size] * (x.ndim - 2))), generator=generator).to(x.device)
-        plain = self._plain()
+        plain = self._finish(self._plain)
+        self._release = None
         with torch.inference_mode():
             exact = self._on_cpu(example) if self.device_type == "mps" else plain(example)
-            for name, dtype, build in self._forms():
+            for builder in self._builders():
                 try:
-                    form = build(example)
-                    error = _relative_error(form(example), exact)
-                except Exception as problem:  # a backend may fail in ways of its own; the plain form remains
-                    if is_out_of_memory(problem):  # the form, and with it the mask, must not depend on that
+                    built = builder.build(self.network, example, self.single_logit)
+                    run = self._finish(built)
+                    error = _relative_error(run(example), exact)
+                except Exception as problem:  # whatever a backend raises; the plain network remains
+                    if is_out_of_memory(problem):  # the variant, and with it the mask, must not depend on that
                         raise MemoryLimitError(
-                            f"out of memory on {x.device} while the network is made ready: close other programs, or "
+                            f"out of memory on {x.device} while the network is prepared: close other programs, or "
                             "use a machine with more"
                         ) from problem
-                    logger.warning("%s does not run (%s): the next form is tried", name, problem)
+                    logger.warning("%s does not run (%s): trying the next variant", builder.variant, problem)
                     continue
-                if error <= _TOLERANCE[dtype]:
-                    logger.info("network runs as %s (error %.1e beside plain fp32)", name, error)
-                    return name, form
-                logger.warning("%s fails its self-test (error %.1e): the next form is tried", name, error)
+                if error <= builder.tolerance:
+                    logger.info("network runs as %s (error %.1e against plain fp32)", builder.variant, error)
+                    self._release = getattr(built, "release_memory", None)
+                    return builder.variant, run
+                logger.warning("%s fails its self-test (error %.1e): trying the next variant", builder.variant, error)
         if self.device_type == "mps":
-            raise ConfigError('device "mps": this torch does not run the network rightly there; use device "cpu"')
-        return "torch float32, plain", plain
+            raise ConfigError('device "mps": this torch computes the network wrongly there; use device "cpu"')
+        return _PLAIN, plain
+
+    def _builders(self) -> list[VariantBuilder]:
+        """List the variants to try, best first."""
+        backends = list(_BACKENDS) if self.backend == "auto" else [self.backend, "torch"]
+        if self.backend == "openvino" and self.device_type == "cpu" and not openvino.is_installed():
+            logger.warning("OpenVINO is not installed (pip install 'attunet3d[openvino]'): using torch")
+        return [
+            builder for name in dict.fromkeys(backends) for builder in _BACKENDS[name](self.device_type, self.dtype)
+        ]
 
     def _on_cpu(self, example: Tensor) -> Tensor:
-        """What `_plain` gives on the CPU: on Apple's GPUs operators of torch have been wrong, or not there."""
+        """Run the plain network on the CPU: on Apple GPUs operators of torch have been wrong, or missing."""
         logits: Tensor = copy.deepcopy(self.network).cpu()(example.cpu())
-        return (_difference(logits) if self.difference else logits).to(example.device)
+        return (_to_single_logit(logits) if self.single_logit else logits).to(example.device)
 
-    def _forms(self) -> Iterator[tuple[str, torch.dtype, Callable[[Tensor], Form]]]:
-        """Name, dtype, and builder from an example image, best first."""
-        on_cpu = self.device_type == "cpu"
-        if self.backend != "torch" and on_cpu:
-            if is_installed():
-                yield f"openvino {dtype_name(self.dtype)}", self.dtype, self._openvino_form
-            elif self.backend == "openvino":
-                logger.warning("OpenVINO is not installed (pip install 'attunet3d[openvino]'): torch is used")
-        for dtype in dict.fromkeys((self.dtype, torch.float32)):
-            name = f"torch {dtype_name(dtype)}"
-            if on_cpu:
-                yield name, dtype, partial(self._torch_form, dtype, True)
-            yield name + ", joined" * on_cpu, dtype, partial(self._torch_form, dtype, False)
+    def _plain(self, x: Tensor) -> Tensor:
+        with torch.autocast(self.device_type, enabled=False):
+            return self.network(x)  # type: ignore[no-any-return]
 
-    def _openvino_form(self, example: Tensor) -> Form:
-        smallest = int(getattr(self.network, "min_size", min(example.shape[2:])))
-        corner = example[(Ellipsis,) + (slice(smallest),) * (example.ndim - 2)]  # the smaller, the sooner it is traced
-        form = OpenVINONetwork(fold(self.network, self.difference), corner, self.dtype)
-        self._release = form.release_memory
-        return self._finish(form)
+    def _finish(self, run: Run) -> Run:
+        def finished(x: Tensor) -> Tensor:
+            logits = run(x)
+            return (_to_single_logit(logits) if self.single_logit else logits).float()
 
-    def _torch_form(self, dtype: torch.dtype, split: bool, example: Tensor) -> Form:
-        folded = fold(self.network, self.difference, split)
-        network = folded.to(dtype=dtype, memory_format=self.memory_format)
-        return self._finish(lambda x: network(x.to(dtype).contiguous(memory_format=self.memory_format)))
-
-    def _plain(self) -> Form:
-        def run(x: Tensor) -> Tensor:
-            with torch.autocast(self.device_type, enabled=False):
-                return self.network(x)  # type: ignore[no-any-return]
-
-        return self._finish(run)
-
-    def _finish(self, form: Form) -> Form:
-        def run(x: Tensor) -> Tensor:
-            logits = form(x)
-            return (_difference(logits) if self.difference else logits).float()
-
-        return run
+        return finished
 
 
-def _difference(logits: Tensor) -> Tensor:
+def _to_single_logit(logits: Tensor) -> Tensor:
     return logits[:, 1:2] - logits[:, 0:1] if logits.shape[1] == 2 else logits
 
 
 def _relative_error(found: Tensor, exact: Tensor) -> float:
-    """Root mean square of the difference as a share of that of ``exact``; infinite where something is not finite."""
+    """Return the root mean square of the error, relative to that of ``exact``; infinite if a value is not finite."""
     scale = exact.square().mean().sqrt().clamp(min=1e-12)
     error = float(((found - exact).square().mean().sqrt() / scale).cpu())
     return error if error == error else float("inf")
@@ -228,20 +209,20 @@ def prepare(
     precision: str = "auto",
     training: bool = False,
     backend: str = "auto",
-    difference: bool = False,
+    single_logit: bool = False,
     scales: Sequence[float] = (1.0,),
     threshold: float = 0.5,
 ) -> MixedPrecision:
-    """Put a 3D network on its device, in its memory format and precision (see `choose_device`, `choose_precision`).
+    """Move a 3D network to its device, memory format and precision (see `choose_device`, `choose_precision`).
 
-    For inference it is a `FastNetwork`, which the other arguments are for.
+    For inference the result is a `FastNetwork`, which takes the other arguments.
 
     Raises:
-        ConfigError: the device, the precision or the backend does not exist, or cannot be had here.
+        ConfigError: the device, the precision or the backend does not exist or is not available.
     """
     chosen = choose_device(device)
     dtype = choose_precision(precision, chosen, training)
     logger.info("network on %s in %s", chosen, dtype_name(dtype))
     if training:
         return MixedPrecision(network, chosen, dtype)
-    return FastNetwork(network, chosen, dtype, backend, difference, scales, threshold)
+    return FastNetwork(network, chosen, dtype, backend, single_logit, scales, threshold)

@@ -1,14 +1,14 @@
-"""Ask torch for memory in huge pages, where the system has them."""
+"""Let torch use huge pages, if the system has them."""
 
 import os
 import sys
 
 
 def ask_for_huge_pages() -> None:
-    """Set torch's ``THP_MEM_ALLOC_ENABLE``, unless it is set or torch, which looks once, has been imported already.
+    """Set torch's ``THP_MEM_ALLOC_ENABLE``, unless it is set, or torch, which reads it once, has been imported already.
 
-    A CPU network's tensors are large and fresh: with pages of 4 KB the system clears them one by one, which takes a
-    fifth of a forward pass. Set it to 0 to have it otherwise.
+    On a CPU each forward pass allocates large tensors: the system clears their pages of 4 KB one by one, which takes a
+    fifth of the pass. Set the variable to 0 to disable this.
     """
     if "torch" in sys.modules:
         return

@@ -1,4 +1,4 @@
-"""One network at several sizes of the image: what it finds at most of them."""
+"""Test-time scales: the mean prediction of a network for an image at several sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from attunet3d.errors import ConfigError
 
-# A probability nearer to 0 or 1 says nothing more, and its logit would outweigh all others where windows overlap.
+# Nearer to 0 or 1 a probability tells no more, and its logit would dominate where windows overlap.
 _SURE = 1e-6
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -25,30 +25,30 @@ def check_scales(scales: Sequence[float], threshold: float) -> None:
 
 
 def memory_factor(scales: Sequence[float]) -> float:
-    """How many times as many voxels as it is given a 3D network sees at once."""
+    """Return the voxels of the largest scale, relative to those of the image, in 3D."""
     return float(max(1.0, *scales)) ** 3
 
 
 def logits_over_scales(
     network: Callable[[Tensor], Tensor], image: Tensor, scales: Sequence[float], threshold: float, smallest: int = 1
 ) -> Tensor:
-    """Logits of the mean of the probabilities that a network gives for an image at several sizes.
+    """Return the logits of the mean probability that a network predicts for an image at several sizes.
 
-    What a network has learned from few cases it finds at one size and misses at another; the mean of the logits would
-    follow the size at which it is surest, which may be sure of nothing.
+    A network trained on few cases finds an organ at one size and misses it at another. The mean of the logits would
+    follow the scale with the most confident prediction, which may be confidently wrong.
 
     Args:
-        network: (B, C, *spatial) -> logits (B, classes, *spatial), of one channel the foreground's.
+        network: (B, C, *spatial) -> logits (B, classes, *spatial); one channel is the logit of the foreground.
         image: (B, C, *spatial).
         scales: factors of the image's size; each axis is rounded to whole voxels.
-        threshold: probability from which on a voxel is foreground: there the logit is 0. For one channel.
-        smallest: voxels per axis that the network needs.
+        threshold: probability at which the logit is 0; above it a voxel is foreground. For one channel only.
+        smallest: minimum voxels per axis for the network.
 
     Returns:
-        Logits of the network's channels on the grid of ``image``.
+        Logits (B, classes, *spatial) on the grid of ``image``.
 
     Raises:
-        ConfigError: a threshold of other than 0.5 for several classes.
+        ConfigError: a threshold other than 0.5 for several classes.
     """
     size, mode = image.shape[2:], _LINEAR[image.ndim - 2]
     if len(scales) == 1 and scales[0] == 1:

@@ -22,7 +22,8 @@ from attunet3d.checkpoint import file_sha256
 from attunet3d.config.files import bundle_metadata
 from attunet3d.config.recipe import RECIPE_IDS, read_recipe
 from attunet3d.io.printable import without_uids
-from attunet3d.transforms.grid import Grid
+from attunet3d.runtime.variants import Variant
+from attunet3d.transforms.grid import Grid, voxel_ml
 from attunet3d.version import __version__
 
 # Config ids that can change a voxel of the mask: those of a recipe, and two more.
@@ -184,7 +185,7 @@ def library_versions() -> Versions:
 def session_record(
     checkpoint: Path,
     device: torch.device,
-    form: str,
+    variant: Variant,
     presets: Sequence[str | Path],
     values: Mapping[str, Any],
     warnings: Sequence[str] = (),
@@ -194,12 +195,11 @@ def session_record(
     Args:
         checkpoint: the weights' file.
         device: where the network runs.
-        form: what runs there, see `FastNetwork.form`.
+        variant: of the network, that runs there.
         presets: as they were given.
         values: the inference config's.
         warnings: of the weights and their recipe.
     """
-    backend, _, precision = form.partition(" ")
     return {
         "attunet3d": __version__,
         "bundle": bundle_metadata().get("version"),
@@ -209,8 +209,8 @@ def session_record(
             "recipe": read_recipe(checkpoint) is not None,
         },
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "backend": backend,
-        "precision": precision,
+        "backend": variant.backend,
+        "precision": variant.precision,
         "presets": [Path(preset).stem for preset in presets],
         "config": cast(Config, {name: values[name] for name in RECORDED_IDS}),
         "versions": library_versions(),
@@ -268,7 +268,7 @@ def case_record(
         },
         **run,
         "voxels": voxels,
-        "volume_ml": voxels * abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000,
+        "volume_ml": round(voxels * voxel_ml(grid.affine), 9),  # 78.96, not 78.96000000000001
         "warnings": warnings,
         "intended_use": INTENDED_USE,
     }

@@ -22,7 +22,7 @@ from attunet3d.io.cases import case_name
 from attunet3d.io.paths import PathLike
 from attunet3d.io.slabs import StoredImage
 from attunet3d.networks.memory import network_bytes_per_voxel
-from attunet3d.runtime.device import PRECISIONS, choose_device, choose_precision
+from attunet3d.runtime.device import choose_device, choose_precision
 from attunet3d.runtime.fast_network import FastNetwork
 from attunet3d.runtime.loading import build_network
 from attunet3d.runtime.process_memory import keep_freed_memory, peak_bytes, resident_bytes
@@ -112,7 +112,7 @@ class Segmenter:
             self.device,
             precision_used,
             values["backend"],
-            difference=True,
+            single_logit=True,
             scales=values["scales"],
             threshold=values["threshold"],
         ).eval()
@@ -121,14 +121,15 @@ class Segmenter:
         self._window.make_at_least(int(getattr(network, "min_size", 1)))
         self._limit_bytes = None if memory_limit is None else int(memory_limit * 1e9)
         self._precision = precision_used
-        with torch.inference_mode(), keep_freed_memory():  # the fast form is made and tested now, not in the first case
+        with torch.inference_mode(), keep_freed_memory():  # the variant is built and tested now, not in the first case
             self._network(torch.zeros((1, 1, *[2 * int(getattr(network, "min_size", 16))] * 3), device=self.device))
-        self._network.keep_fast_form_only()
+        self._network.keep_variant_only()
+        variant = self._network.variant
         self._several_scales = len(self._network.scales) > 1
         self._bytes_per_voxel = int(
-            memory_factor(values["scales"]) * network_bytes_per_voxel(network, *_features_of(self._network.form))
+            memory_factor(values["scales"]) * network_bytes_per_voxel(network, variant.dtype, variant.split)
         )
-        self._session = session_record(self.checkpoint, self.device, self._network.form, presets, values, warnings)
+        self._session = session_record(self.checkpoint, self.device, variant, presets, values, warnings)
         self._base_bytes = (resident_bytes() or 0) + FIRST_CASE_BYTES
         for line in warnings:
             logger.warning(line)
@@ -368,11 +369,3 @@ def _switch(values: Mapping[str, Any], name: str) -> bool:
     if not isinstance(values[name], bool):
         raise ConfigError(f"{name} must be true or false, got {values[name]!r}")
     return bool(values[name])
-
-
-def _features_of(form: str) -> tuple[torch.dtype, bool]:
-    """Of `FastNetwork.form`: the dtype of its features, and whether skip and upsampled ones are kept apart."""
-    names = {str(dtype).removeprefix("torch."): dtype for dtype in PRECISIONS.values()}
-    backend, _, rest = form.partition(" ")
-    dtype, _, how = rest.partition(", ")
-    return names[dtype], backend == "torch" and not how

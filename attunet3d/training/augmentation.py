@@ -1,4 +1,4 @@
-"""What scanners and contrast media change, in HU; what MONAI has is used from there."""
+"""Intensity augmentation in HU that MONAI does not have: contrast phases."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from monai.transforms import MapTransform, RandomizableTransform
 
 from attunet3d.errors import ConfigError
 
-# HU of soft tissue without contrast medium, and HU from which on more of it changes nothing that the network sees.
+# HU of soft tissue without contrast medium, and HU above which more contrast makes no difference to the network.
 PLAIN_HU, BRIGHT_HU = 40.0, 300.0
 
 
 class RandContrastPhased(RandomizableTransform, MapTransform):
-    """Another contrast phase: what tissue has beyond its plain 40 HU, taken as iodine, is multiplied by a random gain.
+    """Simulate another contrast phase: HU above 40, plain tissue, are taken as iodine and multiplied by a random gain.
 
-    Below 40 HU nothing changes, from 300 HU on (calcium, bone) the change is constant; order of HU is kept. A gain of 0
-    is a CT without contrast medium, 1 leaves the phase as it is.
+    Below 40 HU nothing changes, above 300 HU (calcium, bone) the change is constant; the order of HU is kept. A gain of
+    0 is a CT without contrast medium, 1 keeps the phase.
 
     Args:
         keys: images in HU.
-        prob: how many are changed.
+        prob: share of images that are changed.
         gain: lowest and highest gain.
 
     Raises:
-        ConfigError: ``gain`` is no range of numbers that are not negative.
+        ConfigError: ``gain`` is not a range of numbers from 0 on.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Cases on the model grid, kept on disk, and the order in which training takes them."""
+"""Cases on the model grid, cached on disk, and the sampler of training."""
 
 from __future__ import annotations
 
@@ -31,25 +31,26 @@ from attunet3d.version import __version__
 logger = logging.getLogger(__name__)
 
 Case = dict[Hashable, Any]
-# What is stored of a float32 image on the model grid: HU to the nearest whole number, far below the noise of a CT.
+# Types in the cache: float32 images are rounded to whole HU, far below the noise of a CT.
 _STORED = {"linear": np.int16, "label": np.uint8}
 
 
 class CachedCases(Dataset[Any]):
-    """Cases for training: what `ToModelGridd` gives is kept on disk, what follows is done anew for each item.
+    """Cases for training: the output of `ToModelGridd` is cached on disk, later transforms run for each item.
 
-    The files are mapped into memory, of an image only what a patch needs: they take no memory that the system could not
-    have back, however many cases there are. A case is prepared again when, at the start of a run, its files, the
-    transforms up to `ToModelGridd` or this package's version have changed; or, see `fill_cache`, when what is kept does
-    not have the checksums that lie beside it, in a file as `sha256sum` writes it.
+    The files are memory-mapped, and a patch reads only its part of an image: whatever the number of cases, the system
+    can reclaim the memory. A case is prepared again if its files, the transforms up to `ToModelGridd` or the version of
+    this package have changed when a run starts, or, see `fill_cache`, if the cached files do not match the checksums
+    beside them (a file in the format of `sha256sum`).
 
-    An item depends on the seed and its key alone, not on which process makes it or when: with a `CaseSampler` a run
-    that is resumed sees what it would have seen.
+    An item depends only on the seed and its key, not on the process or the time: with a `CaseSampler` a resumed run
+    sees the same items as an uninterrupted one.
 
     Args:
-        data: cases as {"image": path, "label": path}; what else they say goes to the transforms, "labelled" to all.
-        transform: a ``Compose`` with one `ToModelGridd`, whose keys are kept: images as int16 HU, labels as uint8.
-        cache_dir: folder for the files; made if it does not exist.
+        data: cases as {"image": path, "label": path}; other keys are passed to the transforms up to `ToModelGridd`,
+            "labelled" to all.
+        transform: a ``Compose`` with one `ToModelGridd`, whose keys are cached: images as int16 HU, labels as uint8.
+        cache_dir: folder for the files; created if it does not exist.
         seed: of the random transforms.
 
     Raises:
@@ -64,21 +65,21 @@ class CachedCases(Dataset[Any]):
         if len(grids) != 1:
             raise ConfigError(f"the preprocessing of cached cases needs one ToModelGridd, found {len(grids)}")
         self.data = data
-        self.transform = transform  # where MONAI looks for it
+        self.transform = transform  # MONAI expects this name
         self.cache_dir = Path(cache_dir)
         self.seed = seed
         self._to_grid = Compose(steps[: grids[0] + 1])
         self._then = Compose(steps[grids[0] + 1 :])
         grid = steps[grids[0]]
         self._stored = {str(key): _STORED[mode] for key, mode in zip(grid.keys, grid.mode, strict=True)}
-        self._ready: dict[int, dict[str, Path]] = {}  # looked up once: raw data may lie on a slow disk
+        self._ready: dict[int, dict[str, Path]] = {}  # checked once: raw data may be on a slow disk
         self._recipe = json.dumps([__version__, [_described(step) for step in steps[: grids[0] + 1]]])
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, key: int) -> Any:
-        """Item of a key from `CaseSampler`; keys below the number of cases are those of epoch 0."""
+        """Return the item of a key from `CaseSampler`; keys below the number of cases are those of epoch 0."""
         index = key % len(self.data)
         item = _mapped(self._once_prepared(index), self._stored)
         if "labelled" in self.data[index]:
@@ -87,7 +88,7 @@ class CachedCases(Dataset[Any]):
         return self._then(item)
 
     def load(self, index: int) -> Case:
-        """A case on the model grid, tensors (1, X, Y, Z) mapped from disk; it is prepared if it is not there yet.
+        """Return a case on the model grid as memory-mapped tensors (1, X, Y, Z); prepare it if it is not cached.
 
         Raises:
             AttUNet3dError: the case cannot be read.
@@ -95,33 +96,33 @@ class CachedCases(Dataset[Any]):
         return _mapped(self._prepared(index), self._stored)
 
     def is_ready(self, index: int) -> bool:
-        """Whether a case has been prepared."""
+        """Whether a case is cached."""
         sums, paths = self._kept(index)
         return sums.is_file() and all(path.is_file() for path in paths.values())
 
     def is_sound(self, index: int) -> bool:
-        """Whether a case has been prepared and is as it was written; where it is not, that is logged."""
+        """Whether a case is cached and matches its checksums; logs a warning if it does not match."""
         if not self.is_ready(index):
             return False
         sums, paths = self._kept(index)
         if sums.read_text(encoding="utf-8", errors="replace") == _sums(paths.values()):
             return True
-        logger.warning("%s: its files in %s are damaged, and made anew", self.data[index]["image"], self.cache_dir)
+        logger.warning("%s: its files in %s are damaged: preparing it again", self.data[index]["image"], self.cache_dir)
         return False
 
     def kept_as(self, index: int) -> str:
-        """The name of what is kept of a case: the same for the same files and transforms."""
+        """Return the name of a cached case, which depends on its files and the transforms."""
         return self._kept(index)[0].stem
 
     def state(self, index: int) -> list[str]:
-        """Two hashes of a case: of its CT's name, and of what it is on the model grid, whatever its files' names."""
+        """Return hashes of the name of a case's CT, and of its content on the model grid, whatever the file names."""
         self._once_prepared(index)
         name = os.path.basename(self.data[index]["image"])
-        content = self._kept(index)[0].read_text(encoding="utf-8", errors="replace").split()[::2]  # without the names
+        content = self._kept(index)[0].read_text(encoding="utf-8", errors="replace").split()[::2]  # without file names
         return [hashlib.sha256(text.encode()).hexdigest() for text in (name, " ".join(content))]
 
     def prepare(self, index: int) -> None:
-        """Bring a case to the model grid and keep it, whether or not it is there.
+        """Resample a case to the model grid and cache it, even if it is cached already.
 
         Raises:
             AttUNet3dError: the case cannot be read.
@@ -140,19 +141,19 @@ class CachedCases(Dataset[Any]):
         write_text_atomic(sums, _sums(paths.values()))
 
     def _prepared(self, index: int) -> dict[str, Path]:
-        """A case's files, which are there now."""
+        """Return the files of a case; prepare it if it is not cached."""
         if not self.is_ready(index):
             self.prepare(index)
         return self._kept(index)[1]
 
     def _once_prepared(self, index: int) -> dict[str, Path]:
-        """As `_prepared`, of which the disk is asked the first time alone."""
+        """Like `_prepared`, but accesses the disk only the first time."""
         if index not in self._ready:
             self._ready[index] = self._prepared(index)
         return self._ready[index]
 
     def _kept(self, index: int) -> tuple[Path, dict[str, Path]]:
-        """The file of a case's checksums, and its files."""
+        """Return the file of checksums of a case, and its cached files by key."""
         case = self.data[index]
         files = [_file_state(case[key]) for key in self._stored]
         more = sorted((key, value) for key, value in case.items() if key not in self._stored)
@@ -161,10 +162,10 @@ class CachedCases(Dataset[Any]):
 
 
 class CaseSampler(DistributedSampler[Any]):
-    """Every case once an epoch, in an order that depends on seed and epoch alone; gives keys for `CachedCases`.
+    """Yields keys for `CachedCases`: every case once per epoch, in an order that depends only on seed and epoch.
 
-    All processes together go through the same batches as one process with all of them in its batch. The order is
-    filled up from its start, so that every batch is full and every process has as many.
+    All processes together see the same batches as one process with the batches of all. The order is repeated from its
+    start until all batches are full and every process has the same number.
 
     Args:
         dataset: the cases.
@@ -199,17 +200,18 @@ class CaseSampler(DistributedSampler[Any]):
 
 
 def validation_share(cases: int, rank: int = 0, processes: int = 1) -> list[int]:
-    """Which of so many cases a process validates: every one belongs to one process, but where processes outnumber them.
+    """Return the cases that a process validates: each case belongs to one process.
 
-    Then every process validates all: none may have nothing to do, and a mean over equal repetitions is still the mean.
+    If there are more processes than cases, each validates all: none may be idle, and the mean over equal repetitions is
+    still the mean.
     """
     return list(range(cases)[rank::processes]) if cases >= processes else list(range(cases))
 
 
 def fill_cache(datasets: Iterable[CachedCases], rank: int = 0, num_replicas: int = 1) -> None:
-    """Prepare all cases before training starts, so that one that cannot be read is found now and not hours later.
+    """Prepare all cases before training starts, so that an unreadable one is found now and not hours later.
 
-    What is there already is compared with its checksums. Each of ``num_replicas`` processes does its share, with a
+    Cached cases are compared with their checksums. Each of ``num_replicas`` processes prepares its share, with a
     progress bar on a terminal, and waits for the others.
 
     Raises:
@@ -219,7 +221,7 @@ def fill_cache(datasets: Iterable[CachedCases], rank: int = 0, num_replicas: int
     share = list(cases.values())[rank::num_replicas]
     missing = [(dataset, index) for dataset, index in share if not dataset.is_sound(index)]
     if missing:
-        logger.info("%d cases are brought to the model grid", len(missing))
+        logger.info("%d cases are resampled to the model grid", len(missing))
         bar, _ = make_bar()
         with bar:
             task = bar.add_task("to the model grid", total=len(missing))
@@ -231,9 +233,9 @@ def fill_cache(datasets: Iterable[CachedCases], rank: int = 0, num_replicas: int
 
 
 def loader_workers(device: torch.device | str, processes: int = 1) -> int:
-    """How many processes load patches: none beside a CPU that trains, else a share of the cores.
+    """Return the number of processes that load patches: none if the CPU trains, else a share of the cores.
 
-    ``processes``: how many train on this machine.
+    ``processes``: training processes on this machine.
     """
     if torch.device(device).type == "cpu":
         return 0
@@ -251,10 +253,10 @@ def _mapped(paths: Mapping[str, Path], stored: Mapping[str, type]) -> Case:
 def _map(path: Path, dtype: type) -> np.ndarray:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the header, which numpy has Python parse
-            # Copy on write: torch wants arrays that can be written to, and nothing may change the files.
+            warnings.simplefilter("ignore")  # warnings of Python, which parses the header
+            # Copy on write: torch requires writable arrays, and the files must not change.
             array = np.lib.format.open_memmap(path, mode="c")
-    except Exception as error:  # the parser raises whatever it likes
+    except Exception as error:  # the parser raises various errors
         raise _damaged(path) from error
     if array.dtype != dtype or array.ndim != 4 or array.shape[0] != 1 or array.size == 0:
         raise _damaged(path)
@@ -262,7 +264,7 @@ def _map(path: Path, dtype: type) -> np.ndarray:
 
 
 def _damaged(path: Path) -> UnreadableInputError:
-    return UnreadableInputError(f"{path}: kept of a case, and damaged; remove it, and it is made again")
+    return UnreadableInputError(f"{path}: damaged file of a cached case; remove it, and it is created again")
 
 
 def _sums(paths: Iterable[Path]) -> str:
@@ -270,14 +272,14 @@ def _sums(paths: Iterable[Path]) -> str:
 
 
 def _file_state(path: str) -> list[Any]:
-    """What changes when a file, or a file in a folder, does: names, sizes and times."""
+    """Return names, sizes and times of a file, or of the files in a folder, to detect changes."""
     if not os.path.exists(path):
         raise InputNotFoundError(f"{path}: does not exist; check the datalist")
     return [[os.path.abspath(file), *state] for file, state in sorted(input_files(path).items())]
 
 
 def _described(thing: Any, depth: int = 0) -> Any:
-    """A transform's class and settings as JSON can hold them, without its random state."""
+    """Describe a transform's class and settings for JSON, without its random state."""
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
     if isinstance(thing, Tensor | np.ndarray):

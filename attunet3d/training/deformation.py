@@ -1,4 +1,4 @@
-"""Smooth random deformations of anatomy: of the whole body, and of single organs beside each other."""
+"""Smooth random deformations of the body and of single organs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Squarings of the flow: steps of 1/16 of it stay below the distance of two grid points, so that nothing folds.
+# Squarings: 1/16 of the flow is less than the distance of two grid points, so that nothing folds.
 _SQUARINGS = 4
 
 
@@ -22,22 +22,22 @@ def random_flow(
     organ_shift: float = 0.0,
     organ_scale: float = 0.0,
 ) -> Tensor:
-    """Displacements in mm (3, *shape) of a grid of points, one-to-one: tissue is bent and pressed, never folded.
+    """Draw a diffeomorphic displacement field (3, *shape) in mm: it never folds.
 
-    A stationary velocity field is drawn and followed for a unit of time (scaling and squaring; Arsigny et al., MICCAI
-    2006). It is a sum of
+    A stationary velocity field is drawn and integrated over unit time (scaling and squaring; Arsigny et al., MICCAI
+    2006). It is the sum of
 
-    - white noise on coarse grids, linear between their points, and
-    - for every organ a move and a growth of its own, which fade out over the tissue around it.
+    - white noise on coarse grids, interpolated linearly, and
+    - a translation and a growth of each organ, which fade out over the surrounding tissue.
 
     Args:
-        random: where numbers come from.
-        shape: points, three.
+        random: random state.
+        shape: grid points, three.
         step_mm: distance of neighbouring points, mm, three.
-        scales: pairs of the distance of the points of a coarse grid and the standard deviation of their moves, mm.
-        organs: label map (*shape) with a number for each organ, 0 elsewhere.
-        organ_shift: standard deviation of an organ's move along each axis, mm.
-        organ_scale: standard deviation of the logarithm of an organ's size.
+        scales: pairs of point distance and standard deviation of the displacement, mm, one for each coarse grid.
+        organs: label map (*shape), a number for each organ, 0 elsewhere.
+        organ_shift: standard deviation of the translation of an organ along each axis, mm.
+        organ_scale: standard deviation of the logarithm of an organ's growth.
     """
     size = tuple(int(n) for n in shape)
     step = np.asarray(step_mm, dtype=np.float64)
@@ -63,7 +63,7 @@ def _organ_velocity(
     axes = [torch.arange(n) * float(d) for n, d in zip(organs.shape, step, strict=True)]
     positions = torch.stack(torch.meshgrid(*axes, indexing="ij")).float()  # mm
     centres = torch.einsum("oxyz,cxyz->oc", masks, positions) / inside[:, None]
-    near = F.max_pool3d(masks[None], 3, stride=1, padding=1)  # 1 in the organ, even in a thin one, 0 from 3 points on
+    near = F.max_pool3d(masks[None], 3, stride=1, padding=1)  # 1 in the organ, even if thin, 0 from 3 points on
     for _ in range(2):
         near = F.avg_pool3d(near, 3, stride=1, padding=1)
     near = near / near.sum(dim=1, keepdim=True).clamp(min=1)
@@ -78,11 +78,11 @@ def _organ_velocity(
 
 
 def _follow(velocity: Tensor, step: np.ndarray) -> Tensor:
-    """Where a unit of time in a velocity field (3, *shape), mm, takes its grid points: displacements in mm."""
+    """Integrate a velocity field (3, *shape), mm, over unit time; returns displacements in mm."""
     shape = velocity.shape[1:]
     to_unit = torch.tensor([2 / (max(n - 1, 1) * float(d)) for n, d in zip(shape, step, strict=True)])
     axes = [torch.linspace(-1, 1, n) for n in shape]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # (3, *shape), -1 and 1 the outermost points
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # (3, *shape), -1 and 1 at the outermost points
     flow = velocity / 2**_SQUARINGS
     for _ in range(_SQUARINGS):
         there = grid + flow * to_unit[:, None, None, None]

@@ -1,4 +1,4 @@
-"""Watching over a run: steps that must not be taken, gates that closed, and how long it will be."""
+"""Handlers that monitor a run: invalid steps, closed gates, and progress."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from attunet3d.training.history import History
 
 logger = logging.getLogger(__name__)
 
-# The mean of alpha below which a gate lets nothing through.
+# Mean of alpha below which a gate is closed.
 _CLOSED = 0.01
-# Of the patch in which gates are looked at, voxels.
+# Side of the patch in which alpha is averaged, voxels.
 _SIDE = 64
 
 
 class CheckStep:
-    """Before each step of the optimizer: gradients are clipped to ``max_norm``, and must be finite like the loss.
+    """Clip gradients to ``max_norm`` before each optimizer step, and check that they and the loss are finite.
 
     Raises, in training:
-        TrainingError: they are not. The parameters are as they were before the step.
+        TrainingError: they are not finite. The parameters are those before the step.
     """
 
     def __init__(self, network: nn.Module, max_norm: float) -> None:
@@ -58,7 +58,7 @@ class CheckStep:
 
 
 class ReuseMemory:
-    """While a run lasts, memory that tensors free is kept for the next ones, see `keep_freed_memory`."""
+    """Keep memory that tensors free for new ones while a run lasts, see `keep_freed_memory`."""
 
     def __init__(self) -> None:
         self._kept = ExitStack()
@@ -78,16 +78,16 @@ class ReuseMemory:
 
 
 class GateWatch:
-    """After each validation: the mean of alpha of each gated level around a pancreas, for `History`.
+    """Record the mean of alpha of each gated level around a pancreas after each validation, in `History`.
 
-    Gates hold no normalization: a learning rate too high can close them for good, and then what passes is nothing. The
-    network still learns its training cases, so the loss does not show it.
+    Gates have no normalization inside: a learning rate that is too high can close them for good. The network still
+    learns its training cases, so that the loss does not show it.
 
     Args:
-        evaluator: whose runs are waited for.
-        network: the one that is validated: an `AttentionUNet`, or any other network, of which nothing is noted.
-        cases: an image (1, X, Y, Z) and its label each, as the network takes them; the first one is looked at.
-        history: takes the means, as "alpha_level2", ...
+        evaluator: after each of its runs alpha is recorded.
+        network: the validated network; nothing is recorded unless it is an `AttentionUNet`.
+        cases: images (1, X, Y, Z) and labels, as the network takes them; the first one is used.
+        history: records the means, as "alpha_level2", ...
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class GateWatch:
         patch = F.pad(patch, [side for n in missing for side in (0, n)])
         device = next(self.network.parameters()).device
         _, alphas = self.network.eval().attention_maps(patch[None].float().to(device))
-        last = len(self.network.channels) - 1  # the paper counts levels from 1, the finest; the centre has no gate
+        last = len(self.network.channels) - 1  # from 1, the finest, as in the paper; the bottleneck has no gate
         for level, alpha in zip(range(last - len(alphas) + 1, last + 1), alphas, strict=True):
             mean = float(alpha.mean())
             self.history.note(f"alpha_level{level}", mean)
@@ -124,10 +124,10 @@ class GateWatch:
 
 
 class Progress:
-    """A bar with the time that is left, on a terminal; elsewhere one line of the log an epoch.
+    """Show a progress bar with the remaining time on a terminal; elsewhere log one line per epoch.
 
     Args:
-        history: what the line shows.
+        history: the values to show.
         show: False in all processes but one.
     """
 
@@ -157,7 +157,7 @@ class Progress:
         self._task = self._bar.add_task("train", total=total, completed=engine.state.iteration)
 
     def _step(self, engine: Engine) -> None:
-        if self._is_terminal:  # the loss is fetched from the device for nobody else
+        if self._is_terminal:  # elsewhere the loss need not be fetched from the device
             loss = float(torch.as_tensor(from_engine("loss", first=True)(engine.state.output)).detach())
             text = f"epoch {engine.state.epoch}/{engine.state.max_epochs}, loss {loss:.3f}"
             self._bar.update(self._task, completed=engine.state.iteration, description=text)

@@ -1,4 +1,4 @@
-"""The course of a run: one row an epoch, as CSV and for TensorBoard."""
+"""The history of a run: one row per epoch, as CSV and for TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ TABLE = "history.csv"
 
 
 class History:
-    """Collects loss, learning rate, metrics and time of each epoch; a handler for the trainer, after validation.
+    """Records loss, learning rate, metrics and time of each epoch; a handler for the trainer, after validation.
 
-    ``history.csv`` is written anew after each epoch, whole; so is what TensorBoard shows. A resumed run continues both.
+    ``history.csv`` is written atomically after each epoch, and TensorBoard logs too. A resumed run continues both.
 
     Args:
         save_dir: folder for ``history.csv`` and ``tensorboard/``.
         optimizer: its learning rate is recorded.
-        evaluator: its metrics are recorded in the epochs in which it ran.
+        evaluator: its metrics are recorded in the epochs in which it runs.
         write: False in all processes but one.
 
     Attributes:
         rows: {"epoch", "loss" (mean over the epoch and all processes), "learning_rate", "seconds", and metrics}.
 
     Raises, in training:
-        OutputError: one of them cannot be written.
+        OutputError: a file cannot be written.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class History:
             self.evaluator.add_event_handler(Events.COMPLETED, self._take_metrics)
 
     def note(self, name: str, value: float) -> None:
-        """Add a value to the row of the epoch that is running."""
+        """Add a value to the row of the current epoch."""
         self._found[name] = value
 
     def _start_epoch(self, engine: Engine) -> None:
         self._losses, self._found, self._started = [], {}, time.perf_counter()
-        self._rate = float(self.optimizer.param_groups[0]["lr"])  # the schedule has moved on when the epoch ends
+        self._rate = float(self.optimizer.param_groups[0]["lr"])  # at the end of the epoch it is the next one
 
     def _take_loss(self, engine: Engine) -> None:
         loss = from_engine("loss", first=True)(engine.state.output)
@@ -97,15 +97,15 @@ class History:
             if self._board is None:
                 from torch.utils.tensorboard import SummaryWriter
 
-                # What a run that was cut off wrote beyond its last saved state is not shown.
+                # Hides what an interrupted run wrote after its last saved state.
                 self._board = SummaryWriter(str(folder), purge_step=int(row["epoch"]))
             for name, value in row.items():
                 if name != "epoch" and math.isfinite(value):
                     self._board.add_scalar(name, value, int(row["epoch"]))
-            self._board.flush()  # it keeps rows for minutes otherwise, and a run that is killed would lose them
+            self._board.flush()  # otherwise a killed run would lose the rows of the last minutes
         except OSError as error:
-            cure = "free some space or choose another folder"
-            raise OutputError(f"{folder}: cannot be written ({error.strerror}); {cure}") from error
+            hint = "free some space or choose another folder"
+            raise OutputError(f"{folder}: cannot be written ({error.strerror}); {hint}") from error
 
     def _close(self, engine: Engine) -> None:
         if self._board is not None:
@@ -114,7 +114,7 @@ class History:
 
 
 def as_csv(rows: list[Row]) -> str:
-    """A table of all rows, empty where a row has no value; a loss with as many digits as it has."""
+    """Format all rows as CSV, with empty cells for missing values and floats in full precision."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     table = csv.DictWriter(text, columns, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Soft Dice and cross-entropy over a batch, all processes together."""
+"""Soft Dice and cross-entropy over a batch, across all processes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch.nn import functional as F
 
 
 class DiceCELoss(nn.Module):
-    """``dice_weight`` x (1 - soft Dice) + ``ce_weight`` x cross-entropy.
+    """``lambda_dice`` x (1 - soft Dice) + ``lambda_ce`` x cross-entropy.
 
-    The Dice of a class is computed over the whole batch at once, and over the batches of all processes: a patch without
-    pancreas has no Dice of its own, and n processes have the loss, and the gradient, of one with n times the batch.
+    The Dice of a class is computed over the whole batch, and over the batches of all processes: a patch without
+    pancreas has no Dice of its own, and n processes have the loss and the gradient of one with n times the batch.
 
     Args:
-        include_background: whether background's Dice counts too, as in the paper; it is near 1 from the start.
-        dice_weight, ce_weight: of the two terms.
-        smooth: added to both sides of the quotient, voxels: an empty class that is predicted empty has a Dice of 1.
-        num_classes: logits of the target with its background, the first ones; None: all. Those that follow are of all
-            classes of the label, target, other organs and background, and have a loss of their own.
+        include_background: whether to include the Dice of background, as in the paper; it is near 1 from the start.
+        lambda_dice, lambda_ce: weights of the two terms.
+        smooth: added to numerator and denominator, voxels: an empty class that is predicted empty has a Dice of 1.
+        num_classes: number of the first logits, which are those of the target with its background; None: all. The
+            logits after them are of all classes of the label (target, other organs, background), with their own loss.
         auxiliary_weight: of that loss.
 
-    Where a label is negative (see `UnlabelledClassesd`), the voxel is background or one of the classes that nobody drew
-    in this case, and the loss asks for no more: their probabilities count together as background in the cross-entropy,
-    and the voxel has no part in their Dice.
+    If a label is negative (see `UnlabelledClassesd`), the voxel is background or one of the classes that are not
+    annotated in this case. Then the cross-entropy takes the sum of their probabilities as that of background, and the
+    Dice of these classes ignores the voxel.
 
     Source: Milletari et al., V-Net, arXiv 1606.04797 (Dice, here with plain sums in the denominator). Partial labels:
     Fang and Yan, IEEE TMI 39, 2020; Shi et al., Medical Image Analysis 70, 2021 (marginal loss).
@@ -32,16 +32,16 @@ class DiceCELoss(nn.Module):
     def __init__(
         self,
         include_background: bool = False,
-        dice_weight: float = 1.0,
-        ce_weight: float = 1.0,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
         smooth: float = 1.0,
         num_classes: int | None = None,
         auxiliary_weight: float = 0.5,
     ) -> None:
         super().__init__()
         self.first = 0 if include_background else 1
-        self.dice_weight = dice_weight
-        self.ce_weight = ce_weight
+        self.lambda_dice = lambda_dice
+        self.lambda_ce = lambda_ce
         self.smooth = smooth
         self.num_classes = num_classes
         self.auxiliary_weight = auxiliary_weight
@@ -68,13 +68,13 @@ class DiceCELoss(nn.Module):
         if maybe is not None:
             log_p = torch.cat([_log_background(log_p, maybe), log_p[:, 1:]], dim=1)
         cross_entropy = F.nll_loss(log_p, label)
-        return self.dice_weight * (1 - dice.mean()) + self.ce_weight * cross_entropy
+        return self.lambda_dice * (1 - dice.mean()) + self.lambda_ce * cross_entropy
 
 
 def split_label(label: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Of labels that may be negative: class numbers, and where they are 0 bit c of what class c the voxel may be.
+    """Split labels that may be negative into class numbers and, for voxels of unknown class, bits of possible classes.
 
-    The second is None where every voxel's class is known.
+    Bit c is set if the voxel may be of class c. The second is None if the class of every voxel is known.
     """
     maybe = (-label).clamp(min=0)
     return label.clamp(min=0), maybe if bool(maybe.any()) else None
@@ -85,17 +85,17 @@ def _has(maybe: Tensor, number: int) -> Tensor:
 
 
 def _log_background(log_p: Tensor, maybe: Tensor) -> Tensor:
-    """Log probability (B, 1, X, Y, Z) of background, or of anything that the voxel may be."""
+    """Return the log probability (B, 1, X, Y, Z) of background or any other possible class of the voxel."""
     classes = torch.arange(1, log_p.shape[1], device=log_p.device).reshape(-1, 1, 1, 1)
     other = log_p[:, 1:].masked_fill(~_has(maybe[:, None], classes), -torch.inf)
     return torch.cat([log_p[:, :1], other], dim=1).logsumexp(dim=1, keepdim=True)
 
 
 def _over_processes(sums: Tensor) -> Tensor:
-    """Sums over all processes. Gradients are those of one process with all batches, once averaged over processes."""
+    """Sum over all processes; gradients, once averaged over processes, are those of one process with all batches."""
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return sums
     total = sums.detach().clone()
     distributed.all_reduce(total)
-    # DistributedDataParallel divides by the number of processes, and here each of them stands for the whole.
+    # DistributedDataParallel divides by the number of processes, but here each has the gradient of the whole batch.
     return total + distributed.get_world_size() * (sums - sums.detach())

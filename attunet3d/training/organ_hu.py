@@ -1,4 +1,4 @@
-"""Other HU for every organ: the contrast phases, fluids and tissues of other patients, on the anatomy of one."""
+"""Random HU for every organ: contrast phases, fluids and tissues of other patients, on the same anatomy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from attunet3d.errors import ConfigError
 from attunet3d.training.augmentation import BRIGHT_HU, PLAIN_HU
 
-# Mean HU, lowest and highest, that are usual without contrast medium, in the arterial and in the portal-venous phase.
+# Usual range of the mean HU without contrast medium, in the arterial and in the portal-venous phase.
 PHASES = ("native", "arterial", "portal")
 ORGAN_HU: dict[str, tuple[tuple[float, float], ...]] = {
     "pancreas": ((-10, 50), (80, 130), (65, 115)),
@@ -28,7 +28,7 @@ ORGAN_HU: dict[str, tuple[tuple[float, float], ...]] = {
     "cava": ((30, 50), (40, 140), (90, 180)),
     "portal vein": ((30, 50), (50, 150), (130, 210)),
 }
-# Organs with a wall, fluid and gas in them: their parts are told apart by HU.
+# Hollow organs: wall, fluid and gas are distinguished by HU.
 HOLLOW = ("stomach", "duodenum", "bowel")
 _GAS_HU = -300.0
 
@@ -36,22 +36,22 @@ _GAS_HU = -300.0
 class RandOrganHUd(RandomizableTransform, MapTransform):
     """Give every organ the HU of another patient, another contrast phase or none.
 
-    A phase is drawn for the whole image, and for each organ a mean of that phase (or that of any soft tissue, for some
-    images, as in SynthSeg, Billot et al., Medical Image Analysis 86, 2023). What an organ's voxels have beyond its
-    mean, noise, vessels, edges, is kept to a random share. Fluids in hollow organs change, gas becomes fluid at times;
-    vessels that no label names take up contrast medium as the phase has it; fat, muscle and bone differ a little. Soft
-    noise of a few HU is laid over all soft tissue.
+    A phase is drawn for the whole image, and for each organ a mean HU of that phase (in some images of any soft tissue,
+    as in SynthSeg, Billot et al., Medical Image Analysis 86, 2023). Deviations from the mean of an organ (noise,
+    vessels, edges) are scaled by a random factor. Fluid in hollow organs changes, and gas sometimes becomes fluid;
+    unlabelled vessels are enhanced as in the phase; fat, muscle and bone change slightly. Smooth noise of a few HU is
+    added to all soft tissue.
 
     Args:
         keys: images in HU.
         label_key: label map of classes, see ``organs``.
         organs: the organ of each class from 1 on, as named in ``ORGAN_HU`` or ``HOLLOW``; others keep their HU.
-        prob: how many images are changed.
-        any_hu_prob: of these, how many have organs of any HU of soft tissue.
-        flat_prob: of these, how many lose their texture: organs, fat and muscle become even, as in phantoms.
+        prob: share of images that are changed.
+        any_hu_prob: share of these whose organs have any HU of soft tissue.
+        flat_prob: share of these without texture: organs, fat and muscle are homogeneous, as in phantoms.
 
     Raises:
-        ConfigError: ``organs`` are no names.
+        ConfigError: ``organs`` are not names.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class RandOrganHUd(RandomizableTransform, MapTransform):
         any_hu = self.R.random_sample() < self.any_hu_prob
         gain = {0: self.R.uniform(0.0, 0.1), 1: self.R.uniform(0.6, 1.8), 2: self.R.uniform(0.6, 1.3)}[phase]
 
-        # new HU = shift + keep * HU for what an organ's label names; the rest of the body has its own rule.
+        # In labelled organs new HU = shift + keep * HU; for the rest of the body see _other_tissue.
         keep, shift = np.ones(classes), np.zeros(classes)
         flat = self.R.random_sample() < self.flat_prob
         whole = self.R.uniform(0.0, 0.2) if flat else self.R.uniform(0.2, 1.2)
@@ -119,7 +119,7 @@ class RandOrganHUd(RandomizableTransform, MapTransform):
         return out + self._soft_noise(image)
 
     def _soft_noise(self, image: Tensor) -> Tensor:
-        """Noise of a few HU that changes over some voxels, in soft tissue (1, X, Y, Z)."""
+        """Draw smooth noise of a few HU in soft tissue (1, X, Y, Z)."""
         strength = float(self.R.uniform(0.0, 12.0))
         step = float(self.R.uniform(1.5, 6.0))
         points = [max(int(n / step), 2) for n in image.shape[1:]]
@@ -129,13 +129,13 @@ class RandOrganHUd(RandomizableTransform, MapTransform):
 
 
 def _without_texture(image: Tensor) -> Tensor:
-    """Fat of -100 HU and muscle of 50 HU wherever there is soft tissue, with the edges between them."""
+    """Replace soft tissue by fat of -100 HU and muscle of 50 HU, with smooth edges between them."""
     even = -100 + 150 * torch.clamp((image + 50) / 60, 0, 1)
     return torch.where((image > -180) & (image < 140), even, image)
 
 
 def _other_tissue(image: Tensor, gain: float, random: np.random.RandomState) -> Tensor:
-    """What no label names: fat and muscle of other HU, and iodine times ``gain``."""
+    """Change unlabelled tissue: HU of fat and muscle, and iodine times ``gain``."""
     iodine = torch.clamp(image, PLAIN_HU, BRIGHT_HU) - PLAIN_HU
     fat, muscle = float(random.uniform(-15, 15)), float(random.uniform(-12, 12))
     share = torch.clamp((image + 100) / 150, 0, 1)  # 0 in fat, 1 in muscle

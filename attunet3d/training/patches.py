@@ -1,4 +1,4 @@
-"""Random patches of a case on the model grid, moved as patients and scanners move them, in one resampling."""
+"""Random patches of a case on the model grid with spatial augmentation, in one resampling."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from attunet3d.errors import ConfigError
 from attunet3d.training.deformation import random_flow
 from attunet3d.transforms.resample import AIR_HU
 
-# Above this, HU, is body: the centre of a patch of background is looked for there.
+# HU above which a voxel is body: background patches are centred there.
 _BODY_HU = -300
 _TRIES = 20
-# Voxels of the patch between the points whose moves are drawn.
+# Voxels of the patch between control points of the flow.
 _FLOW_STEP = 4
 
 
 class RandPatchd(Randomizable, MapTransform):
-    """Cut patches out of a case, around the organ and around anything else in the body, each rotated, zoomed, bent and
-    mirrored at random. All of it is one linear resampling of the part of the volume that the patch needs.
+    """Crop random patches of a case, near the organ or anywhere in the body, with random spatial augmentation.
+
+    Rotation, zoom, deformation and flip are one linear resampling of the part of the volume that the patch needs.
 
     Args:
         keys: images (1, X, Y, Z) in HU, and label maps (1, X, Y, Z).
-        label_key: the one of them that is a label map; the organ is where it is not 0.
+        label_key: the key that is a label map; the organ is where it is not 0.
         patch_size: voxels, three.
         spacing: of the model grid, mm, three; rotations are rotations in mm.
-        positive, negative: of ``positive + negative`` patches, so many lie around a voxel of the organ, which may be
-            anywhere within the middle half of the patch (nearer to its side at the volume's border), and so many around
-            one of the body.
-        num_samples: patches per case; a list of so many items is given.
+        pos, neg: ratio of patches around a voxel of the organ to patches around any voxel of the body. The voxel of the
+            organ is anywhere within the middle half of the patch, or nearer to its side at the border of the volume.
+        num_samples: patches per case; the result is a list of that length.
         rotate: largest angle about each axis, radians.
         scale: largest zoom, a share; 0.2 is from 1/1.2 to 1.2 times the size. Each axis may differ by a quarter of it.
-        elastic: standard deviation of the displacement, mm, of points 32 mm apart, between which it is linear.
-        elastic_prob: how many patches are bent.
-        flip_prob: how many are mirrored left to right, which makes another patient with organs on the other side.
-        num_classes: classes of the target with the background, the first ones of the label map: higher ones are other
-            organs, around which no patch is looked for. None: all are the target.
-        flow: pairs of a distance and a standard deviation, mm, of the moves that `random_flow` makes of the body.
-        organ_shift, organ_scale: of every organ of the label map beside its neighbours, see `random_flow`.
-        flow_prob: how many patches are deformed so.
-        cut_prob: how many end within the patch, above or below, as a scan does: air from there on.
+        elastic: standard deviation of the displacement, mm, of control points 32 mm apart, interpolated linearly.
+        elastic_prob: share of patches with elastic deformation.
+        flip_prob: share of patches mirrored left to right, with organs on the other side.
+        num_classes: number of target classes with the background, the first of the label map: higher ones are other
+            organs, near which no patches are centred. None: all are the target.
+        flow: pairs of a distance and a standard deviation, mm; ``scales`` of `random_flow`.
+        organ_shift, organ_scale: of every organ of the label map, see `random_flow`.
+        flow_prob: share of patches with such a flow.
+        cut_prob: share of patches in which the scan ends above or below: air from there on.
 
     Returns:
         Per item float32 images (1, *patch_size), air outside the volume, and uint8 labels (nearest voxel).
@@ -62,8 +62,8 @@ class RandPatchd(Randomizable, MapTransform):
         label_key: Hashable,
         patch_size: Sequence[int],
         spacing: Sequence[float],
-        positive: float = 1.0,
-        negative: float = 1.0,
+        pos: float = 1.0,
+        neg: float = 1.0,
         num_samples: int = 1,
         rotate: float = 0.0,
         scale: float = 0.0,
@@ -81,8 +81,8 @@ class RandPatchd(Randomizable, MapTransform):
         super().__init__(keys, allow_missing_keys)
         if len(patch_size) != 3 or min(patch_size) < 1:
             raise ConfigError(f"patch_size must be three numbers of voxels, got {patch_size}")
-        if positive < 0 or negative < 0 or positive + negative == 0:
-            raise ConfigError(f"positive and negative must be shares of the patches, got {positive} and {negative}")
+        if pos < 0 or neg < 0 or pos + neg == 0:
+            raise ConfigError(f"pos and neg must be shares of the patches, got {pos} and {neg}")
         if min(rotate, scale, elastic) < 0:
             raise ConfigError(f"rotate, scale and elastic must not be negative, got {rotate}, {scale} and {elastic}")
         if num_samples < 1:
@@ -94,7 +94,7 @@ class RandPatchd(Randomizable, MapTransform):
         self.spacing = np.array(ensure_tuple_rep(spacing, 3), dtype=np.float64)
         if self.spacing.min() <= 0:
             raise ConfigError(f"spacing must be positive, mm, got {spacing}")
-        self.positive_share = positive / (positive + negative)
+        self.pos_share = pos / (pos + neg)
         self.num_samples = num_samples
         self.rotate = rotate
         self.scale = scale
@@ -139,9 +139,9 @@ class RandPatchd(Randomizable, MapTransform):
         return out
 
     def _centre(self, data: Mapping[Hashable, Any], organ: np.ndarray, shape: np.ndarray) -> np.ndarray:
-        """The voxel in the middle of the patch, so that the patch lies in the volume where it can."""
+        """Draw the centre of the patch, so that the patch lies in the volume if possible."""
         patch = np.array(self.patch_size)
-        if self.R.random_sample() < self.positive_share and len(organ):
+        if self.R.random_sample() < self.pos_share and len(organ):
             voxel = np.array(np.unravel_index(organ[self.R.randint(len(organ))], shape))
             centre = voxel + self.R.uniform(-0.25, 0.25, 3) * patch
         else:
@@ -159,7 +159,7 @@ class RandPatchd(Randomizable, MapTransform):
         return voxel
 
     def _motion(self) -> np.ndarray:
-        """(3, 3): from steps of the patch's voxels to steps of the volume's, rotation and zoom in mm."""
+        """Draw a matrix (3, 3) from voxels of the patch to voxels of the volume: rotation, zoom and flip in mm."""
         x, y, z = self.R.uniform(-self.rotate, self.rotate, 3)
         flip = -1.0 if self.R.random_sample() < self.flip_prob else 1.0
         whole = self.R.uniform(-1, 1)
@@ -168,7 +168,7 @@ class RandPatchd(Randomizable, MapTransform):
         return np.diag(1 / self.spacing) @ turn @ np.diag(zoom * self.spacing * [flip, 1.0, 1.0])
 
     def _bend(self) -> Tensor | None:
-        """Displacement in voxels of control points (3, x, y, z) from edge to edge of the patch; None: straight."""
+        """Draw the displacement in voxels of control points (3, x, y, z) from edge to edge of the patch, or None."""
         if self.R.random_sample() >= self.elastic_prob or self.elastic == 0:
             return None
         points = np.maximum(np.rint(np.array(self.patch_size) * self.spacing / 32), 2).astype(int) + 1
@@ -176,12 +176,12 @@ class RandPatchd(Randomizable, MapTransform):
         return torch.from_numpy(moves.astype(np.float32))
 
     def _flow(self, label: Tensor, centre: np.ndarray, motion: np.ndarray) -> Tensor | None:
-        """Displacement in voxels of the volume of points four voxels of the patch apart (3, x, y, z)."""
+        """Draw the displacement in the volume, voxels, of points (3, x, y, z) four patch voxels apart, or None."""
         if self.flow_prob == 0 or self.R.random_sample() >= self.flow_prob:
             return None
         size = np.array(self.patch_size)
         points = np.maximum(-(-size // _FLOW_STEP), 2)
-        step = (size - 1) / (points - 1)  # voxels of the patch; the outermost points lie on its edges
+        step = (size - 1) / (points - 1)  # voxels of the patch; the outermost points are on its edges
         organs = None
         if self.organ_shift > 0 or self.organ_scale > 0:
             organs = _sample(label, tuple(points.tolist()), centre, motion * step, None, nearest=True)
@@ -192,7 +192,7 @@ class RandPatchd(Randomizable, MapTransform):
         return torch.einsum("ij,jxyz->ixyz", turn, flow)
 
     def _cut(self) -> slice | None:
-        """The planes of the patch that lie beyond the scan's end; at most its half."""
+        """Draw the planes of the patch beyond the end of the scan, at most half of it, or None."""
         if self.cut_prob == 0 or self.R.random_sample() >= self.cut_prob:
             return None
         planes = self.patch_size[2]
@@ -212,7 +212,7 @@ def _sample(
     bend: Tensor | None,
     nearest: bool,
 ) -> Tensor:
-    """The patch (*size) around ``centre`` of a volume (X, Y, Z): its voxel o is at centre + motion @ (o - middle)."""
+    """Sample a patch (*size) of a volume (X, Y, Z), with its voxel o at centre + motion @ (o - middle)."""
     middle = (np.array(size) - 1) / 2
     shift = centre - motion @ middle
     reach = [0.0, 0.0, 0.0] if bend is None else [float(b.abs().max()) for b in bend]
@@ -221,10 +221,10 @@ def _sample(
     last = np.ceil(corners.max(axis=1) + reach).astype(int) + 1
     inside = [slice(max(a, 0), min(b, n)) for a, b, n in zip(first, last, volume.shape, strict=True)]
     background = 0.0 if nearest else AIR_HU
-    box = volume[inside[0], inside[1], inside[2]].to(torch.float32) - background  # beyond the volume grid_sample sees 0
-    if 1 in box.shape:  # along one voxel grid_sample knows no beyond: a plane of it makes two
+    box = volume[inside[0], inside[1], inside[2]].to(torch.float32) - background  # grid_sample pads with 0
+    if 1 in box.shape:  # along an axis of one voxel grid_sample does not pad: add a plane
         box = F.pad(box, [pad for n in reversed(box.shape) for pad in (0, int(n == 1))])
-    # grid_sample takes positions as x of the last axis first, -1 and 1 the centres of the outermost voxels.
+    # grid_sample takes positions in reverse order of axes, -1 and 1 at the centres of the outermost voxels.
     n = np.array(box.shape)
     unit = 2 / (n - 1)
     start = np.array([side.start for side in inside])
@@ -248,7 +248,7 @@ def _sample(
 
 
 def _corners(shift: np.ndarray, motion: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Where the corners of the patch lie in the volume (3, 8)."""
+    """Return the positions (3, 8) of the corners of the patch in the volume."""
     ends = [(0, n - 1) for n in size]
     steps = np.array([(x, y, z) for x in ends[0] for y in ends[1] for z in ends[2]], dtype=np.float64)
     return shift[:, None] + motion @ steps.T

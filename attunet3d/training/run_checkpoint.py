@@ -1,4 +1,4 @@
-"""What a run leaves behind: its best and its last weights, and all that it needs to go on."""
+"""Checkpoints of a run: its best and final weights, and its state to resume from."""
 
 from __future__ import annotations
 
@@ -31,29 +31,28 @@ BEST, FINAL, STATE, PREVIOUS = "model.pt", "model_final.pt", "last.pt", "previou
 
 
 class RunCheckpoint:
-    """Saves and resumes a run; a handler for the trainer, after validation. `average` and `history` follow with it.
+    """Saves and resumes a run; a handler for the trainer, after validation, that attaches `average` and `history` too.
 
-    ``model.pt``: averaged weights with the best key metric in validation, or the final ones where nothing was
-    validated. ``model_final.pt``: averaged weights at the end. ``last.pt``: the state of the run, every ``interval``
-    epochs; the one before it stays as ``previous.pt``, to go on from where ``last.pt`` is damaged. Each is written
-    whole and then renamed into its place: a run may be killed at any time.
+    ``model.pt``: averaged weights with the best key metric in validation, or the final ones without validation.
+    ``model_final.pt``: averaged weights at the end. ``last.pt``: the state of the run, every ``interval`` epochs; the
+    previous one is kept as ``previous.pt``, in case ``last.pt`` is damaged. Writes are atomic: a run may be killed at
+    any time.
 
-    Nothing random need be saved: every epoch starts from a seed of its own.
+    No random state is saved: every epoch has its own seed.
 
     Args:
         save_dir: folder for the files.
         network, optimizer, lr_scheduler, average, history: the parts of the state.
-        evaluator: the one whose key metric chooses the best weights.
+        evaluator: its key metric chooses the best weights.
         interval: epochs between two states; 0 saves none.
-        resume: go on from ``last.pt``, if there is one.
+        resume: resume from ``last.pt``, if there is one.
         seed: of the run.
         rank: this process; only the first one writes.
-        cases: of the training and, if any, of the validation; by their names and what they are on the model grid it is
-            known whether a state is of this run.
-        recipe: goes into the files of weights, see `attunet3d.config.recipe`.
+        cases: of training and validation; their names and contents on the model grid identify the run of a state.
+        recipe: saved with the weights, see `attunet3d.config.recipe`.
 
     Raises, in training:
-        CheckpointError: ``last.pt`` is no state of this network, optimizer, seed and these cases.
+        CheckpointError: ``last.pt`` does not fit the network, the optimizer, the seed and the cases.
         ConfigError: ``resume`` is not a bool.
         OutputError: one of the files cannot be written.
     """
@@ -91,10 +90,10 @@ class RunCheckpoint:
         self.recipe = recipe
         self.best: float | None = None
         self._validated: float | None = None
-        self._damaged = False  # last.pt is, and must not take the place of the good one before it
+        self._damaged = False  # last.pt is damaged, and must not replace the intact previous.pt
 
     def attach(self, engine: Engine) -> None:
-        """Follow a trainer, with the average and the history before it."""
+        """Attach the average, the history and this handler to a trainer."""
         self.average.attach(engine)
         self.history.attach(engine)
         engine.add_event_handler(Events.STARTED, self._start)
@@ -107,7 +106,7 @@ class RunCheckpoint:
     def _start(self, engine: Engine) -> None:
         if self.rank == 0:
             make_folder(self.save_dir)
-            for name in (BEST, FINAL, STATE, TABLE):  # of a run that was killed while it wrote
+            for name in (BEST, FINAL, STATE, TABLE):  # left by a run that was killed while writing
                 for left in self.save_dir.glob(f".tmp-*-{name}"):
                     with suppress(OSError):
                         left.unlink()
@@ -121,11 +120,11 @@ class RunCheckpoint:
             raise CheckpointError(f"{self.save_dir}: processes resume from different epochs: put it where all can read")
 
     def _seed_epoch(self, engine: Engine) -> None:
-        """Dropout and the like: the same in a run that was resumed, another in each process."""
+        """Seed dropout and the like: as in a run that was not interrupted, different in each process."""
         torch.manual_seed((self.seed * 1_000_003 + engine.state.epoch) * 1009 + self.rank)
 
     def _take_metric(self, engine: Engine) -> None:
-        # Weights of which the metric is not defined are worse than any others.
+        # Weights whose metric is undefined are worse than any others.
         value = float(engine.state.metrics[engine.state.key_metric_name])
         self._validated = value if math.isfinite(value) else -math.inf
 
@@ -143,7 +142,7 @@ class RunCheckpoint:
             self._save_weights(BEST)
 
     def _save_weights(self, name: str) -> None:
-        # From a GPU they could only be read where there is one.
+        # Tensors saved from a GPU could not be loaded without one.
         weights = {key: value.cpu() for key, value in self.average.network.state_dict().items()}
         self._save(name, weights, self.recipe)
 
@@ -171,14 +170,14 @@ class RunCheckpoint:
             self._damaged = self._damaged and name != STATE
 
     def _load_optimizer(self, optimizer: dict[str, Any], lr_scheduler: dict[str, Any]) -> None:
-        """Moments and epoch from the state; learning rate, weight decay, ... as they are set for this run."""
+        """Load moments and epoch from the state; keep learning rate, weight decay, ... of this run."""
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         rates = self.lr_scheduler.base_lrs
         groups = [
             {**own, "params": group["params"]} for own, group in zip(settings, optimizer["param_groups"], strict=True)
         ]
         self.optimizer.load_state_dict({"state": optimizer["state"], "param_groups": groups})
-        # All else that it holds would become an attribute, whatever its name.
+        # load_state_dict would make an attribute of each of its items.
         self.lr_scheduler.last_epoch = lr_scheduler["last_epoch"]
         self.lr_scheduler.base_lrs = rates
         for group, values, rate, factor in zip(
@@ -204,19 +203,19 @@ class RunCheckpoint:
         logger.info("resumed after epoch %d of %d", state["epoch"], engine.state.max_epochs)
 
     def _read_state(self) -> tuple[Path, dict[str, Any]]:
-        """The last state that is whole, and its file."""
+        """Return the last intact state, and its file."""
         path, previous = self.save_dir / STATE, self.save_dir / PREVIOUS
         try:
             return path, _read(path)
         except CheckpointError as error:
             if not previous.is_file():
                 raise
-            logger.warning("%s; the run goes on from %s", error, PREVIOUS)
+            logger.warning("%s; resuming from %s", error, PREVIOUS)
             self._damaged = True
         return previous, _read(previous)
 
     def _check_cases(self, path: Path, before: Any) -> None:
-        """That the run goes on with what it began with: it would be judged, or taught, by something else."""
+        """Check that the cases are those that the run began with."""
         if [name for name, _ in before] != [name for name, _ in self._states]:
             raise CheckpointError(f"{path}: the run has other cases; resume it with its datalist and fold")
         names = [os.path.basename(case["image"]) for cases in self.cases for case in cases.data]
@@ -229,14 +228,14 @@ class RunCheckpoint:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    cure = "start again, in another folder or without the file"
+    hint = "start again, in another folder or without the file"
     if not path.is_file():
-        raise CheckpointError(f"{path}: is missing; {cure}")
+        raise CheckpointError(f"{path}: is missing; {hint}")
     try:
-        state = read_tensors(path, cure)
+        state = read_tensors(path, hint)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: not the state of a run: {str(error).removeprefix(f'{path}: ')}") from error
     wrong = misfit(state)
     if wrong is not None:
-        raise CheckpointError(f"{path}: not the state of a run, or of another version of attunet3d ({wrong}); {cure}")
+        raise CheckpointError(f"{path}: not the state of a run, or of another version of attunet3d ({wrong}); {hint}")
     return dict(state)

@@ -1,4 +1,4 @@
-"""What a run's state may hold: whatever else is in its file would only be met epochs later, or changes the run."""
+"""Validation of a run's state: invalid content would fail only epochs later, or change the run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from attunet3d.checkpoint import is_plain_tensor
 
 _MOST_STEPS = 10**12
 _MOMENTS = {"exp_avg", "exp_avg_sq", "momentum_buffer"}
-_ADAM = ("step", "exp_avg", "exp_avg_sq")  # without which its step fails
+_ADAM = ("step", "exp_avg", "exp_avg_sq")  # required by its step
 
 
 def misfit(state: Any) -> str | None:
-    """The part of a state that is not as a run writes it; None where all are.
+    """Return the name of an invalid part of a state, or None if all are valid.
 
-    Whether its tensors fit the network and the optimizer is for those to say.
+    Whether its tensors fit the network and the optimizer is not checked here.
     """
     if not isinstance(state, dict) or set(state) != set(_PARTS):
         return "its parts"
@@ -27,7 +27,7 @@ def misfit(state: Any) -> str | None:
 
 
 def optimizer_fits(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a sound optimizer's state has its groups, and of each parameter only tensors of its shape."""
+    """Whether a valid state has the groups of an optimizer, and tensors of the shape of each parameter."""
     groups = optimizer.param_groups
     if [len(group["params"]) for group in state["param_groups"]] != [len(group["params"]) for group in groups]:
         return False
@@ -80,7 +80,7 @@ def _is_places(value: Any) -> bool:
 
 
 def _is_moment(item: tuple[Any, Any]) -> bool:
-    """Of a parameter: tensors, or a number of steps; None is what SGD has without momentum."""
+    """Whether an item of a parameter's state is a tensor or a number of steps; SGD without momentum has None."""
     name, value = item
     if not isinstance(value, Tensor):
         return isinstance(name, str) and (value is None or _is_count(value))

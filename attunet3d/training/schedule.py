@@ -1,4 +1,4 @@
-"""The learning rate over the epochs."""
+"""Learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def warmup_polynomial(optimizer: Optimizer, warmup_epochs: int, max_epochs: int, power: float = 0.9) -> LambdaLR:
-    """Linear rise over ``warmup_epochs``, then (1 - share of the rest) ** power: nnU-Net's decay after a warm-up.
+    """Return a schedule with linear warm-up, then nnU-Net's polynomial decay (1 - progress) ** power.
 
-    Stepped once an epoch. Gates have no normalization inside: too large a first step closes them for good.
+    It is stepped once per epoch. Gates have no normalization inside: too large a first step closes them for good.
     """
 
     def factor(epoch: int) -> float:

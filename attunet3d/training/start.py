@@ -1,4 +1,4 @@
-"""What a training starts with: weights, and the optimizer of them."""
+"""Start of training: initial weights and the optimizer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _OPTIMIZERS: dict[str, type[Optimizer]] = {"AdamW": torch.optim.AdamW, "Adam": t
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
-    """Torch's class of an optimizer: "AdamW" or "Adam".
+    """Return torch's class of an optimizer: "AdamW" or "Adam".
 
     Raises:
-        ConfigError: another name.
+        ConfigError: the name is neither.
     """
     if name not in _OPTIMIZERS:
         raise ConfigError(f"optimizer_name {name!r} is not known: use {', '.join(_OPTIMIZERS)}")
@@ -32,13 +32,13 @@ def optimizer_class(name: str) -> type[Optimizer]:
 def load_initial_weights(
     network: nn.Module, checkpoint: str | Path, bundle_root: str | Path, recipe: Mapping[str, Any]
 ) -> None:
-    """Load the weights that a training starts from; where it sees CTs otherwise than they did, a warning is logged.
+    """Load the weights to start training from, and log a warning if their recipe differs in how CTs are read.
 
     Args:
-        network: gets them.
-        checkpoint: a file; "bundled" for the weights of the bundle; or "", and the network stays as it is.
+        network: to load them into.
+        checkpoint: a file, "bundled" for the weights of the bundle, or "" to load none.
         bundle_root: the bundle's folder.
-        recipe: of the training.
+        recipe: of this training.
 
     Raises:
         CheckpointError: the file cannot be read, or its weights belong to another network.

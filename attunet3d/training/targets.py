@@ -1,4 +1,4 @@
-"""The classes that a network is for, and those that nobody drew in a case."""
+"""Target classes, and classes that are not annotated in a case."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from monai.transforms import MapTransform
 
 from attunet3d.errors import ConfigError
 
-MOST_CLASSES = 30  # bits of an int32, without the sign and background's
+MOST_CLASSES = 30  # bits of an int32, without the sign and that of background
 
 
 class TargetClassesd(MapTransform):
-    """Of logits (C, X, Y, Z) the first channels, of a label map (1, X, Y, Z) the first classes; others are background.
+    """Keep the first channels of logits (C, X, Y, Z) and the first classes of label maps (1, X, Y, Z); others become 0.
 
     Args:
-        keys: items of either kind, told apart by whether their values are whole numbers.
+        keys: logits and label maps, distinguished by their dtype and number of channels.
         num_classes: of the target, with the background.
     """
 
@@ -36,19 +36,18 @@ class TargetClassesd(MapTransform):
 
 
 class UnlabelledClassesd(MapTransform):
-    """Of cases in which not every organ was drawn: background becomes "background, or one of those".
+    """Mark background as unknown in cases in which not every organ is annotated: it may be one of the others.
 
-    Such a voxel's label is minus the sum of 2^c over the classes c that were not drawn, so that a loss can leave them
-    out, see `DiceCELoss`. What was drawn keeps its class: no organ lies in another one. Cases that name nothing are
-    labelled in full, and keep their label as it is.
+    The label of such a voxel is minus the sum of 2^c over the classes c that are not annotated, for `DiceCELoss`.
+    Annotated voxels keep their class. Cases without a list are fully annotated and are not changed.
 
     Args:
         keys: label maps (1, X, Y, Z) of class numbers; they become int32.
-        classes: names of the classes from 1 on; several may have one name.
-        labelled: key of a case's list of the names that were drawn.
+        classes: names of the classes from 1 on; several may have the same name.
+        labelled: key of the list of annotated names of a case.
 
     Raises:
-        ConfigError: there are more classes than bits; in use, a case names something that is no class.
+        ConfigError: there are more classes than bits; or, when called, a case names an unknown class.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class UnlabelledClassesd(MapTransform):
 
 
 def unlabelled_bits(labelled: Sequence[str], classes: Sequence[str]) -> int:
-    """Bit c for each class c, from 1 on, that is not among ``labelled``. Raises ConfigError for names of no class."""
+    """Return bit c for each class c, from 1 on, that is not in ``labelled``. Raises ConfigError for unknown names."""
     unknown = sorted(set(labelled) - set(classes))
     if unknown:
         raise ConfigError(f'"labelled" names {", ".join(unknown)}; the classes are {", ".join(dict.fromkeys(classes))}')

@@ -1,4 +1,4 @@
-"""Resampling to the network's grid and back, and what is done to masks on the way."""
+"""Resampling to the model grid and back, and operations on masks and labels."""
 
 import lazy_loader
 

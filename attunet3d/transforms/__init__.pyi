@@ -3,6 +3,7 @@ from .grid import Grid as Grid
 from .grid import model_grid as model_grid
 from .monai_transforms import ClassMapd as ClassMapd
 from .monai_transforms import FromModelGridd as FromModelGridd
+from .monai_transforms import KeepLargestConnectedComponentd as KeepLargestConnectedComponentd
 from .monai_transforms import LargestComponentd as LargestComponentd
 from .monai_transforms import PlaceOnImaged as PlaceOnImaged
 from .monai_transforms import SelectLabelsd as SelectLabelsd

@@ -1,4 +1,4 @@
-"""Labels that would teach or judge nothing, found where they are read anyway."""
+"""Check label maps where they are read: implausible ones would spoil training or evaluation."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from attunet3d.transforms.monai_transforms import grid_of
 
 logger = logging.getLogger(__name__)
 
-_CURE = (
-    '; say in the datalist what is pancreas ("pancreas_labels": [{found}], or fewer), and what other values are '
+_HINT = (
+    '; state in the datalist what is pancreas ("pancreas_labels": [{found}], or fewer), and what other values are '
     '("labels": {"2": "..."})'
 )
-_LACK = (
+_HINT_IF_EMPTY = (
     '; correct the label or "pancreas_labels", or, to train on a case without pancreas, add "negative": true to its '
     "entry in the datalist"
 )
 
 
 class CheckLabeld(MapTransform):
-    """Check label maps as `attunet3d prepare` does: their values, and that the pancreas lies in the body. What is odd
-    and no error is logged.
+    """Check label maps as `attunet3d prepare` does: their values, and that the pancreas lies in the body.
 
-    A case with a true "negative", or with a "labelled" that does not name it, must be without; others must have some.
+    What is suspicious but no error is logged. A case must contain pancreas, unless its "negative" is true or its
+    "labelled" does not name it: then it must not.
 
     Args:
         keys: label maps (1, X, Y, Z) of integers, on the voxels of the image.
         pancreas: label values, or lists of them.
-        organs: label values by the names of other organs.
-        named: values that are something else.
+        organs: label values of other organs, by name.
+        named: values of other structures.
         image: key of the image (1, X, Y, Z) in HU.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        UnsupportedImageError: a label that cannot be that of its image.
-        ConfigError: ``pancreas`` are no label values.
+        UnsupportedImageError: a label does not fit its image.
+        ConfigError: ``pancreas`` are not label values.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CheckLabeld(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image = image
-        self.values = LabelValues.of(pancreas, organs, named, cure=_CURE, lack=_LACK)
+        self.values = LabelValues.of(pancreas, organs, named, hint=_HINT, lack=_HINT_IF_EMPTY)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 
 from attunet3d.errors import ConfigError
+from attunet3d.transforms.boxes import bounding_box
 
 
 def keep_largest_component(mask: torch.Tensor, share: float = 1.0) -> None:
     """Set all but the largest connected component (26 neighbours) of a class map (X, Y, Z) to 0, in place.
 
-    With a ``share`` below 1, components of at least this share of the largest one's voxels are kept too: weights that
-    have seen few cases find an organ in pieces.
+    With ``share`` below 1, components with at least this share of the voxels of the largest one are kept too: networks
+    trained on few cases find an organ in pieces.
 
     Raises:
         ConfigError: ``share`` is not above 0 and at most 1.
@@ -23,7 +24,7 @@ def keep_largest_component(mask: torch.Tensor, share: float = 1.0) -> None:
     box = bounding_box(mask)
     if box is None:
         return
-    # Only the box that holds foreground: component labels take 4 bytes a voxel.
+    # Only the box of the foreground: component labels take 4 bytes per voxel.
     part = np.ascontiguousarray(mask[box].cpu().numpy())
     foreground = (part > 0).astype(np.uint8)
     if share == 1:
@@ -34,20 +35,3 @@ def keep_largest_component(mask: torch.Tensor, share: float = 1.0) -> None:
         voxels[0] = 0
         keep = (voxels >= share * voxels.max())[components]
     mask[box] = torch.from_numpy(part * keep).to(mask)
-
-
-def bounding_box(mask: torch.Tensor) -> tuple[slice, slice, slice] | None:
-    """The smallest box of a mask (X, Y, Z) that holds every voxel that is not 0, or None if there is none."""
-    # Along the axes as they lie in memory, whole planes first: seconds become milliseconds in a long CT.
-    order = sorted(range(3), key=lambda axis: -mask.stride(axis))
-    part = mask.permute(order)
-    box = [slice(0, n) for n in mask.shape]
-    for dim, axis in enumerate(order):
-        others = [other for other in range(3) if other != dim]
-        # amax, unlike sum, makes no wider copy of the mask.
-        hit = torch.nonzero(part.amax(dim=others)).flatten()
-        if hit.numel() == 0:
-            return None
-        box[axis] = slice(int(hit[0]), int(hit[-1]) + 1)
-        part = part.narrow(dim, box[axis].start, box[axis].stop - box[axis].start)
-    return box[0], box[1], box[2]

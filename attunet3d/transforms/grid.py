@@ -1,4 +1,4 @@
-"""Voxel grids in the patient.
+"""Voxel grids in patient space.
 
 Arrays are (..., X, Y, Z); an affine maps voxel indices (voxel centres) to RAS+ millimetres.
 """
@@ -14,32 +14,30 @@ from attunet3d.errors import ConfigError
 
 
 def voxel_ml(affine: np.ndarray) -> float:
-    """The volume of a voxel, mL, of an affine in mm."""
+    """Return the volume of a voxel in mL, for an affine in mm."""
     return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
 
 
-# Two grids count as aligned when treating them so moves no sample by more than this (voxels of the source).
+# Two grids count as aligned if this moves no sample by more than so many voxels of the source.
 ALIGNED_TOLERANCE = 1e-3
-
-
 _SPACINGS = (0.01, 1000.0)  # mm
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A voxel grid in the patient: its shape (X, Y, Z) and its affine, voxel index -> RAS+ mm (4x4, float64)."""
+    """A voxel grid in patient space: shape (X, Y, Z), and affine, voxel index -> RAS+ mm (4x4, float64)."""
 
     shape: tuple[int, int, int]
     affine: np.ndarray
 
 
 def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Grid:
-    """The RAS+ grid with axes along the patient's and the given spacing (mm) that covers ``source`` to its voxel edges.
+    """Return the axis-aligned RAS+ grid of a spacing (mm) that covers ``source`` up to its voxel edges.
 
-    It is centred on ``source``, so that no side is favoured. Oblique and sheared sources get their bounding box.
+    It is centred on ``source``. An oblique or sheared source is covered by its bounding box.
 
     Raises:
-        ConfigError: the spacing is no length in mm that a grid can have.
+        ConfigError: the spacing is out of range.
     """
     step = np.broadcast_to(np.asarray(spacing, dtype=np.float64), (3,))
     least, most = _SPACINGS
@@ -49,7 +47,7 @@ def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Gri
     corners = np.array([(x, y, z, 1.0) for x in sides[0] for y in sides[1] for z in sides[2]])
     edges = (corners @ np.asarray(source.affine, dtype=np.float64).T)[:, :3]
     low, high = edges.min(axis=0), edges.max(axis=0)
-    # The slack (voxels) keeps rounding in the affine, float32 in NIfTI, from adding a voxel to an exact fit.
+    # The tolerance (voxels) keeps rounding errors of the affine, float32 in NIfTI, from adding a voxel to an exact fit.
     shape = np.maximum(np.ceil((high - low) / step - ALIGNED_TOLERANCE).astype(int), 1)
     affine = np.diag([*step, 1.0])
     affine[:3, 3] = (low + high) / 2 - (shape - 1) / 2 * step
@@ -57,7 +55,7 @@ def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Gri
 
 
 def crop(grid: Grid, box: Sequence[slice]) -> Grid:
-    """The grid of the voxels ``box`` of ``grid``."""
+    """Return the grid of the voxels ``box`` of ``grid``."""
     affine = np.array(grid.affine, dtype=np.float64)
     affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
     shape = tuple(s.stop - s.start for s in box)
@@ -65,13 +63,13 @@ def crop(grid: Grid, box: Sequence[slice]) -> Grid:
 
 
 def is_oblique(source: Grid, target: Grid) -> bool:
-    """Whether the axes of two grids are turned, or sheared, against each other: resampling then takes more memory."""
+    """Whether two grids are rotated or sheared relative to each other: resampling then takes more memory."""
     to_source = np.linalg.inv(np.asarray(source.affine, np.float64)) @ np.asarray(target.affine, np.float64)
     return aligned_axes(to_source, target.shape) is None
 
 
 def aligned_axes(to_source: np.ndarray, shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
-    """For each target axis the source axis it runs along, or None if the grids are rotated or sheared."""
+    """Return the source axis along which each target axis runs, or None if the grids are rotated or sheared."""
     linear = to_source[:3, :3]
     axes = np.abs(linear).argmax(axis=0)
     if len(set(axes.tolist())) < 3:

@@ -1,4 +1,4 @@
-"""What a label map may hold, and whether it can be the label of its CT: the checks of `prepare`, for every verb."""
+"""Checks of label maps: their values, and whether they fit their CT."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attunet3d.errors import ConfigError, UnsupportedImageError
+from attunet3d.transforms.boxes import bounding_box
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Pancreas, with its fat, vessels, cysts and tumours, in any phase; a few voxels of a mask may be gas or a metal stent.
+# Pancreas, with its fat, vessels, cysts and tumours, in any phase; some voxels may be gas or a metal stent.
 BODY_HU = (-150, 300)
 MIN_IN_BODY = 0.9
 PLAUSIBLE_ML = (10.0, 300.0)
@@ -22,16 +23,19 @@ _MOST_LISTED = 12
 
 @dataclass(frozen=True)
 class LabelValues:
-    """What the values of a label map mean.
+    """The meaning of the values of a label map.
 
-    `pancreas` are those that count as pancreas; `allowed` is what may be in a file, None for anything. `cure` ends the
-    message about another value ("{found}" in it stands for those that are not 0), `lack` that about a missing pancreas;
-    `arguments` are those that both name.
+    Attributes:
+        pancreas: values that count as pancreas.
+        allowed: values that a file may contain; None: any.
+        hint: end of the error message about other values; "{found}" in it is replaced by those that are not 0.
+        lack: end of the error message about a missing pancreas.
+        arguments: arguments that both name.
     """
 
     pancreas: tuple[int, ...]
     allowed: frozenset[int] | None
-    cure: str = ""
+    hint: str = ""
     lack: str = ""
     arguments: tuple[str, ...] = ()
 
@@ -40,43 +44,45 @@ class LabelValues:
         pancreas: Sequence[Any],
         organs: Mapping[str, Sequence[int]] | None = None,
         named: Iterable[int] = (),
-        cure: str = "",
+        hint: str = "",
         lack: str = "",
     ) -> LabelValues:
-        """The values of a label map whose pancreas is ``pancreas``: label values, or lists of them for several classes.
+        """Derive them from the values of the pancreas: label values, or lists of them for several classes.
 
-        Where those are 1, or 1 and 2, and so on, a file has nothing besides but what ``organs`` (label values by name)
-        or ``named`` explain. Other values, as the 7 of TotalSegmentator, are one among those of other organs, which
-        are not asked for.
+        If these are 1, or 1 and 2, and so on, a file may contain no other values than those of ``organs`` (label values
+        by name) and ``named``. Otherwise, as with the 7 of TotalSegmentator, it may contain any organs.
 
         Raises:
-            ConfigError: a value is no label value.
+            ConfigError: a value is not a label value.
         """
         chosen = [value for entry in pancreas for value in (entry if isinstance(entry, Sequence) else [entry])]
         if not chosen or not all(type(value) is int and 1 <= value <= 255 for value in chosen):
             raise ConfigError(f"values that count as pancreas must be integers from 1 to 255, got {list(pancreas)}")
         alone = set(chosen) == set(range(1, len(set(chosen)) + 1))
         others = {value for values in (organs or {}).values() for value in values} | set(named)
-        return LabelValues(tuple(chosen), frozenset({0, *chosen, *others}) if alone else None, cure, lack)
+        return LabelValues(tuple(chosen), frozenset({0, *chosen, *others}) if alone else None, hint, lack)
 
 
 def check_values(path: str | Path, label: np.ndarray, values: LabelValues, may_lack: bool = False) -> list[str]:
-    """Whether a label map (X, Y, Z) of integers holds what it should; what to say of it, if it does.
+    """Check the values of a label map.
 
     Args:
         path: its file, for messages.
         label: uint8 (X, Y, Z).
-        values: what its values mean.
-        may_lack: it may be without any voxel of the pancreas, which is then said.
+        values: the meaning of its values.
+        may_lack: return a warning, instead of raising, if there is no pancreas.
+
+    Returns:
+        Warnings.
 
     Raises:
-        UnsupportedImageError: a value that nothing explains, or no voxel of the pancreas.
+        UnsupportedImageError: an unexpected value, or no voxel of the pancreas.
     """
     found = values_in(label)
     if values.allowed is not None and not values.allowed.issuperset(found):
         expected = ", ".join(map(str, sorted(values.allowed)))
-        cure = values.cure.replace("{found}", ",".join(str(value) for value in found if value))
-        message = f"{path}: holds the values {_listed(found)}, not {expected}{cure}"
+        hint = values.hint.replace("{found}", ",".join(str(value) for value in found if value))
+        message = f"{path}: holds the values {_listed(found)}, not {expected}{hint}"
         raise UnsupportedImageError(message, arguments=values.arguments)
     if set(found).intersection(values.pancreas):
         return []
@@ -90,21 +96,24 @@ def check_values(path: str | Path, label: np.ndarray, values: LabelValues, may_l
 
 
 def values_in(label: np.ndarray) -> list[int]:
-    """The values of a label map, uint8 (X, Y, Z), in order."""
-    # Slice by slice: bincount widens what it counts to int64.
+    """Return the values of a label map, uint8 (X, Y, Z), in ascending order."""
+    # Slice by slice: bincount converts its input to int64.
     counts = sum(np.bincount(label[:, :, k].ravel(order="K"), minlength=256) for k in range(label.shape[2]))
     return [int(value) for value in np.flatnonzero(counts)]
 
 
 def check_place(path: str | Path, label: np.ndarray, hu: np.ndarray, values: LabelValues, voxel_ml: float) -> list[str]:
-    """Whether a pancreas lies where one can lie; what to say of it, if it does.
+    """Check whether the pancreas of a label map is plausible in its CT.
 
     Args:
         path: the label's file, for messages.
         label: uint8 (X, Y, Z), with a voxel of the pancreas.
         hu: the CT, on the same voxels.
-        values: what the label's values mean.
-        voxel_ml: the volume of a voxel, mL.
+        values: the meaning of the values.
+        voxel_ml: volume of a voxel, mL.
+
+    Returns:
+        Warnings.
 
     Raises:
         UnsupportedImageError: too much of it lies in air, lung or bone.
@@ -124,19 +133,15 @@ def check_place(path: str | Path, label: np.ndarray, hu: np.ndarray, values: Lab
 
 
 def share_in_body(hu: np.ndarray, mask: np.ndarray) -> float:
-    """Share of a mask's voxels, from 0 to 1, with the HU of a pancreas and its surroundings: not air, lung or bone."""
-    box = box_of(mask)
+    """Return the share, from 0 to 1, of a mask's voxels with HU of soft tissue or fat, not air, lung or bone.
+
+    It is 0 for an empty mask.
+    """
+    box = bounding_box(mask)
+    if box is None:
+        return 0.0
     inside = hu[box][mask[box]]
     return float(np.mean((inside >= BODY_HU[0]) & (inside <= BODY_HU[1])))
-
-
-def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
-    """The box round a mask that is not empty, wider by ``margin`` voxels where the array goes on."""
-    box = []
-    for axis in range(3):
-        inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        box.append(slice(max(int(inside[0]) - margin, 0), int(inside[-1]) + 1 + margin))
-    return tuple(box)
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""MONAI transforms between a CT's own grid and the network's: everything that may move a voxel."""
+"""MONAI transforms between the grid of a CT and the model grid, and for class maps."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _SOURCE_SHAPE, _SOURCE_AFFINE = "source_shape", "source_affine"
 
 
 def grid_of(image: MetaTensor) -> Grid:
-    """The grid of a channel-first image (C, X, Y, Z).
+    """Return the grid of a channel-first image (C, X, Y, Z).
 
     Raises:
-        GeometryError: it is not a channel-first volume, or has no affine.
+        GeometryError: the image is not a channel-first volume, or has no affine.
     """
     if not isinstance(image, MetaTensor):
         raise GeometryError(f"expected a MetaTensor with an affine, got {type(image).__name__}: use LoadImaged")
@@ -38,10 +38,10 @@ def grid_of(image: MetaTensor) -> Grid:
 
 
 def source_grid(image: MetaTensor) -> Grid:
-    """The grid an image had before `ToModelGridd`.
+    """Return the grid of an image before `ToModelGridd`.
 
     Raises:
-        GeometryError: the image never went through `ToModelGridd`.
+        GeometryError: the image has not gone through `ToModelGridd`.
     """
     if not isinstance(image, MetaTensor) or _SOURCE_SHAPE not in image.meta:
         raise GeometryError("the image has no source grid: ToModelGridd must come before FromModelGridd")
@@ -51,20 +51,20 @@ def source_grid(image: MetaTensor) -> Grid:
 
 
 class ToModelGridd(MapTransform):
-    """Resample images and labels onto one RAS+ grid along the patient's axes.
+    """Resample images and labels onto one RAS+ grid along the axes of the patient.
 
-    The grid is that of the first key; other keys are placed on it by their own affine, so a label whose axes run
-    another way than its image's still lands where it belongs.
+    The grid is derived from the first key; other keys are resampled by their own affine, so that a label may have
+    another orientation than its image.
 
     Args:
         keys: items of shape (1, X, Y, Z) with an affine.
         spacing: mm, one number or three.
-        mode: "linear" for images (float32, air outside), "label" for label maps (uint8, background outside), per key.
+        mode: per key "linear" for images (float32, air outside) or "label" for label maps (uint8, 0 outside).
         antialias: see `resample`.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ConfigError: an unknown mode.
+        ConfigError: the mode is unknown.
         GeometryError: an item is not a channel-first volume.
     """
 
@@ -106,15 +106,15 @@ class ToModelGridd(MapTransform):
 
 
 class FromModelGridd(MapTransform):
-    """Bring logits on the model grid back to the CT's own grid as a class map, slab by slab.
+    """Resample logits from the model grid to the grid of the CT, as a class map, slab by slab.
 
     Args:
         keys: logits (C, X, Y, Z) on the model grid; they become uint8 (1, X, Y, Z) with the CT's shape and affine.
-        source: key of the image that went through `ToModelGridd`.
+        source: key of the image after `ToModelGridd`.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        GeometryError: the image never went through `ToModelGridd`, or the logits are not of its size.
+        GeometryError: the image has not gone through `ToModelGridd`, or the logits are of another size.
     """
 
     def __init__(self, keys: KeysCollection, source: str = "image", allow_missing_keys: bool = False) -> None:
@@ -138,8 +138,9 @@ class FromModelGridd(MapTransform):
 
 
 class PlaceOnImaged(MapTransform):
-    """Turn label maps (1, X, Y, Z) to the axes of their image, exactly: nothing is resampled. A header that differs by
-    less than a tenth of a voxel is taken for the image's, and that is logged.
+    """Bring label maps (1, X, Y, Z) to the orientation of their image, without resampling.
+
+    Headers that differ by less than a tenth of a voxel are treated as equal, with a warning.
 
     Args:
         keys: label maps with an affine.
@@ -170,12 +171,12 @@ class PlaceOnImaged(MapTransform):
 
 
 class SelectLabelsd(MapTransform):
-    """Label values to classes (uint8, same grid): ``[1, 2]`` makes one class of both, ``[[1], [2]]`` two classes.
+    """Map label values to classes (uint8, same grid): ``[1, 2]`` is one class, ``[[1], [2]]`` are two.
 
-    Class 1 is what is listed first; all other values become 0, the background.
+    Classes are numbered from 1 in the order of the list; all other values become 0, the background.
 
     Raises:
-        ConfigError: ``values`` is empty, mixes values and lists, or gives a value to two classes.
+        ConfigError: ``values`` is empty, mixes values and lists, or has a value twice.
     """
 
     def __init__(
@@ -203,12 +204,12 @@ class SelectLabelsd(MapTransform):
         return d
 
 
-class LargestComponentd(MapTransform):
+class KeepLargestConnectedComponentd(MapTransform):
     """Keep the largest connected component (26 neighbours) of each class map (1, X, Y, Z); an empty one stays empty.
 
     Args:
         keys: class maps.
-        share: of the largest component's voxels that others need to be kept too; 1: only the largest.
+        share: components with at least this share of the voxels of the largest are kept too; 1: only the largest.
     """
 
     def __init__(self, keys: KeysCollection, share: float = 1.0, allow_missing_keys: bool = False) -> None:
@@ -223,8 +224,11 @@ class LargestComponentd(MapTransform):
         return d
 
 
+LargestComponentd = KeepLargestConnectedComponentd  # bundles up to 0.7.0 name it so
+
+
 class ClassMapd(MapTransform):
-    """Logits (C, X, Y, Z) -> class map uint8 (1, X, Y, Z) on the same grid; one channel is the foreground's logit."""
+    """Logits (C, X, Y, Z) -> class map uint8 (1, X, Y, Z) on the same grid; C = 1 is the logit of the foreground."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -234,5 +238,5 @@ class ClassMapd(MapTransform):
 
 
 def _meta_without_affine(image: MetaTensor) -> dict[str, Any]:
-    """A copy of the metadata for an image on another grid, which brings its own affine."""
+    """Copy the metadata without the affine, for an image on another grid."""
     return {key: value for key, value in image.meta.items() if key != "affine"}

@@ -1,4 +1,4 @@
-"""A label map laid over its CT: the same voxels, whatever order and direction they are stored in."""
+"""Bring a label map to the orientation of its CT: the same voxels, stored in another order or direction."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from attunet3d.errors import GeometryError
 
-# Corresponding voxel centres this far apart (mm) are at one place: float32 affines and DICOM's decimal strings differ
-# by less. Up to a share of a voxel they still belong together: programs write headers with few digits.
+# Corresponding voxel centres coincide if they are at most this far apart (mm): float32 affines and DICOM's decimal
+# strings differ by less. Up to a share of a voxel they still belong together: programs write headers with few digits.
 _SAME_PLACE_MM = 0.01
 MOST_VOXELS_APART = 0.1
 
@@ -17,17 +17,17 @@ MOST_VOXELS_APART = 0.1
 def place_on(
     label: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target_affine: np.ndarray, what: str
 ) -> np.ndarray:
-    """A label map with its axes permuted and flipped to those of another grid; exact, nothing is resampled.
+    """Permute and flip the axes of a label map to those of another grid, without resampling.
 
     Args:
-        label: (X, Y, Z) on a grid of its own.
-        affine: that grid's, voxel to RAS+ mm.
-        shape: of the grid to place it on.
-        target_affine: that grid's, voxel to RAS+ mm.
-        what: the two in words, target first, for messages: ``"a.nii.gz and b.nii.gz"``.
+        label: (X, Y, Z) on its own grid.
+        affine: of that grid, voxel to RAS+ mm.
+        shape: of the target grid.
+        target_affine: of the target grid, voxel to RAS+ mm.
+        what: names of the two, target first, for messages: ``"a.nii.gz and b.nii.gz"``.
 
     Returns:
-        A view of ``label``, of the shape ``shape``.
+        A view of ``label`` with the shape ``shape``.
 
     Raises:
         GeometryError: the two grids do not have the same voxels in the patient, to within a tenth of a voxel.
@@ -49,7 +49,7 @@ def place_on(
 
 
 def little_apart(shape: tuple[int, ...], affine: np.ndarray, target_affine: np.ndarray, what: str) -> str:
-    """What to say of a label map that `place_on` takes although the headers differ; "" where they do not.
+    """Return a warning if the headers differ by little, so that `place_on` still accepts them; else "".
 
     Args:
         shape: of the label map as it is stored.
@@ -58,11 +58,11 @@ def little_apart(shape: tuple[int, ...], affine: np.ndarray, target_affine: np.n
     distance, voxels = _apart(shape, affine, target_affine)
     if distance <= _SAME_PLACE_MM:
         return ""
-    return f"{what} lie {distance:.2f} mm ({voxels:.2f} voxels) apart by their headers: taken as at one place"
+    return f"{what} lie {distance:.2f} mm ({voxels:.2f} voxels) apart according to their headers: treated as aligned"
 
 
 def _apart(shape: tuple[int, ...], affine: np.ndarray, target_affine: np.ndarray) -> tuple[float, float]:
-    """How far, in mm and in voxels of the target, the corners of a grid lie from those that they are laid on."""
+    """Return the largest distance of corresponding grid corners, in mm and in voxels of the target."""
     turn = io_orientation(np.linalg.inv(target_affine) @ affine)
     turned_affine = affine @ inv_ornt_aff(turn, shape)
     turned_shape = np.array(shape)[np.argsort(turn[:, 0])]

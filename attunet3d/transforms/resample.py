@@ -1,12 +1,12 @@
 """Linear resampling between voxel grids in patient space, slab by slab.
 
-Conventions: arrays are (..., X, Y, Z); an affine maps voxel indices (voxel centres) to RAS+ millimetres. A voxel covers
-half a voxel on each side of its centre: inside that extent values are held constant beyond the outermost centres,
-outside it the fill value is taken. Only one slab is ever held in floating point, whatever the volume's size.
+Conventions: arrays are (..., X, Y, Z); an affine maps voxel indices (voxel centres) to RAS+ millimetres. A volume
+extends half a voxel beyond the outermost voxel centres: within that extent values are constant, outside it the fill
+value is used. Only one slab at a time is held in floating point, whatever the size of the volume.
 
-Linear interpolation looks at the two nearest voxels, however coarse the target: what lies between them is lost, and
-noise stays. With ``antialias`` each value on a coarser target is the mean over all voxels that are nearer than one of
-its own steps, with weights that fall linearly to 0 there. Where the target is as fine, both are the same.
+Linear interpolation uses the two nearest voxels, however coarse the target: voxels between them are lost, and noise
+remains. With ``antialias`` each value on a coarser target is the mean over all voxels within one target step, with
+weights that decrease linearly to 0 there. If the target is not coarser, both are the same.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from attunet3d.transforms.grid import ALIGNED_TOLERANCE, Grid, aligned_axes, crop
 
-AIR_HU = -1024.0  # outside the scanned field
+AIR_HU = -1024.0  # outside the field of view
 # Lower and upper neighbour of each position, and the upper one's weight.
 Taps = tuple[Tensor, Tensor, Tensor]
-# Shares of two classes that differ by less are equal but for rounding.
+# Shares of two classes that differ by less are equal up to rounding.
 _TIE = 1e-4
 
 
@@ -37,7 +37,7 @@ def resample_slabs(
         source: the grid of ``volume``.
         target: the grid to sample on.
         fill: value outside the source volume.
-        antialias: take the mean where the target is coarser; along the source's axes where the grids are rotated.
+        antialias: average where the target is coarser; along the axes of the source if the grids are rotated.
         slab: planes of the target's last axis per step.
 
     Yields:
@@ -57,7 +57,7 @@ def resample_slabs(
 
 
 def resample_image(volume: Tensor, source: Grid, target: Grid, *, fill: float, antialias: bool = False) -> Tensor:
-    """``volume`` (..., X, Y, Z) resampled linearly onto ``target``, float32."""
+    """Resample ``volume`` (..., X, Y, Z) linearly onto ``target``; float32."""
     out = torch.empty((*volume.shape[:-3], *target.shape), dtype=torch.float32, device=volume.device)
     for planes, values in resample_slabs(volume, source, target, fill=fill, antialias=antialias):
         out[..., planes] = values
@@ -65,10 +65,10 @@ def resample_image(volume: Tensor, source: Grid, target: Grid, *, fill: float, a
 
 
 def resample_label(label: Tensor, source: Grid, target: Grid, *, antialias: bool = False) -> Tensor:
-    """Integer label map (X, Y, Z) on ``target``: each voxel takes the class with the largest linear share, uint8.
+    """Resample an integer label map (X, Y, Z) onto ``target``, uint8: each voxel gets the class of the largest share.
 
-    Two classes give the half-way surface of linear interpolation. Grids whose spacings are multiples of each other put
-    whole planes of voxels exactly on it (1 mm slices on a 2 mm grid do): every other one of those goes to the
+    With two classes the surface is that at half of the linear interpolation. If the spacings are multiples of each
+    other, as 1 mm slices on a 2 mm grid, whole planes of voxels lie exactly on it: every other voxel of those becomes
     background, so that neither the volume nor the centroid moves.
     """
     classes = [int(value) for value in torch.unique(label) if value != 0]
@@ -95,12 +95,12 @@ def class_map(logits: Tensor) -> Tensor:
 def mask_from_logits(logits: Tensor, source: Grid, target: Grid) -> Tensor:
     """Logits (C, X, Y, Z) on the model grid, or on a box of it -> class map on ``target``, uint8, 0 outside the box.
 
-    C = 1 is the logit of the foreground against the background; C >= 2 takes the largest. With two classes only their
-    difference is resampled: linear interpolation and subtraction commute.
+    C = 1 is the logit of the foreground; with C >= 2 the largest wins. With two classes only their difference is
+    resampled: linear interpolation and subtraction commute.
     """
     if logits.shape[0] == 2:
         logits = logits[1:2] - logits[0:1]
-    # Zero logits outside the grid: never foreground, since ties go to the background.
+    # Logits of 0 outside the grid are background, as ties are.
     return _to_bytes(logits, source, target, class_map)
 
 
@@ -113,8 +113,8 @@ def bytes_from_shares(shares: Tensor, source: Grid, target: Grid) -> Tensor:
 
 
 def _to_bytes(volume: Tensor, source: Grid, target: Grid, convert: Callable[[Tensor], Tensor]) -> Tensor:
-    """``volume`` (..., X, Y, Z) resampled onto ``target``, each slab made uint8 (X, Y, n) by ``convert``; outside 0."""
-    # In Fortran order, as files hold volumes; numpy's zeros take no memory until something is written.
+    """Resample ``volume`` (..., X, Y, Z) onto ``target``; ``convert`` makes each slab uint8 (X, Y, n); 0 outside."""
+    # Fortran order, as in files; numpy's zeros take no memory until they are written to.
     out = torch.from_numpy(np.zeros(target.shape, dtype=np.uint8, order="F")).to(volume.device)
     box = _covered(source, target)
     part = out[box]
@@ -126,11 +126,11 @@ def _to_bytes(volume: Tensor, source: Grid, target: Grid, convert: Callable[[Ten
 
 
 def _covered(source: Grid, target: Grid) -> tuple[slice, slice, slice]:
-    """The box of ``target`` that holds every voxel whose centre lies in ``source``."""
+    """Return the box of ``target`` with every voxel whose centre lies in ``source``."""
     sides = [(-0.5, n - 0.5) for n in source.shape]
     corners = np.array([(x, y, z, 1.0) for x in sides[0] for y in sides[1] for z in sides[2]])
     index = (np.linalg.inv(target.affine) @ source.affine @ corners.T)[:3]
-    # One voxel to spare: positions at the very edge count as inside.
+    # A margin of one voxel: positions on the edge count as inside.
     first = np.clip(np.floor(index.min(axis=1)) - 1, 0, target.shape).astype(int)
     last = np.clip(np.ceil(index.max(axis=1)) + 2, first, target.shape).astype(int)
     return slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2])
@@ -141,7 +141,7 @@ def _is_inside(position: Tensor, size: int) -> Tensor:
 
 
 def _neighbours(position: Tensor, size: int) -> Taps:
-    """Lower and upper neighbour (int64), and the upper one's weight (float32); at the borders the outermost voxel."""
+    """Return lower and upper neighbour (int64) and the weight of the upper one (float32); clamped at the borders."""
     position = position.clamp(0, size - 1)
     lower = position.floor().clamp(max=max(size - 2, 0))
     weight = (position - lower).to(torch.float32)
@@ -150,14 +150,14 @@ def _neighbours(position: Tensor, size: int) -> Taps:
 
 
 def _mean_weights(position: Tensor, size: int, step: float) -> Tensor:
-    """Weights (size, positions), float32, of the mean over the voxels nearer than ``step`` to each position."""
+    """Return weights (size, positions), float32, of the mean over the voxels nearer than ``step`` to each position."""
     distance = (torch.arange(size, dtype=torch.float64)[:, None] - position.clamp(0, size - 1)).abs()
     weights = (1 - distance / step).clamp(min=0)
     return (weights / weights.sum(dim=0)).to(torch.float32)
 
 
 def _weighted(values: Tensor, dim: int, taps: Taps | Tensor) -> Tensor:
-    """Each position along ``dim``: between two neighbours, or as a weighted mean of all voxels there; float32."""
+    """Sample positions along ``dim``, between two neighbours or as a weighted mean of all voxels; float32."""
     if isinstance(taps, Tensor):
         values, weights = values.to(torch.float32), taps.to(values.device)
         if dim == values.ndim - 1:
@@ -176,7 +176,7 @@ def _along(dim: int, values: Tensor) -> list[int]:
 
 
 def _shrunk(volume: Tensor, source: Grid, steps: np.ndarray, fill: float) -> tuple[Tensor, Grid]:
-    """``volume`` as means along its own axes, on a grid that is coarser by ``steps`` where they are more than 1."""
+    """Downsample ``volume`` by means along its own axes, to a grid that is coarser by ``steps`` where they exceed 1."""
     steps = np.maximum(steps, 1.0)
     shape = tuple(int(n) for n in np.maximum(np.ceil(np.array(source.shape) / steps - ALIGNED_TOLERANCE), 1))
     to_source = np.diag([*steps, 1.0])
@@ -194,10 +194,10 @@ def _sample_separable(
     fill: float,
     antialias: bool = False,
 ) -> Tensor:
-    # Worked on as (..., Z, Y, X): so files and readers hold CTs, and index_select then moves whole planes and rows.
+    # As (..., Z, Y, X), the memory order of CTs from files: index_select then copies whole planes and rows.
     first = volume.ndim - 3
     values = volume.permute(*range(first), *(first + axis for axis in reversed(axes)))
-    centre = (np.asarray(shape) - 1) / 2  # the small off-axis terms count at the middle, where they err least
+    centre = (np.asarray(shape) - 1) / 2  # small off-axis terms are evaluated at the centre, where the error is least
     samples: list[tuple[float, int, Taps | Tensor]] = []
     outside: list[Tensor] = []
     for axis in range(3):
@@ -211,14 +211,14 @@ def _sample_separable(
         if not bool(inside.all()):
             outside.append(~inside.view(_along(dim, values)).to(values.device))
         reach = step if antialias else 1.0
-        if axis == 2:  # of the source only the planes that the slab needs
+        if axis == 2:  # only the planes of the source that the slab needs
             nearest = position.clamp(0, size - 1)
             low = max(math.floor(float(nearest.min()) - reach), 0)
             high = min(math.ceil(float(nearest.max()) + reach), size - 1)
             values, position, size = values.narrow(dim, low, high - low + 1), position - low, high - low + 1
         taps = _mean_weights(position, size, step) if reach > 1 + ALIGNED_TOLERANCE else _neighbours(position, size)
         samples.append((shape[axis] / volume.shape[axes[axis] - 3], dim, taps))
-    # The axis that shrinks most comes first: the others have less to do.
+    # The axis that shrinks most comes first: it leaves the others less work.
     for _, dim, taps in sorted(samples, key=lambda sample: sample[0]):
         values = _weighted(values, dim, taps)
     for mask in outside:

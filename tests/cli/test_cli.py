@@ -241,7 +241,7 @@ def test_usage_errors_exit_with_2(run: Run, segment: Run, write_phantom: Callabl
         (segment(ct, "-o", tmp_path / "out", "--set", "device=cpu"), "option of its own"),
         (segment(ct, "-o", tmp_path / "out", "--set", "max_epochs=3"), "inference config"),
         (segment(ct, "-o", tmp_path / "out", "--set", "sw_batch_size=0"), "at least 1"),
-        (segment(ct, "-o", tmp_path / "out", "-c", bad_preset), "not a preset"),
+        (segment(ct, "-o", tmp_path / "out", "-c", bad_preset), "the preset cannot be read"),
         (run("segment", ct, "-o", tmp_path / "out", "--checkpoint", tmp_path / "no.pt"), "no such checkpoint"),
         (run("segment", ct, "-o", tmp_path / "out", "-c", "nope"), "no preset"),
         (run("segment", ct, "-o", tmp_path / "out", "--set", "overlap"), "ID=VALUE"),

@@ -255,7 +255,7 @@ def test_allowed_code_runs(run: Run, here: Path, tiny_checkpoint: Path) -> None:
             code, _, stderr = run(*verb, *way, "--allow-code")
             assert (code, "none.json" in stderr) == (2, True)
             Path("ran").rmdir()
-    with pytest.raises(ConfigError, match="is no torch module"):
+    with pytest.raises(ConfigError, match="is not a torch module"):
         Segmenter(tiny_checkpoint, "cpu", network_def={"_target_": "os.mkdir", "path": "ran"}, allow_code=True)
     Path("ran").rmdir()
 
@@ -370,30 +370,30 @@ MERGES = "a: &a {k: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1 or ''}, *a{n -
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (BOMB, "more than 10000 values, with what its aliases stand for"),
-        (MERGES, "more than 10000 values, with what its aliases stand for"),
-        ("overlap: &a [*a]", "the alias *a stands for nothing, or for what it is a part of"),
-        ("overlap: *nothing", "the alias *nothing stands for nothing"),
+        (BOMB, "more than 10000 values, with its aliases expanded"),
+        (MERGES, "more than 10000 values, with its aliases expanded"),
+        ("overlap: &a [*a]", "the alias *a has no anchor, or is a part of its own value"),
+        ("overlap: *nothing", "the alias *nothing has no anchor"),
         ("overlap: " + "[" * 5000, "nested more than 50 deep"),
         ("overlap: " + "[" * 200 + "]" * 200, "nested more than 50 deep"),
         ("- " * 3000 + "x", "nested more than 50 deep"),
         ("overlap: " + "{a: " * 3000, "nested more than 50 deep"),
         ("overlap: [" + "1, " * 20_000 + "1]", "more than 10000 values"),
         ("overlap: " + "1" * 200_000, "more than 100000 characters"),
-        (b"overlap: \xff\xfe", "not a preset that can be read"),
-        ("overlap: 0.5".encode("utf-16"), "not a preset that can be read"),
-        (b"overlap: \0", "not a preset that can be read"),
-        ("overlap: 2001-13-45", "not a preset that can be read"),
-        ("overlap: !!int x", "not a preset that can be read"),
-        ("overlap: !!bool x", "not a preset that can be read"),
-        ("overlap: !!timestamp x", "not a preset that can be read"),
-        ("overlap: !!int ''", "not a preset that can be read"),
-        ("overlap: " + "9" * 5000, "not a preset that can be read"),
+        (b"overlap: \xff\xfe", "the preset cannot be read"),
+        ("overlap: 0.5".encode("utf-16"), "the preset cannot be read"),
+        (b"overlap: \0", "the preset cannot be read"),
+        ("overlap: 2001-13-45", "the preset cannot be read"),
+        ("overlap: !!int x", "the preset cannot be read"),
+        ("overlap: !!bool x", "the preset cannot be read"),
+        ("overlap: !!timestamp x", "the preset cannot be read"),
+        ("overlap: !!int ''", "the preset cannot be read"),
+        ("overlap: " + "9" * 5000, "the preset cannot be read"),
         ("overlap: 0x" + "f" * 5000, "a number of 20000 bits"),  # Python reads it, and prints it in no message
         ("? 0b" + "1" * 5000 + "\n: 1", "a number of 5000 bits"),
         ("overlap: 1" + ":1" * 2000, "a number of 11814 bits"),
-        ("overlap: !!python/object/apply:os.mkdir [ran]", "not a preset that can be read"),
-        ("--- \na: 1\n--- \na: 2", "not a preset that can be read"),
+        ("overlap: !!python/object/apply:os.mkdir [ran]", "the preset cannot be read"),
+        ("--- \na: 1\n--- \na: 2", "the preset cannot be read"),
         ("[" * 40 + "]" * 40, "a preset is a mapping of ids to values"),
     ],
 )

@@ -100,7 +100,7 @@ def test_torch_reads_the_weights_as_if_it_were_not_there(odd: Path) -> None:
 def test_the_bundles_weights_have_theirs() -> None:
     assert read_recipe(bundled_weights()) == make_recipe(inference_values())
     said: list[str] = []
-    patients = inference_values((), {"checkpoint": bundled_weights().with_name("patients.pt")}, say=said.append)
+    patients = inference_values((), {"checkpoint": bundled_weights().with_name("patients.pt")}, warn=said.append)
     for key, value in inference_values(["patients"]).items():
         if key in RECIPE_IDS and key != "network_def":
             assert patients[key] == value, key
@@ -190,7 +190,7 @@ def test_a_contradiction_is_said_and_what_is_given_wins(
 )
 def test_contradictions_by_id(odd: Path, given: dict[str, Any], words: str) -> None:
     said: list[str] = []
-    values = inference_values((), {"checkpoint": odd, **given}, say=said.append)
+    values = inference_values((), {"checkpoint": odd, **given}, warn=said.append)
     assert said == ([f"odd.pt: used with other values than it was trained with: {words}"] if words else [])
     assert values["network_def"]["channels"] == values["channels"], "the network follows the id"
 
@@ -214,9 +214,9 @@ def test_weights_without_a_recipe_are_taken_with_a_word(
 
 def test_a_preset_is_taken_for_that_of_the_training(bare_checkpoint: Path, preset: Path) -> None:
     said: list[str] = []
-    values = inference_values([preset], {"checkpoint": bare_checkpoint}, say=said.append)
+    values = inference_values([preset], {"checkpoint": bare_checkpoint}, warn=said.append)
     assert (said, values["spacing"]) == ([], ODD["spacing"])
-    inference_values([], {"checkpoint": bare_checkpoint.with_name("none.pt")}, say=said.append)
+    inference_values([], {"checkpoint": bare_checkpoint.with_name("none.pt")}, warn=said.append)
     assert said == [], "who loads it says that it is not there"
 
 

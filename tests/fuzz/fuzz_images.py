@@ -78,7 +78,7 @@ class Labels:
     def run(self, kind: str, folder: Path) -> str:
         """See `Target`."""
         notes: list[str] = []
-        found = score(folder / self._sound[kind].name, self._reference, say=notes.append)
+        found = score(folder / self._sound[kind].name, self._reference, warn=notes.append)
         if not (np.isnan(found["dice"]) or 0 <= found["dice"] <= 1):
             raise Fault(f"Dice {found['dice']}")
         return " ".join(notes)

@@ -21,28 +21,28 @@ SHAPES = [
     ((3, 1, 17, 17, 17), (16, 16, 16), 2),  # one voxel more than the window
     ((1, 2, 13, 40, 10), (5, 9, 10), 7),  # windows of odd sizes
 ]
-KINDS = [  # classes, difference
+KINDS = [  # classes, single_logit
     pytest.param(1, True, id="one channel"),
-    pytest.param(2, True, id="the difference of two classes"),
+    pytest.param(2, True, id="single logit of two classes"),
     pytest.param(2, False, id="both of two classes"),
     pytest.param(3, True, id="three classes"),
 ]
 
 
-@pytest.mark.parametrize(("classes", "difference"), KINDS)
+@pytest.mark.parametrize(("classes", "single_logit"), KINDS)
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.6])
 @pytest.mark.parametrize(("shape", "roi", "sw_batch_size"), SHAPES)
 def test_gives_what_monai_gives(
-    shape: tuple[int, ...], roi: tuple[int, ...], sw_batch_size: int, overlap: float, classes: int, difference: bool
+    shape: tuple[int, ...], roi: tuple[int, ...], sw_batch_size: int, overlap: float, classes: int, single_logit: bool
 ) -> None:
     network = small_network(shape[1], classes)
-    ours = SlidingWindowInferer(roi, sw_batch_size, overlap, difference=difference)
+    ours = SlidingWindowInferer(roi, sw_batch_size, overlap, single_logit=single_logit)
     theirs = monai.inferers.SlidingWindowInferer(roi, sw_batch_size, overlap, mode="gaussian")
     x = noise(*shape)
     with torch.no_grad():
         found, expected = ours(x, network), theirs(x, network)
         assert not torch.allclose(network(x), expected, atol=1e-2)  # windows make a difference here
-    if difference and classes == 2:
+    if single_logit and classes == 2:
         expected = expected[:, 1:] - expected[:, :1]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -50,7 +50,7 @@ def test_gives_what_monai_gives(
 @pytest.mark.parametrize("sigma_scale", [0.125, 0.3])
 def test_window_of_one_number_and_sigma_scale_are_monais(sigma_scale: float) -> None:
     network, x = small_network(), noise(1, 1, 20, 25, 18)
-    ours = SlidingWindowInferer(12, 2, 0.5, sigma_scale=sigma_scale, difference=False)
+    ours = SlidingWindowInferer(12, 2, 0.5, sigma_scale=sigma_scale, single_logit=False)
     theirs = monai.inferers.SlidingWindowInferer(12, 2, 0.5, mode="gaussian", sigma_scale=sigma_scale)
     with torch.no_grad():
         torch.testing.assert_close(ours(x, network), theirs(x, network), rtol=1e-4, atol=1e-4)
@@ -106,7 +106,7 @@ def test_a_bare_network_runs_as_if_it_had_been_prepared() -> None:
     inferer = SlidingWindowInferer(16, overlap=0.5, precision="bf16", backend="torch")
     with torch.no_grad():
         found = inferer(x, network)
-        expected = inferer(x, prepare(network, "cpu", "bf16", backend="torch", difference=True).eval())
+        expected = inferer(x, prepare(network, "cpu", "bf16", backend="torch", single_logit=True).eval())
         assert torch.equal(found, expected)
         assert not torch.equal(found, SlidingWindowInferer(16, overlap=0.5)(x, network))  # as it is, in float32
         # Weights that are loaded later count, as does another network.

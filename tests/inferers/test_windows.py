@@ -100,19 +100,19 @@ def test_every_window_that_is_run_holds_something_above_the_threshold(scene: Sce
         assert scene.tissue[(b, *place)].any()
 
 
-@given(scene=scenes(), channels=st.integers(1, 3), difference=st.booleans())
+@given(scene=scenes(), channels=st.integers(1, 3), single_logit=st.booleans())
 @examples
 def test_logits_are_foreground_where_windows_were_run_and_background_elsewhere(
-    scene: Scene, channels: int, difference: bool
+    scene: Scene, channels: int, single_logit: bool
 ) -> None:
     """Of a network that says foreground everywhere: so the map shows where it was asked."""
-    scene.window.difference = difference
+    scene.window.single_logit = single_logit
     logits = scene.window(scene.image, Foreground(channels))
     plan = scene.window.plan(scene.image)
     expected = torch.zeros_like(scene.tissue)
     inside = (slice(None), *plan.box)
     expected[inside] = reached(scene.image, plan)[inside]
-    assert logits.shape[1] == (1 if channels == 2 and difference else channels)
+    assert logits.shape[1] == (1 if channels == 2 and single_logit else channels)
     assert torch.equal(is_foreground(logits), expected)
     assert logits.dtype == torch.float32
 
@@ -253,7 +253,7 @@ def test_skipped_voxels_are_background_whatever_the_number_of_channels(
     x = torch.zeros(1, 1, 32, 32, 32)
     window = tuple(slice(16 * c, 16 * c + 16) for c in corner)
     x[(0, 0, *window)] = 1.0
-    logits = SlidingWindow((16, 16, 16), overlap=0.0, skip_below=0.0, difference=False)(x, Foreground(channels))
+    logits = SlidingWindow((16, 16, 16), overlap=0.0, skip_below=0.0, single_logit=False)(x, Foreground(channels))
     assert logits.shape == (1, channels, 32, 32, 32)
     assert torch.equal(is_foreground(logits)[0], x[0, 0] > 0)
 
@@ -270,7 +270,9 @@ def test_each_volume_of_a_batch_is_judged_by_itself() -> None:
     assert mask[1, :, :, 16:].all()
 
 
-@pytest.mark.parametrize(("channels", "difference", "given"), [(1, True, 1), (2, True, 1), (2, False, 2), (5, True, 5)])
+@pytest.mark.parametrize(
+    ("channels", "single_logit", "given"), [(1, True, 1), (2, True, 1), (2, False, 2), (5, True, 5)]
+)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -282,11 +284,11 @@ def test_each_volume_of_a_batch_is_judged_by_itself() -> None:
 )
 @pytest.mark.parametrize("size", [(20, 20, 20), (5, 40, 7)])
 def test_nothing_but_air_is_background(
-    size: tuple[int, ...], settings: dict[str, Any], channels: int, difference: bool, given: int
+    size: tuple[int, ...], settings: dict[str, Any], channels: int, single_logit: bool, given: int
 ) -> None:
     """Whatever the network says; one window is run to learn how many channels it has."""
     network = Recording(Foreground(channels))
-    window = SlidingWindow((16, 16, 16), difference=difference, **settings)
+    window = SlidingWindow((16, 16, 16), single_logit=single_logit, **settings)
     logits = window(torch.zeros(2, 1, *size), network)
     assert network.batches == [1]
     assert logits.shape == (2, given, *size)

@@ -135,7 +135,7 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
 def test_hostile_files_are_refused(tmp_path: Path, name: str) -> None:
     path = HOSTILE[name](tmp_path / "w.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"w\.safetensors: (damaged \(.+\); copy it again|holds no state)"
+        CheckpointError, match=r"w\.safetensors: (damaged \(.+\); copy it again|contains no state)"
     ) as refused:
         read_weights(path)
     assert len(str(refused.value)) < 500

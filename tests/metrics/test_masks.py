@@ -73,7 +73,7 @@ def test_labels_choose_the_foreground(tmp_path: Path) -> None:
     assert score(prediction, organs, reference_label=7)["dice"] == 1.0
     assert score(organs, prediction, prediction_label=7)["dice"] == 1.0
     said: list[str] = []
-    assert score(organs, prediction, prediction_label=3, say=said.append)["dice"] == 0.0
+    assert score(organs, prediction, prediction_label=3, warn=said.append)["dice"] == 0.0
     assert said == [f"{organs}: an empty mask: no voxel has the value 3; it holds 0, 7"]
     for options in ({"reference_label": 3}, {}, {"reference_label": [1, 2]}):
         with pytest.raises(UnsupportedImageError, match=r"r\.nii\.gz: .*; say which count with reference_label"):
@@ -99,8 +99,8 @@ def test_one_file_twice_and_headers_that_differ_a_little_are_said(tmp_path: Path
     """A tenth of a voxel, of 1 x 2 x 5 mm, and no more."""
     prediction, said = save(tmp_path / "p.nii.gz", [(0, 1, 2)]), []
     (tmp_path / "link.nii.gz").symlink_to(prediction)
-    assert score(prediction, tmp_path / "link.nii.gz", say=said.append)["dice"] == 1.0
-    assert said == [f"{prediction}: is prediction and reference at once"]
+    assert score(prediction, tmp_path / "link.nii.gz", warn=said.append)["dice"] == 1.0
+    assert said == [f"{prediction}: is both prediction and reference"]
     for shift, taken in ((0.45, True), (0.55, False)):
         affine = AFFINE.copy()
         affine[2, 3] += shift
@@ -108,9 +108,9 @@ def test_one_file_twice_and_headers_that_differ_a_little_are_said(tmp_path: Path
         nib.save(nib.Nifti1Image(np.asarray(nib.load(prediction).dataobj), affine), path)
         if taken:
             said.clear()
-            assert score(prediction, path, say=said.append)["dice"] == 1.0
-            assert said == [f"{prediction} and {path} lie 0.45 mm (0.09 voxels) apart by their headers: "
-                            "taken as at one place"]  # fmt: skip
+            assert score(prediction, path, warn=said.append)["dice"] == 1.0
+            assert said == [f"{prediction} and {path} lie 0.45 mm (0.09 voxels) apart according to their headers: "
+                            "treated as aligned"]  # fmt: skip
         else:
             with pytest.raises(GeometryError, match=r"lie 0\.55 mm apart"):
                 score(prediction, path)

@@ -99,9 +99,9 @@ def test_too_small_an_image_is_refused_by_size(kwargs: dict[str, Any], size: tup
         ({"upsample": "nearest"}, "upsample must .* got 'nearest'"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"dropout": -0.1}, r"dropout .* got -0.1"),
-        ({"channels": (16, 10**9)}, "more than 2048 channels"),
-        ({"channels": [4] * 40}, "10 levels or gates is a mistake"),
-        ({"gates_per_skip": 10**9}, "10 levels or gates is a mistake"),
+        ({"channels": (16, 10**9)}, "at most 2048 channels"),
+        ({"channels": [4] * 40}, "at most 2048 channels, and 10 levels and gates per skip"),
+        ({"gates_per_skip": 10**9}, "at most 2048 channels, and 10 levels and gates per skip"),
     ],
 )
 def test_wrong_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:

@@ -74,19 +74,19 @@ def test_logits_are_the_same(config: dict[str, Any], classes: int, split: bool, 
 @configs
 @splits
 @torch.no_grad()
-def test_with_difference_one_channel_is_left_of_two_classes(config: dict[str, Any], split: bool) -> None:
+def test_single_logit_of_two_classes_is_their_difference(config: dict[str, Any], split: bool) -> None:
     net = lively(out_channels=2, **config).double()
     x = image(net).double()
     logits = net(x)
-    assert relative_error(fold(net, difference=True, split=split)(x), logits[:, 1:] - logits[:, :1]) < 1e-9
+    assert relative_error(fold(net, single_logit=True, split=split)(x), logits[:, 1:] - logits[:, :1]) < 1e-9
 
 
 @pytest.mark.parametrize("classes", [1, 3])
 @torch.no_grad()
-def test_difference_leaves_other_numbers_of_classes_as_they_are(classes: int) -> None:
+def test_single_logit_leaves_other_numbers_of_classes_unchanged(classes: int) -> None:
     net = lively(out_channels=classes).double()
     x = image(net).double()
-    assert relative_error(fold(net, difference=True)(x), net(x)) < 1e-9
+    assert relative_error(fold(net, single_logit=True)(x), net(x)) < 1e-9
 
 
 @configs
@@ -107,7 +107,7 @@ def test_nothing_that_inference_does_not_need_is_left(config: dict[str, Any], sp
 def test_the_network_stays_as_it_is(config: dict[str, Any], split: bool) -> None:
     net = lively(**config).train()
     weights, layers = copy.deepcopy(net.state_dict()), str(net)
-    folded = fold(net, difference=True, split=split)
+    folded = fold(net, single_logit=True, split=split)
     assert net.training
     assert all(p.requires_grad for p in net.parameters())
     assert str(net) == layers
@@ -122,8 +122,8 @@ def test_the_network_stays_as_it_is(config: dict[str, Any], split: bool) -> None
 def test_folding_twice_is_folding_once() -> None:
     net = lively(out_channels=2).double()
     x = image(net).double()
-    once = fold(net, difference=True)(x)
-    assert relative_error(fold(fold(net), difference=True, split=True)(x), once) < 1e-9
+    once = fold(net, single_logit=True)(x)
+    assert relative_error(fold(fold(net), single_logit=True, split=True)(x), once) < 1e-9
 
 
 @torch.no_grad()

@@ -297,7 +297,7 @@ def with_value(name: str, value: Tensor) -> Callable[[State], State]:
         (without("attentionblock3.gate_block_1.theta.weight"), "lacks attentionblock3.gate_block_1.theta.weight"),
         (without("up_concat1.conv.conv2.1.running_var"), "lacks up_concat1.conv.conv2.1.running_var"),
         (without("final.bias"), "lacks final.bias"),
-        (with_value("attentionblock1.psi", torch.zeros(1)), "has attentionblock1.psi besides"),
+        (with_value("attentionblock1.psi", torch.zeros(1)), "has the unexpected key attentionblock1.psi"),
         (
             with_value("dsv2.dsv.0.weight", torch.zeros(2, 9, 1, 1, 1)),
             r"dsv2.dsv.0.weight is \(2, 9, 1, 1, 1\), not \(2, 8, 1, 1, 1\)",

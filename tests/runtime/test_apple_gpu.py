@@ -101,7 +101,7 @@ def test_what_torch_does_wrong_there_is_noticed(
         return conv(self, x) * (1.5 if isinstance(x, OnGPU) else 1.0)
 
     monkeypatch.setattr(torch.nn.Conv3d, "forward", wrong)
-    with pytest.raises(ConfigError, match='does not run the network rightly there; use device "cpu"'):
+    with pytest.raises(ConfigError, match='this torch computes the network wrongly there; use device "cpu"'):
         Segmenter(tiny_checkpoint, **TINY)
 
 

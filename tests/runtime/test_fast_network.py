@@ -1,9 +1,9 @@
-"""Device and precision, and the fast form of a network: checked before it is trusted."""
+"""Device and precision, and the variants of a network for inference: tested before they are used."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,10 +17,11 @@ from attunet3d.checkpoint import load_weights
 from attunet3d.config.changes import inference_values
 from attunet3d.errors import ConfigError, MemoryLimitError
 from attunet3d.networks.folding import fold
-from attunet3d.runtime import fast_network
+from attunet3d.runtime import fast_network, openvino, torch_variants
 from attunet3d.runtime.device import choose_device, choose_precision
 from attunet3d.runtime.fast_network import FastNetwork, MixedPrecision, prepare
 from attunet3d.runtime.loading import build_network
+from attunet3d.runtime.variants import TOLERANCE, Run, Variant, VariantBuilder
 
 CPU = torch.device("cpu")
 # float32 sums in another order, over some 500 terms a layer in some 20 layers.
@@ -102,7 +103,7 @@ def test_in_train_mode_dropout_is_active() -> None:
     assert torch.equal(network(x), network(x))
 
 
-# --- the fast form
+# --- variants for inference
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
@@ -114,22 +115,22 @@ def test_fast_network_computes_the_same(precision: str, tolerance: float, classe
     for size in ((33, 20, 16), (16, 16, 16), (17, 48, 31)):
         assert_same(network(image(*size)), net(image(*size)), tolerance)
     assert isinstance(network, FastNetwork)
-    assert network.form == {"fp32": "torch float32", "bf16": "torch bfloat16"}[precision]
+    assert str(network.variant) == {"fp32": "torch float32", "bf16": "torch bfloat16"}[precision]
 
 
 @pytest.mark.parametrize("training", [True, False])
 @torch.no_grad()
-def test_difference_is_that_of_the_two_classes_in_either_mode(training: bool) -> None:
+def test_single_logit_is_the_difference_of_the_two_classes_in_either_mode(training: bool) -> None:
     net = small().train(training)
-    network = prepare(net, "cpu", "fp32", backend="torch", difference=True).train(training)
+    network = prepare(net, "cpu", "fp32", backend="torch", single_logit=True).train(training)
     logits = net(image())
     assert_same(network(image()), logits[:, 1:] - logits[:, :1], FP32_TOLERANCE)
 
 
 @torch.no_grad()
-def test_networks_of_others_give_their_difference_too() -> None:
+def test_single_logit_of_a_third_party_network() -> None:
     net = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.Conv3d(4, 2, 1)).eval()
-    network = prepare(net, "cpu", "fp32", backend="torch", difference=True).eval()
+    network = prepare(net, "cpu", "fp32", backend="torch", single_logit=True).eval()
     logits = net(image())
     assert_same(network(image()), logits[:, 1:] - logits[:, :1], FP32_TOLERANCE)
 
@@ -153,7 +154,7 @@ def test_weights_loaded_later_take_effect(tmp_path: Path, already_run: bool) -> 
 
 
 @torch.no_grad()
-def test_the_fast_form_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variant_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     original = FastNetwork._fastest
 
@@ -177,7 +178,7 @@ def test_names_that_do_not_exist_are_refused() -> None:
         build_network({"_target_": "attunet3d.networks.AttentionUNet", "dropout": 2.0})
     with pytest.raises(ConfigError, match=r"network_def cannot be built.*NoSuchNet"):
         build_network({"_target_": "attunet3d.networks.NoSuchNet"}, allow_code=True)
-    with pytest.raises(ConfigError, match="is no torch module"):
+    with pytest.raises(ConfigError, match="is not a torch module"):
         build_network({"_target_": "fractions.Fraction"}, allow_code=True)
     with pytest.raises(ConfigError, match="network_def: expected a mapping of arguments, got int"):
         build_network(5)  # type: ignore[arg-type]
@@ -187,13 +188,13 @@ def test_names_that_do_not_exist_are_refused() -> None:
 def test_a_backend_that_is_not_installed_is_replaced(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fast_network, "is_installed", lambda: False)
+    monkeypatch.setattr(openvino, "is_installed", lambda: False)
     net = small()
     for backend, warned in (("openvino", True), ("auto", False), ("torch", False)):
         caplog.clear()
         network = FastNetwork(net, CPU, torch.float32, backend).eval()
         assert_same(network(image()), net(image()), FP32_TOLERANCE)
-        assert network.form == "torch float32"
+        assert str(network.variant) == "torch float32"
         assert ("OpenVINO is not installed" in caplog.text) == warned
 
 
@@ -219,8 +220,8 @@ class Backend:
 @pytest.fixture
 def backends(monkeypatch: pytest.MonkeyPatch) -> list[Backend]:
     """The backends that are made."""
-    monkeypatch.setattr(fast_network, "is_installed", lambda: True)
-    monkeypatch.setattr(fast_network, "OpenVINONetwork", Backend)
+    monkeypatch.setattr(openvino, "is_installed", lambda: True)
+    monkeypatch.setattr(openvino, "OpenVINONetwork", Backend)
     monkeypatch.setattr(Backend, "made", [])
     return Backend.made
 
@@ -233,7 +234,7 @@ def test_openvino_runs_where_it_is_installed(backends: list[Backend], backend: s
     net = small()
     network = FastNetwork(net, CPU, dtype, backend).eval()
     assert_same(network(image()), net(image()), FP32_TOLERANCE)
-    assert network.form == f"openvino {str(dtype).removeprefix('torch.')}"
+    assert str(network.variant) == f"openvino {str(dtype).removeprefix('torch.')}"
     assert [made.dtype for made in backends] == [dtype]
 
 
@@ -242,8 +243,45 @@ def test_openvino_does_not_run_where_torch_is_asked_for(backends: list[Backend])
     network = FastNetwork(small(), CPU, torch.float32, "torch").eval()
     network(image())
     network.release_memory()  # there is nothing to give back
-    assert network.form == "torch float32"
+    assert str(network.variant) == "torch float32"
     assert backends == []
+
+
+def test_torch_is_split_on_cpus_alone_and_falls_back_to_float32() -> None:
+    def listed(device: str, dtype: torch.dtype) -> list[tuple[str, bool, float]]:
+        found = torch_variants.builders(device, dtype)
+        return [(str(one.variant), one.variant.split, one.tolerance) for one in found]
+
+    exact = [("torch float32", True, 5e-3), ("torch float32, joined", False, 5e-3)]
+    assert listed("cpu", torch.float32) == exact
+    assert listed("cpu", torch.bfloat16) == [
+        ("torch bfloat16", True, 0.05),
+        ("torch bfloat16, joined", False, 0.05),
+        *exact,
+    ]
+    assert listed("cuda", torch.float16) == [("torch float16", False, 0.01), ("torch float32", False, 5e-3)]
+
+
+@torch.no_grad()
+def test_another_backend_takes_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, released = small(), []
+
+    class Int8:
+        def __call__(self, x: Tensor) -> Tensor:
+            result: Tensor = net(x)
+            return result
+
+        def release_memory(self) -> None:
+            released.append(True)
+
+    monkeypatch.setitem(fast_network._BACKENDS, "int8", lambda device_type, dtype: [builder("int8", Int8)])
+    network = FastNetwork(net, CPU, torch.float32, "int8").eval()
+    assert_same(network(image()), net(image()), FP32_TOLERANCE)
+    assert network.variant.backend == "int8"
+    network.release_memory()
+    assert released == [True]
+    with pytest.raises(ConfigError, match="use auto, int8, torch, openvino"):
+        FastNetwork(net, CPU, torch.float32, "int4")
 
 
 @torch.no_grad()
@@ -256,114 +294,120 @@ def test_what_openvino_keeps_is_given_back(backends: list[Backend]) -> None:
 
 
 @torch.no_grad()
-def test_without_its_weights_the_fast_form_goes_on() -> None:
+def test_without_its_weights_the_variant_goes_on() -> None:
     """A session needs the float32 weights no more, at any size of the image; before that they stay."""
     net = small()
     network = FastNetwork(net, CPU, torch.float32, "torch").eval()
-    network.keep_fast_form_only()  # there is none yet
+    network.keep_variant_only()  # there is none yet
     assert network.network is net
     network(image())
-    network.keep_fast_form_only()
+    network.keep_variant_only()
     assert list(network.parameters()) == []
     for size in ((33, 20, 16), (16, 17, 18)):
         assert_same(network(image(*size)), net(image(*size)), FP32_TOLERANCE)
-    assert network.form == "torch float32"
+    assert str(network.variant) == "torch float32"
 
 
 @torch.no_grad()
 def test_where_only_the_plain_network_works_its_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FastNetwork, "_forms", lambda self: iter(()))
+    monkeypatch.setattr(FastNetwork, "_builders", lambda self: [])
     net = small()
     network = FastNetwork(net, CPU, torch.float32).eval()
     network(image())
-    network.keep_fast_form_only()
+    network.keep_variant_only()
     assert_same(network(image(16, 17, 18)), net(image(16, 17, 18)), FP32_TOLERANCE)
-    assert network.form == "torch float32, plain"
+    assert str(network.variant) == "torch float32, plain"
 
 
 # --- the self-test
 
 
-class Forms:
-    """Replaces `FastNetwork._forms` by some that are wrong, in ways a compiler or a driver may have."""
+class WrongVariants:
+    """Replaces `FastNetwork._builders`: variants that are wrong, in ways a compiler or a driver may have."""
 
     def __init__(self, net: nn.Module, *, right: bool) -> None:
         self.net = net
         self.right = right
         self.run: list[str] = []
 
-    def __call__(self, _: FastNetwork) -> Iterator[tuple[str, torch.dtype, Any]]:
-        yield "swapped float32", torch.float32, lambda example: self.counted("swapped", lambda x: self.net(x).flip(1))
-        yield "nan float32", torch.float32, lambda example: self.counted("nan", lambda x: self.net(x) * float("nan"))
-        yield "zero bfloat16", torch.bfloat16, lambda example: self.counted("zero", lambda x: self.net(x) * 0.0)
-        yield "slightly off float16", torch.float16, lambda example: lambda x: self.net(x) * 1.02
-        yield "not built", torch.float32, self.not_built
-        yield "not run", torch.float32, lambda example: self.not_run
+    def __call__(self, _: FastNetwork) -> list[VariantBuilder]:
+        found = [
+            builder("swapped", lambda: self.counted("swapped", lambda x: self.net(x).flip(1))),
+            builder("nan", lambda: self.counted("nan", lambda x: self.net(x) * float("nan"))),
+            builder("zero", lambda: self.counted("zero", lambda x: self.net(x) * 0.0), torch.bfloat16),
+            builder("slightly off", lambda: lambda x: self.net(x) * 1.02, torch.float16),
+            builder("not built", self.not_built),
+            builder("not run", lambda: self.not_run),
+        ]
         if self.right:
-            yield "right float32", torch.float32, lambda example: self.counted("right", self.net)
-            yield "never tried", torch.float32, self.not_built
+            right = builder("right", lambda: self.counted("right", self.net))
+            found += [right, builder("never tried", self.not_built)]
+        return found
 
-    def counted(self, name: str, form: Any) -> Any:
-        def run(x: Tensor) -> Tensor:
+    def counted(self, name: str, run: Run) -> Run:
+        def counting(x: Tensor) -> Tensor:
             self.run.append(name)
-            result: Tensor = form(x)
-            return result
+            return run(x)
 
-        return run
+        return counting
 
-    def not_built(self, example: Tensor) -> Any:
+    def not_built(self) -> Run:
         raise ValueError("no such instruction")
 
     def not_run(self, x: Tensor) -> Tensor:
         raise RuntimeError("driver has gone")
 
 
-WRONG_FORMS = {
+def builder(name: str, build: Callable[[], Run], dtype: torch.dtype = torch.float32) -> VariantBuilder:
+    return VariantBuilder(Variant(name, dtype), TOLERANCE[dtype], lambda network, example, single_logit: build())
+
+
+WRONG_VARIANTS = {
     "swapped float32": "fails its self-test",
     "nan float32": "fails its self-test (error inf)",
     "zero bfloat16": "fails its self-test (error 1.0e+00)",
     "slightly off float16": "fails its self-test (error 2.0e-02)",
-    "not built": "does not run (no such instruction)",
-    "not run": "does not run (driver has gone)",
+    "not built float32": "does not run (no such instruction)",
+    "not run float32": "does not run (driver has gone)",
 }
 
 
 @pytest.mark.parametrize("right", [True, False])
 @torch.no_grad()
-def test_forms_that_are_wrong_are_skipped_and_named(
+def test_wrong_variants_are_skipped_and_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, right: bool
 ) -> None:
-    """In a process with a broken compiler the result is slower, not wrong; with none that works it is plain torch."""
+    """In a process with a broken compiler the result is slower, not wrong; if none works it is plain torch."""
     net = small()
-    forms = Forms(net, right=right)
-    monkeypatch.setattr(FastNetwork, "_forms", lambda self: forms(self))
+    variants = WrongVariants(net, right=right)
+    monkeypatch.setattr(FastNetwork, "_builders", lambda self: variants(self))
     network = FastNetwork(net, CPU, torch.float32).eval()
     with caplog.at_level(logging.INFO, "attunet3d.runtime"):
         found = network(image())
         assert_same(found, net(image()), FP32_TOLERANCE)
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warned) == len(WRONG_FORMS)
-    for message, (name, why) in zip(warned, WRONG_FORMS.items(), strict=True):
+    assert len(warned) == len(WRONG_VARIANTS)
+    for message, (name, why) in zip(warned, WRONG_VARIANTS.items(), strict=True):
         assert message.startswith(f"{name} {why}"), message
-    assert network.form == ("right float32" if right else "torch float32, plain")
+    assert str(network.variant) == ("right float32" if right else "torch float32, plain")
     # Each was tried on the example; after that only the right one runs.
-    assert forms.run == ["swapped", "nan", "zero"] + ["right"] * (2 * right)
+    assert variants.run == ["swapped", "nan", "zero"] + ["right"] * (2 * right)
 
 
 @torch.no_grad()
 def test_the_self_test_is_not_the_callers_image() -> None:
-    """An image of air would pass any form; and where several windows follow, the test is made once."""
+    """An image of air would pass any variant; and where several windows follow, the test is made once."""
     net = small()
     seen: list[tuple[int, ...]] = []
 
     class Watched(FastNetwork):
-        def _forms(self) -> Iterator[tuple[str, torch.dtype, Any]]:
-            def form(x: Tensor) -> Tensor:
+        def _builders(self) -> list[VariantBuilder]:
+            def run(x: Tensor) -> Tensor:
                 seen.append((*x.shape, int(x.std() > 0.1)))
                 result: Tensor = net(x)
                 return result
 
-            yield "watched", torch.float32, lambda example: form
+            return [builder("watched", lambda: run)]
 
     network = Watched(net, CPU, torch.float32).eval()
     network(torch.zeros(2, 1, 16, 17, 18))
@@ -388,8 +432,8 @@ def test_the_self_test_is_less_work_than_one_small_window() -> None:
     network = build_network(inference_values()["network_def"]).eval()
     prepared = FastNetwork(network, CPU, torch.float32, "torch").eval()
     with Multiplications() as work:
-        form, _ = prepared._fastest(image(32, 32, 32))
-    assert form == "torch float32"
+        variant, _ = prepared._fastest(image(32, 32, 32))
+    assert variant == Variant("torch", torch.float32, split=True)
     assert 2e9 < work.count < 5e9
 
 
@@ -413,7 +457,10 @@ def test_gpu_agrees_with_cpu(precision: str, fast: bool) -> None:
     network = prepare(net, "cuda", precision, training=not fast and precision != "fp16").eval()
     assert_same(network(x.cuda()).cpu(), expected, BF16_TOLERANCE)
     if isinstance(network, FastNetwork):
-        assert network.form == {"fp32": "torch float32", "bf16": "torch bfloat16", "fp16": "torch float16"}[precision]
+        assert (
+            str(network.variant)
+            == {"fp32": "torch float32", "bf16": "torch bfloat16", "fp16": "torch float16"}[precision]
+        )
 
 
 def test_checkpoints_fit_a_network_whether_it_is_prepared_or_not() -> None:
@@ -425,28 +472,29 @@ def test_checkpoints_fit_a_network_whether_it_is_prepared_or_not() -> None:
         assert not any(value.any() for value in prepared.network.state_dict().values())
 
 
-def test_memory_that_runs_out_in_the_self_test_does_not_choose_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another form has other voxels: which one runs must not depend on what else the machine is doing."""
+def test_memory_that_runs_out_in_the_self_test_does_not_choose_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another variant has other voxels: which one runs must not depend on what else the machine is doing."""
 
     def full(network: object, *args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("attunet3d.runtime.fast_network.fold", full)
+    monkeypatch.setattr("attunet3d.runtime.torch_variants.fold", full)
     network = FastNetwork(small(), CPU, torch.float32, "torch").eval()
-    with pytest.raises(MemoryLimitError, match="out of memory on cpu while the network is made ready: close"):
+    with pytest.raises(MemoryLimitError, match="out of memory on cpu while the network is prepared: close"):
         network(image())
 
 
 @torch.no_grad()
-def test_a_form_says_where_features_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variant_says_where_features_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take more memory, which the prediction has to know."""
 
-    def only_joined(network: torch.nn.Module, difference: bool = False, split: bool = False) -> torch.nn.Module:
+    def only_joined(network: torch.nn.Module, single_logit: bool = False, split: bool = False) -> torch.nn.Module:
         if split:
             raise RuntimeError("no such operator")
-        return fold(network, difference)
+        return fold(network, single_logit)
 
-    monkeypatch.setattr("attunet3d.runtime.fast_network.fold", only_joined)
+    monkeypatch.setattr("attunet3d.runtime.torch_variants.fold", only_joined)
     network = FastNetwork(small(), CPU, torch.float32, "torch").eval()
     network(image())
-    assert network.form == "torch float32, joined"
+    assert network.variant == Variant("torch", torch.float32, split=False, note="joined")
+    assert str(network.variant) == "torch float32, joined"

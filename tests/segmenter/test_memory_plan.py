@@ -464,19 +464,19 @@ def test_allow_smaller_windows_is_a_switch(tiny_checkpoint: Path, value: object)
         Segmenter(tiny_checkpoint, **TINY, allow_smaller_windows=value)
 
 
-def test_the_form_that_runs_is_the_one_that_is_counted(
+def test_memory_is_predicted_for_the_variant_that_runs(
     limited: Callable[..., Segmenter], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """float32 where the precision that was asked for does not run, and features together where they cannot be apart."""
     usual = limited(tiny_checkpoint, None)._bytes_per_voxel
-    monkeypatch.setattr("attunet3d.runtime.fast_network.fold", _fail_if_split)
+    monkeypatch.setattr("attunet3d.runtime.torch_variants.fold", _fail_if_split)
     assert limited(tiny_checkpoint, None)._bytes_per_voxel > usual
 
 
-def _fail_if_split(network: torch.nn.Module, difference: bool = False, split: bool = False) -> torch.nn.Module:
+def _fail_if_split(network: torch.nn.Module, single_logit: bool = False, split: bool = False) -> torch.nn.Module:
     if split:
         raise RuntimeError("no such operator")
-    return fold(network, difference)
+    return fold(network, single_logit)
 
 
 # --- a GPU

@@ -339,7 +339,7 @@ def test_what_is_damaged_on_disk_is_made_anew(
     caplog.clear()
     fill_cache([CachedCases(data[:2], steps(), tmp_path / "cache")])
     assert len(READ) == 2, "one case, and the other as it is"
-    assert ("damaged, and made anew" in caplog.text) is (damage is not Path.unlink)
+    assert ("are damaged: preparing it again" in caplog.text) is (damage is not Path.unlink)
     fresh = CachedCases(data[:2], steps(), tmp_path / "cache")
     assert all(torch.equal(fresh.load(index)["image"], before[index]) for index in range(2))
     assert [fresh.state(index) for index in range(2)] == states
@@ -503,7 +503,7 @@ def test_what_is_forged_on_disk_is_refused(data: list[dict[str, str]], tmp_path:
     sums, paths = cases._kept(0)
     sums.write_text(cases_module._sums(paths.values()))
     assert cases.is_sound(0)
-    with pytest.raises(UnreadableInputError, match=r"\.npy: kept of a case, and damaged; remove it"):
+    with pytest.raises(UnreadableInputError, match=r"\.npy: damaged file of a cached case; remove it"):
         cases.load(0)
 
 

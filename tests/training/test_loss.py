@@ -39,15 +39,15 @@ def test_an_empty_label_predicted_empty_costs_nothing() -> None:
 def test_half_of_it_found() -> None:
     """2 voxels, 1 of them found: Dice (2 x 1 + 1) / (1 + 2 + 1); cross-entropy 200 in 1 voxel of 4."""
     label, found = line(0, 1, 1, 0), line(0, 1, 0, 0)
-    assert float(DiceCELoss(ce_weight=0)(logits_of(found), label)) == pytest.approx(1 - 3 / 4)
-    assert float(DiceCELoss(ce_weight=0, smooth=0)(logits_of(found), label)) == pytest.approx(1 - 2 / 3)
-    assert float(DiceCELoss(dice_weight=0)(logits_of(found), label)) == pytest.approx(SURE / 4)
-    assert float(DiceCELoss(dice_weight=2, ce_weight=0.5)(logits_of(found), label)) == pytest.approx(0.5 + SURE / 8)
+    assert float(DiceCELoss(lambda_ce=0)(logits_of(found), label)) == pytest.approx(1 - 3 / 4)
+    assert float(DiceCELoss(lambda_ce=0, smooth=0)(logits_of(found), label)) == pytest.approx(1 - 2 / 3)
+    assert float(DiceCELoss(lambda_dice=0)(logits_of(found), label)) == pytest.approx(SURE / 4)
+    assert float(DiceCELoss(lambda_dice=2, lambda_ce=0.5)(logits_of(found), label)) == pytest.approx(0.5 + SURE / 8)
 
 
 def test_nothing_of_it_found() -> None:
     label, found = line(0, 1, 1, 0), line(1, 0, 0, 0)
-    assert float(DiceCELoss(ce_weight=0)(logits_of(found), label)) == pytest.approx(1 - 1 / 4)
+    assert float(DiceCELoss(lambda_ce=0)(logits_of(found), label)) == pytest.approx(1 - 1 / 4)
 
 
 def test_no_idea() -> None:
@@ -62,15 +62,15 @@ def test_dice_is_that_of_the_whole_batch() -> None:
     """A patch without pancreas, and one where 1 voxel of 2 is found: 3/4 as before, not a mean with anything."""
     label = torch.cat([line(0, 1, 1, 0), line(0, 0, 0, 0)])
     found = torch.cat([line(0, 1, 0, 0), line(0, 0, 0, 0)])
-    assert float(DiceCELoss(ce_weight=0)(logits_of(found), label)) == pytest.approx(1 - 3 / 4)
+    assert float(DiceCELoss(lambda_ce=0)(logits_of(found), label)) == pytest.approx(1 - 3 / 4)
 
 
 def test_several_classes_count_alike() -> None:
     """Class 1: 2 of 2 voxels found; class 2: 1 voxel, taken for background."""
     label, found = line(0, 1, 1, 2), line(0, 1, 1, 0)
-    loss = DiceCELoss(ce_weight=0)(logits_of(found, 3), label)
+    loss = DiceCELoss(lambda_ce=0)(logits_of(found, 3), label)
     assert float(loss) == pytest.approx(1 - (1 + 1 / 2) / 2)
-    with_background = DiceCELoss(include_background=True, ce_weight=0)(logits_of(found, 3), label)
+    with_background = DiceCELoss(include_background=True, lambda_ce=0)(logits_of(found, 3), label)
     assert float(with_background) == pytest.approx(1 - (3 / 4 + 1 + 1 / 2) / 3)
 
 
@@ -85,7 +85,7 @@ def test_it_is_monais(classes: int, background: bool) -> None:
         include_background=background, to_onehot_y=True, softmax=True, batch=True, smooth_nr=0.7, smooth_dr=0.7,
         lambda_dice=1.5, lambda_ce=0.25,
     )  # fmt: skip
-    mine = DiceCELoss(include_background=background, dice_weight=1.5, ce_weight=0.25, smooth=0.7)(ours, label)
+    mine = DiceCELoss(include_background=background, lambda_dice=1.5, lambda_ce=0.25, smooth=0.7)(ours, label)
     other = monais(theirs, label)
     torch.testing.assert_close(mine, other, rtol=1e-10, atol=0)
     mine.backward()
@@ -174,7 +174,7 @@ def test_a_class_that_was_not_drawn_has_no_say(background: bool) -> None:
     torch.manual_seed(0)
     logits, label = torch.randn(1, 4, 6, 1, 1), line(0, 0, 1, 3, 0, 0).int()
     partial = torch.where(label == 0, MAYBE_2, label)
-    loss = DiceCELoss(include_background=background, dice_weight=0.0)
+    loss = DiceCELoss(include_background=background, lambda_dice=0.0)
     slope = moved(logits, gradient(loss, logits, partial), 0, 2)[0, :, 0, 0]
     undrawn = partial.flatten() < 0
     assert slope[undrawn].abs().max() < 1e-6
@@ -195,9 +195,9 @@ def test_dice_leaves_out_what_may_be_either() -> None:
     """Class 2 is predicted where it may be, which does not count, and where it is not: 1 / (1 + 1)."""
     label, found = line(MAYBE_2, MAYBE_2, 1, 1, dtype=torch.int32), line(2, 0, 1, 2)
     dice_2, dice_1 = 1 / 2, (2 + 1) / (1 + 2 + 1)
-    loss = DiceCELoss(ce_weight=0)(logits_of(found, 3), label)
+    loss = DiceCELoss(lambda_ce=0)(logits_of(found, 3), label)
     assert float(loss) == pytest.approx(1 - (dice_1 + dice_2) / 2)
-    only_1 = DiceCELoss(dice_weight=0)(logits_of(found, 3), label)
+    only_1 = DiceCELoss(lambda_dice=0)(logits_of(found, 3), label)
     assert float(only_1) == pytest.approx(SURE / 4)  # the last voxel; nothing of the first
 
 
@@ -211,5 +211,5 @@ def test_labels_in_full_and_in_part_in_one_batch() -> None:
     nll = torch.cat([p.log()[0].gather(0, label[0].long())[0], p[1].log()[1:2, [1, 4]].flatten()[:, None, None]])
     merged = (p[1, 0] + p[1, 2]).log()[[0, 2, 3]]
     expected = -(nll.sum() + merged.sum()) / 10
-    assert float(DiceCELoss(dice_weight=0)(logits, in_part)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(DiceCELoss(lambda_dice=0)(logits, in_part)) == pytest.approx(float(expected), rel=1e-5)
     assert float(DiceCELoss()(logits, in_part)) != pytest.approx(float(in_full))

@@ -75,7 +75,7 @@ class Chosen(np.random.RandomState):
 def test_a_patch_is_a_crop(seed: int) -> None:
     image = numbered(12, 13, 14)
     label = (image % 7 == 0).to(torch.uint8)
-    (patch,) = transform((5, 7, 3), seed=seed, positive=0)({"image": image, "label": label})
+    (patch,) = transform((5, 7, 3), seed=seed, pos=0)({"image": image, "label": label})
     first = np.unravel_index(round(float(patch["image"][0, 0, 0, 0])), image.shape[1:])
     box = (slice(None), *(slice(a, a + n) for a, n in zip(first, (5, 7, 3), strict=True)))
     torch.testing.assert_close(patch["image"], image[box], rtol=0, atol=0.01)
@@ -114,37 +114,35 @@ def test_patches_stay_inside_a_volume_that_is_large_enough() -> None:
 # Which patches.
 
 
-@pytest.mark.parametrize(("positive", "negative"), [(2, 1), (1, 1), (1, 0)])
-def test_the_share_around_the_organ(positive: float, negative: float) -> None:
+@pytest.mark.parametrize(("pos", "neg"), [(2, 1), (1, 1), (1, 0)])
+def test_the_share_around_the_organ(pos: float, neg: float) -> None:
     """A patch of background holds the organ by chance in 1 of 70 cases: there are so many of its size."""
     image = torch.zeros(1, 60, 20, 20)
     label = torch.zeros(1, 60, 20, 20, dtype=torch.uint8)
     label[0, 30:32, 10, 10] = 1
-    patches = transform((5, 5, 5), positive=positive, negative=negative, num_samples=1500)(
-        {"image": image, "label": label}
-    )
+    patches = transform((5, 5, 5), pos=pos, neg=neg, num_samples=1500)({"image": image, "label": label})
     share = float(np.mean([bool(patch["label"].any()) for patch in patches]))
-    expected = positive / (positive + negative)
-    assert share == pytest.approx(expected, abs=0.06 if negative else 0)
+    expected = pos / (pos + neg)
+    assert share == pytest.approx(expected, abs=0.06 if neg else 0)
 
 
 def test_the_organ_may_be_anywhere_in_the_middle_half() -> None:
     image = torch.zeros(1, 60, 60, 60)
     label = torch.zeros(1, 60, 60, 60, dtype=torch.uint8)
     label[0, 30, 30, 30] = 1
-    patches = transform((21, 21, 21), negative=0, num_samples=300)({"image": image, "label": label})
+    patches = transform((21, 21, 21), neg=0, num_samples=300)({"image": image, "label": label})
     places = np.array([np.argwhere(patch["label"][0].numpy())[0] for patch in patches]) - 10
     assert np.abs(places).max() <= 6  # a quarter of the patch, and rounding
     assert np.all(places.min(axis=0) <= -4)
     assert np.all(places.max(axis=0) >= 4)
 
 
-@pytest.mark.parametrize("negative", [0.0, 1.0])
-def test_without_an_organ_patches_are_of_the_body(negative: float) -> None:
+@pytest.mark.parametrize("neg", [0.0, 1.0])
+def test_without_an_organ_patches_are_of_the_body(neg: float) -> None:
     image = torch.full((1, 40, 30, 30), -1000.0)
     image[:, 6:22, 6:24, 6:24] = 40
     label = torch.zeros(1, 40, 30, 30, dtype=torch.uint8)
-    patches = transform((5, 5, 5), negative=negative, num_samples=200)({"image": image, "label": label})
+    patches = transform((5, 5, 5), neg=neg, num_samples=200)({"image": image, "label": label})
     centres = [float(patch["image"][0, 2, 2, 2]) for patch in patches]
     # 1 voxel in 7 is body; 20 tries fail in 1 of 20 patches.
     assert np.mean(np.array(centres) > -300) > 0.85
@@ -176,7 +174,7 @@ def test_a_quarter_turn_by_hand() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_motion_turns_and_zooms_in_mm(spacing: Any, seed: int) -> None:
     shape, size = (60, 50, 44), (15, 13, 11)
-    move = transform(size, spacing, seed, AXES, rotate=0.5, scale=0.2, negative=0)
+    move = transform(size, spacing, seed, AXES, rotate=0.5, scale=0.2, neg=0)
     (patch,) = move(ramps(shape, spacing))
     matrix, rest = motion(patch, spacing)
     assert np.abs(rest).max() < 1e-3, "what is linear in mm stays linear"
@@ -194,7 +192,7 @@ def test_a_motion_turns_and_zooms_in_mm(spacing: Any, seed: int) -> None:
 
 def test_turns_and_zooms_of_many_patches() -> None:
     spacing, size = (2.0, 2.0, 2.0), (9, 9, 9)
-    patches = transform(size, spacing, 0, AXES, rotate=0.3, scale=0.25, negative=0, num_samples=150)(
+    patches = transform(size, spacing, 0, AXES, rotate=0.3, scale=0.25, neg=0, num_samples=150)(
         ramps((40, 40, 40), spacing)
     )
     matrices = np.array([motion(patch, spacing)[0] for patch in patches])
@@ -257,7 +255,7 @@ def test_bends_are_as_large_as_they_are_said_to_be() -> None:
 def test_bends_are_linear_between_the_points() -> None:
     """64 mm have points at both ends and in the middle: each half is a line."""
     spacing, size, shape = ISOTROPIC, (65, 5, 5), (130, 60, 60)
-    (patch,) = transform(size, spacing, 1, AXES, negative=0, elastic=2.0, elastic_prob=1.0)(ramps(shape, spacing))
+    (patch,) = transform(size, spacing, 1, AXES, neg=0, elastic=2.0, elastic_prob=1.0)(ramps(shape, spacing))
     for axis in AXES:
         line = patch[axis][0, :, 0, 0].numpy().astype(np.float64)
         bend = np.abs(np.diff(line, n=2))
@@ -324,8 +322,8 @@ def test_seeds() -> None:
     [
         ({"size": (8, 8)}, "patch_size"),
         ({"size": (8, 8, 0)}, "patch_size"),
-        ({"positive": -1}, "positive and negative"),
-        ({"positive": 0, "negative": 0}, "positive and negative"),
+        ({"pos": -1}, "pos and neg"),
+        ({"pos": 0, "neg": 0}, "pos and neg"),
         ({"scale": -0.1}, "scale"),
         ({"num_samples": 0}, "num_samples"),
         ({"elastic": -1.0}, "elastic"),
@@ -355,8 +353,8 @@ def test_an_organ_flows_with_its_image() -> None:
     options = {"flow": [[40, 6], [16, 2]], "organ_shift": 4.0, "organ_scale": 0.2, "flow_prob": 1.0, "rotate": 0.3}
     moved = 0
     for seed in range(8):
-        (patch,) = transform((26, 26, 26), (2.0, 2.0, 2.0), seed, negative=0, **options)(blob())
-        (still,) = transform((26, 26, 26), (2.0, 2.0, 2.0), seed, negative=0, rotate=0.3)(blob())
+        (patch,) = transform((26, 26, 26), (2.0, 2.0, 2.0), seed, neg=0, **options)(blob())
+        (still,) = transform((26, 26, 26), (2.0, 2.0, 2.0), seed, neg=0, rotate=0.3)(blob())
         found, label = patch["image"] > 0, patch["label"] == 1
         assert 2 * float((found & label).sum()) / float(found.sum() + label.sum()) > 0.95
         moved += not torch.equal(still["label"], patch["label"])
@@ -364,15 +362,15 @@ def test_an_organ_flows_with_its_image() -> None:
 
 
 def test_a_flow_of_no_strength_changes_nothing() -> None:
-    (flowed,) = transform((20, 20, 20), flow=[[40, 0]], flow_prob=1.0, negative=0)(blob())
-    (plain,) = transform((20, 20, 20), negative=0)(blob())
+    (flowed,) = transform((20, 20, 20), flow=[[40, 0]], flow_prob=1.0, neg=0)(blob())
+    (plain,) = transform((20, 20, 20), neg=0)(blob())
     torch.testing.assert_close(flowed["image"], plain["image"], atol=1e-3, rtol=0)
 
 
 def test_a_scan_ends_within_the_patch() -> None:
     ends = set()
     for seed in range(30):
-        (patch,) = transform((20, 20, 20), seed=seed, cut_prob=1.0, negative=0)(blob())
+        (patch,) = transform((20, 20, 20), seed=seed, cut_prob=1.0, neg=0)(blob())
         lost = (patch["image"][0] == AIR_HU).all(dim=0).all(dim=0)
         count = int(lost.sum())
         assert 1 <= count <= 10
@@ -386,7 +384,7 @@ def test_patches_lie_around_the_target_and_not_around_other_organs() -> None:
     data = blob()
     data["label"] = torch.zeros_like(data["label"])
     data["label"][0, 2, 2, 2], data["label"][0, -3:, -3:, -3:] = 1, 2
-    cut = transform((8, 8, 8), negative=0, num_classes=2, num_samples=20)
+    cut = transform((8, 8, 8), neg=0, num_classes=2, num_samples=20)
     assert all(bool((patch["label"] == 1).any()) for patch in cut(data))
 
 

@@ -205,7 +205,7 @@ def test_a_damaged_state_has_one_before_it(
     train(data, tmp_path, resume=True)
     assert curve(tmp_path) == curve(whole_run)
     assert before == RUN["max_epochs"] - 1
-    assert "the run goes on from previous.pt" in caplog.text
+    assert "resuming from previous.pt" in caplog.text
     assert torch.load(tmp_path / "previous.pt", weights_only=True)["epoch"] == before
     for name in ("last.pt", "previous.pt"):
         _cut(tmp_path / name)

@@ -8,9 +8,15 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose
 
+from attunet3d import transforms
 from attunet3d.errors import ConfigError, GeometryError
-from attunet3d.transforms import FromModelGridd, LargestComponentd, PlaceOnImaged, SelectLabelsd, ToModelGridd
-from attunet3d.transforms.components import bounding_box
+from attunet3d.transforms import (
+    FromModelGridd,
+    KeepLargestConnectedComponentd,
+    PlaceOnImaged,
+    SelectLabelsd,
+    ToModelGridd,
+)
 from attunet3d.transforms.monai_transforms import source_grid
 from attunet3d.transforms.resample import AIR_HU
 
@@ -250,7 +256,7 @@ def mask_of(*boxes: tuple[Any, ...], shape: tuple[int, ...] = (12, 10, 8)) -> Me
 
 
 def keep_largest(mask: Any) -> Any:
-    return LargestComponentd("pred")({"pred": mask})["pred"]
+    return KeepLargestConnectedComponentd("pred")({"pred": mask})["pred"]
 
 
 def test_largest_component_stays_and_smaller_ones_go() -> None:
@@ -281,10 +287,8 @@ def test_an_empty_and_a_full_map_stay_as_they_are(plain: bool) -> None:
         assert torch.equal(torch.as_tensor(keep_largest(given)), mask.as_tensor())
 
 
-def test_bounding_box_is_tight() -> None:
-    mask = mask_of((1, (2, 5), (3, 4), (7, 8)), (2, (4, 6), (0, 2), (6, 7)))[0].as_tensor()
-    assert bounding_box(mask) == (slice(2, 6), slice(0, 4), slice(6, 8))
-    assert bounding_box(torch.zeros(3, 3, 3)) is None
+def test_bundles_up_to_0_7_0_find_the_transform_by_its_old_name() -> None:
+    assert transforms.LargestComponentd is KeepLargestConnectedComponentd
 
 
 def test_components_of_a_share_of_the_largest_stay() -> None:
@@ -292,13 +296,13 @@ def test_components_of_a_share_of_the_largest_stay() -> None:
     large, middle, small = (1, (0, 4), (0, 4), (0, 4)), (1, (6, 9), (6, 9), (5, 8)), (1, (10, 12), (0, 2), (0, 2))
 
     def kept(share: float) -> torch.Tensor:
-        out = LargestComponentd("pred", share)({"pred": mask_of(large, middle, small)})["pred"]
+        out = KeepLargestConnectedComponentd("pred", share)({"pred": mask_of(large, middle, small)})["pred"]
         return torch.as_tensor(out.as_tensor())
 
     assert torch.equal(kept(1.0), mask_of(large).as_tensor())
     assert torch.equal(kept(0.3), mask_of(large, middle).as_tensor())
     assert torch.equal(kept(0.1), mask_of(large, middle, small).as_tensor())
-    assert not LargestComponentd("pred", 0.3)({"pred": mask_of()})["pred"].any()
+    assert not KeepLargestConnectedComponentd("pred", 0.3)({"pred": mask_of()})["pred"].any()
     for wrong in (0, 1.1, -1, "1"):
         with pytest.raises(ConfigError, match="keep_components must be a share"):
-            LargestComponentd("pred", wrong)({"pred": mask_of(large)})  # type: ignore[arg-type]
+            KeepLargestConnectedComponentd("pred", wrong)({"pred": mask_of(large)})  # type: ignore[arg-type]

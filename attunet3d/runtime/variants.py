@@ -1,0 +1,62 @@
+"""Variants of a network at inference: what `FastNetwork` chooses from.
+
+A backend is one module with a function ``builders(device_type, dtype) -> list[VariantBuilder]``, and a line in
+``fast_network._BACKENDS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attunet3d.runtime.device import dtype_name
+
+Run = Callable[[Tensor], Tensor]
+# Limits of the self-test. One rounding is 2^-9 of a value in bf16, 2^-12 in fp16 and TF32, and some forty follow each
+# other; what is broken is wrong by the size of the logits.
+TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a network runs; ``str()`` is its name: "torch bfloat16", "torch float32, joined", ...
+
+    Attributes:
+        backend: "torch" or "openvino".
+        dtype: of the features.
+        split: whether skip and upsampled features are convolved separately, which takes less memory; see `fold`.
+        note: what else distinguishes it: "joined" on a CPU where they are concatenated, "plain" if nothing is folded.
+    """
+
+    backend: str
+    dtype: torch.dtype
+    split: bool = False
+    note: str = ""
+
+    @property
+    def precision(self) -> str:
+        """The dtype and the note, as in records."""
+        return ", ".join(filter(None, (dtype_name(self.dtype), self.note)))
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+
+@dataclass(frozen=True)
+class VariantBuilder:
+    """A variant that can be tried.
+
+    Attributes:
+        variant: what is built.
+        tolerance: limit of the self-test: root mean square of the error as a share of that of the logits.
+        build: called with a float32 network in eval mode, an example image (1, C, *spatial) on its device and
+            ``single_logit`` (see `FastNetwork`); returns a function from images to logits of any float dtype, which may
+            have a method ``release_memory``. Whatever it raises, the next variant is tried.
+    """
+
+    variant: Variant
+    tolerance: float
+    build: Callable[[nn.Module, Tensor, bool], Run]
