@@ -89,7 +89,7 @@ def _described(value: Any) -> str:
 
 
 def read_tensors(path: Path, hint: str) -> Any:
-    """Read what `torch.save` wrote: tensors and plain values. No pickle is run, and checksums are compared.
+    """Read what ``torch.save`` wrote: tensors and plain values. No pickle is run, and checksums are compared.
 
     Args:
         path: the file.
@@ -150,7 +150,7 @@ def _check_tuples(path: Path) -> None:
 
 
 def _check_tuples_in(file: IO[bytes]) -> None:
-    """Do `_check_tuples` for a pickle, without running it."""
+    """Do ``_check_tuples`` for a pickle, without running it."""
     stack: list[int] = []  # of each object the number of its items, with those of the tuples in it
     marks: list[int] = []
     memo: dict[Any, int] = {}
@@ -268,7 +268,7 @@ def save_weights(
         weights: the state dict.
         path: of the file, which is of safetensors if its name ends so, and else of torch.
         dtype: of the floating-point tensors.
-        recipe: of these weights, see `attunet3d.config.recipe`; as `read_recipe` or `common_recipe` returns it.
+        recipe: of these weights, see ``attunet3d.config.recipe``; as ``read_recipe`` or ``common_recipe`` returns it.
 
     Raises:
         OutputError: the file cannot be written.
@@ -281,7 +281,7 @@ def save_weights(
 
 
 def saved(content: Any, recipe: Mapping[str, Any] | None = None) -> memoryview:
-    """Return what `torch.save` writes, with a recipe in it."""
+    """Return what ``torch.save`` writes, with a recipe in it."""
     buffer = io.BytesIO()  # not the file itself: torch's message of a full disk is unclear
     torch.save(content, buffer)
     if recipe is not None:

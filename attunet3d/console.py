@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def make_bar() -> tuple[Progress, Console]:
-    """Make a progress bar, not started, that disappears when done, and the console for `say_above`.
+    """Make a progress bar, not started, that disappears when done, and the console for ``say_above``.
 
-    Descriptions may contain any text: they are made `printable`, and markup is not interpreted. If stderr is not a
+    Descriptions may contain any text: they are made ``printable``, and markup is not interpreted. If stderr is not a
     terminal but, for example, a log file, the bar shows nothing.
     """
     from rich.console import Console
@@ -45,7 +45,7 @@ def make_bar() -> tuple[Progress, Console]:
 
 
 def say_above(console: Console, text: str) -> None:
-    """Print a text as one `printable` line above the bar."""
+    """Print a text as one ``printable`` line above the bar."""
     from rich.text import Text
 
     console.print(Text(shortened(printable(text))), soft_wrap=True)

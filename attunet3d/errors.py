@@ -75,7 +75,7 @@ class CancelledError(AttUNet3dError):
 
 
 class Notice(str):
-    """A warning, or an error's message that is passed on as a text, with ``arguments`` as an `AttUNet3dError` has."""
+    """A warning, or an error's message that is passed on as a text, with ``arguments`` as an ``AttUNet3dError`` has."""
 
     arguments: tuple[str, ...]
 

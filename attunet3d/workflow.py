@@ -31,7 +31,7 @@ def make_workflow(
     """Create the bundle's workflow for ``mode``, with the weights' recipe, presets and overrides merged in order.
 
     Raises:
-        ConfigError, CheckpointError: as `changes_with_recipe`.
+        ConfigError, CheckpointError: as ``changes_with_recipe``.
     """
     from monai.bundle import ConfigWorkflow
 
@@ -138,7 +138,7 @@ def evaluate(
     """Evaluate a checkpoint on the "validation" cases of a datalist, on the grid of each CT.
 
     Writes masks, ``metrics.csv``, ``summary.json`` and ``report.html`` to ``output_dir``; returns the mean Dice as
-    "val_dice". Arguments as for `train`.
+    "val_dice". Arguments as for ``train``.
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.

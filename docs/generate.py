@@ -1,4 +1,4 @@
-"""The site's pages, as `make docs` builds them: docs/ with parts of the reference filled in from what they describe.
+"""The site's pages, as ``make docs`` builds them: docs/ with parts of the reference filled in from what they describe.
 
     python docs/generate.py FOLDER
 
@@ -231,7 +231,7 @@ def model_card() -> str:
 
 
 def api(package: str) -> str:
-    """A directive of mkdocstrings for each public name of a package, but for those that `attunet3d` itself has."""
+    """A directive of mkdocstrings for each public name of a package, but for those that ``attunet3d`` itself has."""
     elsewhere = set() if package == "attunet3d" else set(public_names("attunet3d"))
     return "\n\n".join(f"::: {package}.{name}" for name in public_names(package) if name not in elsewhere)
 

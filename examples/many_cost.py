@@ -1,9 +1,9 @@
-"""Estimate the time and cost of segmenting an archive from the stage seconds of a run of `attunet3d segment-many`.
+"""Estimate the time and cost of segmenting an archive from the stage seconds of a run of ``attunet3d segment-many``.
 
     python examples/many_cost.py masks/summary.json --workers 64 --mb-per-ct 60 --storage-mb-s 1000 --price 0.04
 
 A worker reads one case while another is in the network. The throughput is limited by the slowest of the workers, the
-shared storage and the driver. `--simulate` simulates the cluster case by case, with cases of different sizes, for
+shared storage and the driver. ``--simulate`` simulates the cluster case by case, with cases of different sizes, for
 comparison with the formula.
 """
 
@@ -21,7 +21,7 @@ def rates(
 ) -> dict[str, float]:
     """Return the throughput of each part of the cluster alone, cases per second.
 
-    With `overlap` reading has its own core; without, it shares the core of the network.
+    With ``overlap`` reading has its own core; without, it shares the core of the network.
     """
     per_case = max(read, compute) if overlap else read + compute
     return {

@@ -1,10 +1,10 @@
-"""Fault tolerance, overhead and scaling of `attunet3d segment-many`.
+"""Fault tolerance, overhead and scaling of ``attunet3d segment-many``.
 
     python examples/many_on_ray.py kills       60 phantoms, 3 nodes on this machine; 3 workers killed, a node removed
     python examples/many_on_ray.py overhead    1,000 tiny CTs: overhead per case, memory over time
     python examples/many_on_ray.py workers     one worker against two, each with its own core
 
-Needs `pip install 'attunet3d[ray]'`, and two cores. Exit code 1 if a mask is missing, duplicated or different.
+Needs ``pip install 'attunet3d[ray]'``, and two cores. Exit code 1 if a mask is missing, duplicated or different.
 """
 
 from __future__ import annotations

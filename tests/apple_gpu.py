@@ -24,7 +24,7 @@ _ACROSS = (_aten.copy_.default, _aten._to_copy.default, _aten.index.Tensor, Tens
 
 
 class OnGPU(Tensor):
-    """A tensor on the pretended device; `there` holds its values."""
+    """A tensor on the pretended device; ``there`` holds its values."""
 
     there: Tensor
 

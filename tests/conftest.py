@@ -46,7 +46,7 @@ def _ample_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The program in this process: `run("segment", ...)` gives exit code, stdout and stderr."""
+    """The program in this process: ``run("segment", ...)`` gives exit code, stdout and stderr."""
     from attunet3d import cli
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -66,7 +66,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def run_for_lines(run: Run) -> Callable[..., tuple[int, str, list[str]]]:
-    """As `run`, with stderr as lines: what a command says of many cases."""
+    """As ``run``, with stderr as lines: what a command says of many cases."""
 
     def call(*arguments: object) -> tuple[int, str, list[str]]:
         code, stdout, stderr = run(*arguments)

@@ -1,4 +1,4 @@
-"""The bundle as MONAI uses it: properties, metadata, exports, and `python -m monai.bundle run` for each config."""
+"""The bundle as MONAI uses it: properties, metadata, exports, and ``python -m monai.bundle run`` for each config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documentation says is there, is there. `make docs`, which builds it, also checks anchors."""
+"""What the documentation says is there, is there. ``make docs``, which builds it, also checks anchors."""
 
 import importlib.util
 import re

@@ -1,7 +1,7 @@
 """Time and memory of this package against MONAI's stock pipeline, on one CT, one model grid and one device.
 
 Each measurement runs in its own process, one after the other. The parent process imports neither torch nor MONAI: on
-Linux no child has a lower peak of memory than its parent (see `_run`).
+Linux no child has a lower peak of memory than its parent (see ``_run``).
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ def run_benchmark(
     are no test-time scales: ``scales`` is [1.0] and ``threshold`` 0.5, unless they are given.
 
     Args:
-        ct: any CT that `attunet3d.segment` reads.
+        ct: any CT that ``attunet3d.segment`` reads.
         output_dir: created if it does not exist.
-        only: names from `CONTENDERS`.
+        only: names from ``CONTENDERS``.
         repeat: repetitions after the warm-up, at least 1. The median is reported, of an even number the lower one, as
             other processes can only slow a case down.
         threads: of each contender; by default the cores that this process may use.
         device: "auto", "cpu", "cuda", "cuda:1"; the same for all.
         checkpoint: weights; the bundle's own by default.
         presets: preset names or files. Spacing, HU window, window size and widths apply to the stock pipeline as well.
-        allow_code: as for `Segmenter`.
+        allow_code: as for ``Segmenter``.
         progress: called as ``progress(what, done, total)``.
         overrides: ids of the bundle's inference config and their values; as for the presets.
 
@@ -179,7 +179,7 @@ def dice(mask: Path, reference: Path) -> float | None:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Format the result of `run_benchmark` as a table."""
+    """Format the result of ``run_benchmark`` as a table."""
 
     def show(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
@@ -208,14 +208,14 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _spec(name: str, output_dir: str, ours: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a contender for its process: for ours the arguments of `Segmenter`."""
+    """Describe a contender for its process: for ours the arguments of ``Segmenter``."""
     if name in _STOCK:
         return {"stock": {"network": _STOCK[name], "config": config, "output_dir": output_dir}}
     return {"ours": {"output_dir": output_dir, **ours, **_OURS[name]}}
 
 
 def _command_line(plan: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Return the command line that is equivalent to arguments of `Segmenter`."""
+    """Return the command line that is equivalent to arguments of ``Segmenter``."""
     command = [sys.executable, "-m", "attunet3d", "segment", plan["ct"], "--device", plan["device"]]
     options = {"output_dir": "--output", "precision": "--precision", "checkpoint": "--checkpoint"}
     for key, value in ours.items():

@@ -1,7 +1,8 @@
 """MONAI's stock pipeline, wired as in its model zoo, and the process in which a benchmark measures it or this package.
 
 The pipeline is untuned, and this file shows all of it. ``python -m attunet3d.benchmarks.stock_pipeline SPEC`` is for
-`attunet3d.benchmarks.inference` only. Imports are local, so that each contender's process loads only its own libraries.
+``attunet3d.benchmarks.inference`` only. Imports are local, so that each contender's process loads only its own
+libraries.
 """
 
 from __future__ import annotations

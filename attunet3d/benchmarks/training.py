@@ -1,4 +1,4 @@
-"""Time of a training step against MONAI's stock trainer with its `AttentionUnet`: two processes that take turns."""
+"""Time of a training step against MONAI's stock trainer with its ``AttentionUnet``: two processes that take turns."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def benchmark_training(
 
 
 def table(result: dict[str, Any]) -> str:
-    """Format the result of `benchmark_training` as a table."""
+    """Format the result of ``benchmark_training`` as a table."""
     size = " x ".join(map(str, result["patch_size"]))
     lines = [f"patches of {size}, {result['batch_size']} per step; {result['device']}, threads: {result['threads']}"]
     for name in CONTENDERS:

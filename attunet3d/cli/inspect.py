@@ -1,4 +1,4 @@
-"""`attunet3d inspect`: what an input is, before anything is segmented."""
+"""``attunet3d inspect``: what an input is, before anything is segmented."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise `Interrupted` for these signals within the block, so that unfinished files are removed.
+    """Raise ``Interrupted`` for these signals within the block, so that unfinished files are removed.
 
-    Only the first signal counts: the cleanup is not interrupted. Signals that are ignored, as after `nohup`, stay so.
+    Only the first signal counts: the cleanup is not interrupted. Signals that are ignored, as after ``nohup``, stay so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

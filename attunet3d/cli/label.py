@@ -1,4 +1,4 @@
-"""`attunet3d label`: serve the bundle to annotators."""
+"""``attunet3d label``: serve the bundle to annotators."""
 
 from __future__ import annotations
 

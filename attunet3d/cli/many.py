@@ -1,4 +1,4 @@
-"""`attunet3d segment-many`: segment thousands of CTs on a cluster."""
+"""``attunet3d segment-many``: segment thousands of CTs on a cluster."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the verbs share: options, results on stdout, progress on stderr, and checks of output paths.
 
-Parameters are named as the Python arguments that they become: that is how an error finds its option, see `verbs`.
+Parameters are named as the Python arguments that they become: that is how an error finds its option, see ``verbs``.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log and
 def products() -> Iterator[Callable[[object], None]]:
     """Reserve stdout for results: what libraries print there (MONAI's loggers do) goes to stderr.
 
-    A result is a path, JSON or a table. Paths are exact, which `refuse_unprintable` ensures; in a table, or a path that
-    the locale's encoding cannot represent, escapes stand for what cannot be shown.
+    A result is a path, JSON or a table. Paths are exact, which ``refuse_unprintable`` ensures; in a table, or a path
+    that the locale's encoding cannot represent, escapes stand for what cannot be shown.
 
     Yields:
         A function that prints a result.
@@ -133,7 +133,7 @@ def progress_bar() -> Iterator[tuple[Progress, Callable[[str], None]]]:
 
 
 def overrides_of(pairs: list[str] | None, taken: tuple[str, ...], **switches: bool) -> dict[str, Any]:
-    """Parse ``["overlap=0.5"]`` to ``{"overlap": 0.5}``, see `override`.
+    """Parse ``["overlap=0.5"]`` to ``{"overlap": 0.5}``, see ``override``.
 
     Unknown ids are refused here: they could be other arguments of the function that takes the values.
 

@@ -1,4 +1,4 @@
-"""`attunet3d prepare`: write a datalist for a data set on disk."""
+"""``attunet3d prepare``: write a datalist for a data set on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`attunet3d score`: compare masks with references."""
+"""``attunet3d score``: compare masks with references."""
 
 from __future__ import annotations
 

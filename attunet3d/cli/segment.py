@@ -1,4 +1,4 @@
-"""`attunet3d segment`: segment the pancreas in CTs."""
+"""``attunet3d segment``: segment the pancreas in CTs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`attunet3d train` and `attunet3d evaluate`."""
+"""``attunet3d train`` and ``attunet3d evaluate``."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _yaml_or_text(key: str, text: str) -> Any:
 
 
 def _is_reference(value: Any) -> bool:
-    """Whether MONAI would evaluate the value; `refuse_code` decides whether it may."""
+    """Whether MONAI would evaluate the value; ``refuse_code`` decides whether it may."""
     return isinstance(value, str) and value.startswith(("@", "$", "%"))
 
 

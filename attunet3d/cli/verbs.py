@@ -12,7 +12,7 @@ from attunet3d.errors import AttUNet3dError
 
 
 class Verb(TyperCommand):
-    """A command whose errors name its options, see `with_options`."""
+    """A command whose errors name its options, see ``with_options``."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb.
@@ -27,10 +27,10 @@ class Verb(TyperCommand):
 
 
 class Program(typer.Typer):
-    """A program, or a group of verbs, in which each command is a `Verb`."""
+    """A program, or a group of verbs, in which each command is a ``Verb``."""
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
-        """Declare a command, like `typer.Typer.command`."""
+        """Declare a command, like ``typer.Typer.command``."""
         return super().command(name, cls=Verb, **settings)
 
 
@@ -38,7 +38,7 @@ def with_options(message: object, verb: Any) -> str:
     """Append to an error or warning the options of a verb for the arguments that it names: "... (--device)".
 
     Args:
-        message: an error, a `Notice`, or plain text, which names no arguments.
+        message: an error, a ``Notice``, or plain text, which names no arguments.
         verb: the command that is running.
 
     Returns:

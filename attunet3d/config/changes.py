@@ -1,6 +1,6 @@
 """Presets and overrides applied to the bundle's configs, as plain values.
 
-Segmentation reads them without MONAI, whose import takes longer than a CT; `workflow` passes the same to MONAI.
+Segmentation reads them without MONAI, whose import takes longer than a CT; ``workflow`` passes the same to MONAI.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def config_changes(
     """Merge presets, in order, and then overrides into changes of the config for ``mode``: {id: value}.
 
     Only ids of the config can be changed. A preset may serve training and inference: ids that only another config of
-    the bundle defines are ignored. A `Path` is always a path, whatever it begins with.
+    the bundle defines are ignored. A ``Path`` is always a path, whatever it begins with.
 
     Raises:
         ConfigError: a preset does not exist or is not a mapping, an id is unknown, or, without ``allow_code``, a value
-            contains code, see `refuse_code`.
+            contains code, see ``refuse_code``.
     """
     own = read_config(mode)
     others = [read_config(other) for other in CONFIG_FILES if other != mode]
@@ -97,10 +97,11 @@ def changed_config(
     allow_code: bool = False,
     recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the bundle's config for ``mode``, unevaluated, for MONAI: with the recipe, then `config_changes` applied.
+    """Return the bundle's config for ``mode``, unevaluated, for MONAI: with the recipe, then ``config_changes``
+    applied.
 
     Raises:
-        ConfigError: as `config_changes`.
+        ConfigError: as ``config_changes``.
     """
     config = read_config(mode)
     changes = recipe_changes(recipe or {}) | config_changes(mode, presets, overrides, allow_code)
@@ -112,10 +113,10 @@ def changed_config(
 def changes_with_recipe(
     mode: Mode, presets: Sequence[str | Path], overrides: Mapping[str, Any], allow_code: bool = False
 ) -> dict[str, Any]:
-    """Return the recipe of the weights to use, or to start training from, updated with `config_changes`.
+    """Return the recipe of the weights to use, or to start training from, updated with ``config_changes``.
 
     Raises:
-        ConfigError: as `config_changes`.
+        ConfigError: as ``config_changes``.
         CheckpointError: the recipe cannot be read.
     """
     changes = config_changes(mode, presets, overrides, allow_code)
@@ -136,14 +137,14 @@ def inference_values(
     allow_code: bool = False,
     warn: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """Return the values to segment with, one for each of `INFERENCE_IDS`, with references (``@id``) resolved.
+    """Return the values to segment with, one for each of ``INFERENCE_IDS``, with references (``@id``) resolved.
 
     They are those of the bundle's inference config, updated with the recipe of the weights, the presets, and the
     overrides. ``warn`` is called with a line if these contradict the recipe, or if there is neither a recipe nor
     a preset.
 
     Raises:
-        ConfigError: as `config_changes`; or an id is a component instead of a value, or its value is an expression.
+        ConfigError: as ``config_changes``; or an id is a component instead of a value, or its value is an expression.
         CheckpointError: the recipe cannot be read.
     """
     config = read_config("inference")
@@ -195,5 +196,5 @@ def _read_preset(path: Path) -> dict[str, Any]:
 
 
 def _may_refer(name: str) -> bool:
-    """Whether an id is a plain value in each config of the bundle that defines it, as `_resolve` requires."""
+    """Whether an id is a plain value in each config of the bundle that defines it, as ``_resolve`` requires."""
     return all(is_plain(name, config.get(name)) for config in map(read_config, CONFIG_FILES))

@@ -104,14 +104,14 @@ def is_plain(name: str, value: Any) -> bool:
 
 
 def is_network(target: Any) -> bool:
-    """Whether a ``_target_`` is one of `NETWORKS`."""
+    """Whether a ``_target_`` is one of ``NETWORKS``."""
     return isinstance(target, str) and target in NETWORKS
 
 
 def for_monai(value: Any, allow_code: bool = False) -> Any:
     """Escape a checked value so that MONAI takes each path, and each text except references, literally.
 
-    With ``allow_code`` texts are left to MONAI; a `Path` is always a path.
+    With ``allow_code`` texts are left to MONAI; a ``Path`` is always a path.
     """
     if isinstance(value, Path):
         return _literal(str(value))

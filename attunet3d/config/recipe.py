@@ -1,6 +1,6 @@
 """The recipe of weights: the values they were trained with that decide a voxel of a mask, in the file of the weights.
 
-`torch.save` writes a zip archive, from which torch reads the records whose names it knows; the recipe is one more, as
+``torch.save`` writes a zip archive, from which torch reads the records whose names it knows; the recipe is one more, as
 JSON. In a safetensors file it is a text of the metadata. So it goes wherever the weights go.
 """
 
@@ -34,7 +34,8 @@ def make_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe of a config's values.
 
     Args:
-        values: for each of `RECIPE_IDS`; ``network_def`` may be the network itself. One of another package is left out.
+        values: for each of ``RECIPE_IDS``; ``network_def`` may be the network itself. One of another package is left
+            out.
 
     Raises:
         ConfigError: a value is not one that a recipe may have.
@@ -63,7 +64,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def add_recipe(archive: IO[bytes], recipe: Mapping[str, Any]) -> None:
-    """Add a recipe to an archive that `torch.save` wrote, which must not have one yet."""
+    """Add a recipe to an archive that ``torch.save`` wrote, which must not have one yet."""
     with zipfile.ZipFile(archive, "a") as records:
         records.writestr(zipfile.ZipInfo(f"{_folder(records)}/{MEMBER}"), recipe_text(recipe))
 
@@ -83,7 +84,7 @@ def read_recipe(checkpoint: str | Path) -> dict[str, Any] | None:
 
     Raises:
         CheckpointError: it is damaged, of a newer version of this package, or holds anything but plain values of
-            `RECIPE_IDS`.
+            ``RECIPE_IDS``.
     """
     path = Path(checkpoint)
     text = stored_recipe(path)
@@ -104,7 +105,7 @@ def parse_recipe(text: bytes, path: Path) -> dict[str, Any]:
         path: of the file, for messages.
 
     Raises:
-        CheckpointError: as `read_recipe`.
+        CheckpointError: as ``read_recipe``.
     """
     if len(text) > MOST_CHARACTERS:
         raise _refusal(path, f"has more than {MOST_CHARACTERS} characters")
@@ -231,11 +232,11 @@ def said_of_recipe(checkpoint: str | Path, recipe: Mapping[str, Any] | None, val
 
 
 def warn_of_recipe(checkpoint: str | Path, values: Mapping[str, Any], ids: Sequence[str] = RECIPE_IDS) -> list[str]:
-    """Log the warnings of `said_of_recipe`, and return them: for configs that MONAI runs.
+    """Log the warnings of ``said_of_recipe``, and return them: for configs that MONAI runs.
 
     Args:
         checkpoint: the weights.
-        values: in use, as `make_recipe` returns them.
+        values: in use, as ``make_recipe`` returns them.
         ids: the ids to compare.
 
     Raises:

@@ -86,7 +86,7 @@ def read_datalist(path: str | Path) -> dict[str, Any]:
 
     Raises:
         InputNotFoundError: There is no such file.
-        ConfigError: It cannot be read, is not JSON that `parse_json` accepts, or not a mapping.
+        ConfigError: It cannot be read, is not JSON that ``parse_json`` accepts, or not a mapping.
     """
     if not Path(path).is_file():
         raise InputNotFoundError(f"{path}: no such datalist; `attunet3d prepare` writes one, `attunet3d phantom` too")
@@ -150,7 +150,7 @@ def label_groups(pancreas: Sequence[Any], organs: Mapping[str, Sequence[int]]) -
     """Return the label values of each class from 1 on: of the pancreas, then of the other organs, in their order.
 
     Args:
-        pancreas: From `pancreas_labels`.
+        pancreas: From ``pancreas_labels``.
         organs: Label values by name of the organ.
 
     Raises:

@@ -34,7 +34,7 @@ class Phantom:
     Attributes:
         image: int16 HU (X, Y, Z).
         mask: uint8 (X, Y, Z), 1 = pancreas.
-        organs: uint8 (X, Y, Z), see `phantom_anatomy.NUMBERS`.
+        organs: uint8 (X, Y, Z), see ``phantom_anatomy.NUMBERS``.
         affine: float64 (4, 4), from voxel indices to RAS+ mm.
         record: Parameters, JSON-serializable: seed, spacing in mm, orientation, noise in HU, pancreas volume in mL, ...
     """
@@ -47,7 +47,7 @@ class Phantom:
 
 
 def _voxel_boxes(organ: Organ, voxel_from_body: np.ndarray, shape: tuple[int, ...], pad_mm: float) -> np.ndarray:
-    """Return index ranges (parts, 2, 3) of the voxels that may lie within `pad_mm` of each part."""
+    """Return index ranges (parts, 2, 3) of the voxels that may lie within ``pad_mm`` of each part."""
     boxes = np.stack([part.box for part in organ.parts])
     center, half = boxes.mean(1), (boxes[:, 1] - boxes[:, 0]) / 2 + pad_mm
     center = center @ voxel_from_body[:3, :3].T + voxel_from_body[:3, 3]
@@ -134,14 +134,14 @@ def make_phantom(
 ) -> Phantom:
     """Make a synthetic portal-venous abdominal CT with its exact pancreas mask.
 
-    The patient only depends on `seed`, whatever the grid. All other arguments are drawn from the seed by default.
+    The patient only depends on ``seed``, whatever the grid. All other arguments are drawn from the seed by default.
 
     Args:
         seed: Seed >= 0.
         shape: By default the grid covers the patient's field of view (about 280 to 380 mm in-plane, 185 to 235 mm along
-            z). With `spacing`, the grid has the same centre and may cut the patient.
-        spacing: mm per voxel axis (by default 0.7 to 1.1 in-plane, 1.5 to 5 between slices; with `shape` alone field of
-            view / shape).
+            z). With ``spacing``, the grid has the same centre and may cut the patient.
+        spacing: mm per voxel axis (by default 0.7 to 1.1 in-plane, 1.5 to 5 between slices; with ``shape`` alone field
+            of view / shape).
         orientation: "RAS", "LAS", "LPS", or "oblique": LPS tilted by a few degrees.
         noise_hu: Standard deviation of the noise.
 
@@ -196,18 +196,18 @@ def write_phantoms(
 
     The files are imagesTr/phantom_0000.nii.gz (int16 HU), labelsTr/phantom_0000.nii.gz (uint8, 1 = pancreas), ... and
     datalist.json with the keys "training", "validation" and "test", in the order of the cases. A case depends only on
-    `seed` and its number, so more cases leave the first files unchanged. There is always a training case, and with two
-    or more cases a validation case.
+    ``seed`` and its number, so more cases leave the first files unchanged. There is always a training case, and with
+    two or more cases a validation case.
 
     Args:
         output_dir: Folder of the files.
         cases: Number of phantoms.
         seed: Seed >= 0.
-        spacing: See `make_phantom`, mm.
-        shape: See `make_phantom`.
+        spacing: See ``make_phantom``, mm.
+        shape: See ``make_phantom``.
         validation_fraction: Fraction of the cases for validation.
         test_fraction: Fraction of the cases for test.
-        organs: Write label maps of all organs (`NUMBERS`; pancreas is 7, as the datalist says).
+        organs: Write label maps of all organs (``NUMBERS``; pancreas is 7, as the datalist says).
         progress: Called with (cases done, cases).
 
     Returns:

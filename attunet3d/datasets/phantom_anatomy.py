@@ -59,7 +59,7 @@ class Patient:
 
 
 def _ellipsoid(center: Any, radii: Any, tilt_deg: float = 0.0) -> Part:
-    """Return an ellipsoid rotated by `tilt_deg` about y; a radius far larger than the body makes it a column."""
+    """Return an ellipsoid rotated by ``tilt_deg`` about y; a radius far larger than the body makes it a column."""
     (cx, cy, cz), (rx, ry, rz) = np.asarray(center, float).tolist(), np.asarray(radii, float).tolist()
     cos, sin = float(np.cos(np.deg2rad(tilt_deg))), float(np.sin(np.deg2rad(tilt_deg)))
 
@@ -90,7 +90,7 @@ def _cone(a: np.ndarray, b: np.ndarray) -> Part:
 
 
 def _tube(control: Any, samples: int = 4) -> list[Part]:
-    """Return cones along the Catmull-Rom curve through `control`, rows of (x, y, z, radius) in mm."""
+    """Return cones along the Catmull-Rom curve through ``control``, rows of (x, y, z, radius) in mm."""
     c = np.asarray(control, float)
     c = np.concatenate([2 * c[:1] - c[1:2], c, 2 * c[-1:] - c[-2:-1]])
     t = (np.arange(samples) / samples)[:, None]

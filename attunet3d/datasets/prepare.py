@@ -1,6 +1,6 @@
 """Make a datalist of a data set on disk: check every case, whatever the data set.
 
-Modules for the data sets know their layouts, and describe what they find as `RawData`.
+Modules for the data sets know their layouts, and describe what they find as ``RawData``.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class RawData:
     Attributes:
         root: Folder of the data set.
         metadata: First entries of the datalist: "name", "description", "labels" (names of the label values; others
-            that are found are added as "other") and "pancreas_labels" (label values of the pancreas: `[1, 2]` as one
-            class, `[[1], [2]]` as two).
+            that are found are added as "other") and "pancreas_labels" (label values of the pancreas: ``[1, 2]`` as one
+            class, ``[[1], [2]]`` as two).
         cases: Pairs of CT and label.
         allowed: Values that label files may hold; None for any.
         hint: End of the message about another value.

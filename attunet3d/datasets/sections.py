@@ -238,7 +238,7 @@ def _path(entry: _Entry, key: str, datalist: str | Path, dataset_dir: str | Path
 
 
 def _existing(dataset_dir: str | Path, value: Any) -> str | None:
-    """Return the path of an existing file, see `path_as_listed`; None if it is missing."""
+    """Return the path of an existing file, see ``path_as_listed``; None if it is missing."""
     if not isinstance(value, str):
         return None
     path = os.path.join(dataset_dir, path_as_listed(dataset_dir, value))

@@ -1,4 +1,4 @@
-"""Sliding-window inference, also as a MONAI `Inferer`."""
+"""Sliding-window inference, also as a MONAI ``Inferer``."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Sliding-window inference as a MONAI `Inferer`."""
+"""Sliding-window inference as a MONAI ``Inferer``."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from attunet3d.runtime.fast_network import MixedPrecision, prepare
 
 
 class SlidingWindowInferer(SlidingWindow, Inferer):
-    """`SlidingWindow` as an `Inferer`, for MONAI's engines and bundles.
+    """``SlidingWindow`` as an ``Inferer``, for MONAI's engines and bundles.
 
     With the same windows and none skipped the result is that of MONAI's ``SlidingWindowInferer(mode="gaussian")``; for
     two classes it is the difference, foreground minus background, in one channel (``single_logit=False`` keeps both).
 
     Programs that use parts of a bundle, like MONAI Label, pass its ``network_def`` unprepared. With ``precision`` such
-    a network is first prepared as everywhere else (see `prepare`), so that the voxels are the same; the result is kept
-    for the next call with the same network.
+    a network is first prepared as everywhere else (see ``prepare``), so that the voxels are the same; the result is
+    kept for the next call with the same network.
 
     Args:
         precision: "auto", "fp32", "bf16" or "fp16"; None runs each network unchanged.
-        backend, scales, threshold: as in `prepare`, for networks that have not been prepared.
-        settings: as in `SlidingWindow`.
+        backend, scales, threshold: as in ``prepare``, for networks that have not been prepared.
+        settings: as in ``SlidingWindow``.
     """
 
     def __init__(

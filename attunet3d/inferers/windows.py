@@ -64,7 +64,7 @@ class SlidingWindow:
             window scaled to [0, 1], 0 is its lower end: such a window has no soft tissue. None: all are run.
         body_threshold: windows cover the box of the voxels above this value; outside it all is background. None: the
             whole image.
-        max_window_voxels: windows are ``roi_size`` or larger, up to this many voxels, and few; see `cover`. None:
+        max_window_voxels: windows are ``roi_size`` or larger, up to this many voxels, and few; see ``cover``. None:
             MONAI's windows of ``roi_size``.
         single_logit: for two classes, return only the difference of the logits, foreground minus background.
 
@@ -184,7 +184,7 @@ class SlidingWindow:
         Args:
             image: (B, C, X, Y, Z).
             network: window (b, C, *roi) -> logits (b, classes, *roi).
-            plan: from `plan`.
+            plan: from ``plan``.
             progress: called as ``progress(done, total)`` after each forward pass.
             cancel: asked before each forward pass whether to stop.
             args, kwargs: passed on to the network.
@@ -218,7 +218,7 @@ class SlidingWindow:
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> Tensor:
-        """Like `run`, for a network that returns maps instead of logits: all channels, 0 where no window is."""
+        """Like ``run``, for a network that returns maps instead of logits: all channels, 0 where no window is."""
         return stitch(
             image,
             network,

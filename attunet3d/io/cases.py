@@ -23,7 +23,7 @@ class SeriesCase(os.PathLike[str]):
 
     Attributes:
         folder: The folder, as given.
-        number: Number of the series in `attunet3d inspect FOLDER`, from 1.
+        number: Number of the series in ``attunet3d inspect FOLDER``, from 1.
         series: Its headers, which are not read again.
     """
 
@@ -39,9 +39,9 @@ class SeriesCase(os.PathLike[str]):
 
 
 def segmentable_series(folder: str | os.PathLike[str]) -> list[SeriesCase]:
-    """List the CT series of a DICOM folder, for `Segmenter.segment` and `segment_all`.
+    """List the CT series of a DICOM folder, for ``Segmenter.segment`` and ``segment_all``.
 
-    Localizers, derived series and other modalities are left out, see `candidate_series`.
+    Localizers, derived series and other modalities are left out, see ``candidate_series``.
 
     Args:
         folder: Searched recursively; only headers are read.
@@ -54,7 +54,7 @@ def segmentable_series(folder: str | os.PathLike[str]) -> list[SeriesCase]:
 
 
 def partition_series(folder: str | os.PathLike[str]) -> tuple[list[SeriesCase], list[str]]:
-    """Return what `segmentable_series` does, and a line for each other series that says why it is left out."""
+    """Return what ``segmentable_series`` does, and a line for each other series that says why it is left out."""
     from attunet3d.io.dicom.find import candidate_series, find_series
     from attunet3d.io.paths import existing
 
@@ -74,7 +74,7 @@ def partition_series(folder: str | os.PathLike[str]) -> tuple[list[SeriesCase], 
 def case_name(path: str | os.PathLike[str]) -> str:
     """Return the name of a CT without the suffix: "case_7" for ``case_7.nii.gz`` and for the folder ``case_7``.
 
-    The second series of that folder is "case_7_series2", see `SeriesCase`.
+    The second series of that folder is "case_7_series2", see ``SeriesCase``.
     """
     if isinstance(path, SeriesCase):
         return f"{case_name(path.folder)}_series{path.number}"
@@ -94,7 +94,7 @@ def collision_key(name: str) -> str:
 
 
 def name_collisions(names: Sequence[str]) -> list[list[int]]:
-    """Return the indices of names that would be the same file, see `collision_key`: a list for each such file."""
+    """Return the indices of names that would be the same file, see ``collision_key``: a list for each such file."""
     indices: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         indices.setdefault(collision_key(name), []).append(index)

@@ -16,13 +16,13 @@ def is_gzip(path: Path) -> bool:
 
 
 def format_of(path: Path) -> str | None:
-    """Return the format of a file, see `format_of_start`. Raises OSError."""
+    """Return the format of a file, see ``format_of_start``. Raises OSError."""
     with path.open("rb") as f:
         return format_of_start(f.read(ENOUGH))
 
 
 def format_of_start(start: bytes) -> str | None:
-    """Return "nifti" (gzipped or not), "nrrd", "metaimage", "dicom" or None, by a file's first `ENOUGH` bytes."""
+    """Return "nifti" (gzipped or not), "nrrd", "metaimage", "dicom" or None, by a file's first ``ENOUGH`` bytes."""
     if start[:2] == GZIP:
         try:
             inflated = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, ENOUGH)

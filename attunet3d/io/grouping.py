@@ -30,7 +30,7 @@ class KeyIndex:
         self._count += 1
 
     def matching(self, key: Key) -> Iterator[int]:
-        """Yield the numbers of the matching keys in ascending order, at most `MOST_TRIED`."""
+        """Yield the numbers of the matching keys in ascending order, at most ``MOST_TRIED``."""
         has = _present(key)
         found = []
         for of in self._keys:
@@ -51,7 +51,7 @@ def _present(key: Key) -> tuple[bool, ...]:
 
 
 def grouped(items: Sequence[Item], key: Callable[[Item], Key], same: Callable[[Item, Item], bool]) -> list[list[Item]]:
-    """Put each item into the first group whose first item is the `same`, which only items with matching keys can be."""
+    """Put each item into the first group whose first item is the ``same``; only items with matching keys can be."""
     groups: list[list[Item]] = []
     keys = KeyIndex()
     for item in items:

@@ -82,16 +82,16 @@ class _Distribution:
         return found
 
     def share(self, low: float, high: float) -> float:
-        """Return the fraction of the natural voxels with values from `low` to `high`."""
+        """Return the fraction of the natural voxels with values from ``low`` to ``high``."""
         first, end = (int(np.clip(v + _LIMIT, 0, 2 * _LIMIT + 1)) for v in (math.ceil(low), math.floor(high) + 1))
         return float(self._cumulative[end] - self._cumulative[first]) / self.size if end > first else 0.0
 
     def constant_share(self, low: float, high: float) -> float:
-        """Return the fraction of all voxels that are constants from `low` to `high`."""
+        """Return the fraction of all voxels that are constants from ``low`` to ``high``."""
         return sum(int(self.counts[v + _LIMIT]) for v in self.constants if low <= v <= high) / self.total
 
     def span(self, outside: float) -> tuple[int, int]:
-        """Return the quantiles at `outside` and 1 - `outside`, without a constant at the lower end."""
+        """Return the quantiles at ``outside`` and 1 - ``outside``, without a constant at the lower end."""
         counts = self.counts.copy()
         lowest = int(np.flatnonzero(counts)[0])
         if lowest - _LIMIT in self.constants and counts[lowest] < self.total:
@@ -110,7 +110,7 @@ class _Distribution:
 
 
 def check_hu(path: Path, values: ValueCounts, low: float, high: float) -> list[str]:
-    """Return warnings about the HU of a CT whose values range from `low` to `high`.
+    """Return warnings about the HU of a CT whose values range from ``low`` to ``high``.
 
     Raises UnsupportedImageError for values that are not HU.
     """
@@ -128,7 +128,7 @@ def looks_like(values: ValueCounts) -> str:
 
 
 def _why_not_hu(found: _Distribution, doubts: list[str]) -> str:
-    """Return why the values cannot be HU, or ""; what only makes that likely is added to `doubts`."""
+    """Return why the values cannot be HU, or ""; what only makes that likely is added to ``doubts``."""
     natural_low = found.share(-_LIMIT, FAT_OR_AIR_HU)
     body = found.share(*BODY_HU)
     below_air = found.share(-_LIMIT, BELOW_AIR_HU)

@@ -53,8 +53,8 @@ def input_sha256(
 
     Args:
         ct: The input as given; a link counts as its target.
-        series_uid: Series of a DICOM folder; not needed for a `SeriesCase`.
-        files: From `input_files`, if already known.
+        series_uid: Series of a DICOM folder; not needed for a ``SeriesCase``.
+        files: From ``input_files``, if already known.
     """
     if series_uid is None and isinstance(ct, SeriesCase):
         series_uid = ct.series.uid

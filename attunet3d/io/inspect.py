@@ -27,7 +27,7 @@ class Finding:
 
     Attributes:
         number: Position in the list, from 1.
-        uid: Of the series, see `Series`.
+        uid: Of the series, see ``Series``.
         kind: Such as "CT", "CT localizer" or "NIfTI".
         files: Number of files.
         size: Columns, rows and slices.
@@ -58,7 +58,8 @@ class Finding:
 def inspect_path(path: str | os.PathLike[str]) -> list[Finding]:
     """Describe each series of a DICOM folder, in the order of their UIDs, or a NIfTI, NRRD or MetaImage file.
 
-    Only headers are read. Raises InputNotFoundError if there is nothing, and for an unusable file what `open_ct` does.
+    Only headers are read. Raises InputNotFoundError if there is nothing, and for an unusable file what ``open_ct``
+    does.
     """
     path = existing(path)
     if path.is_dir():
@@ -153,7 +154,7 @@ def _millimetres(value: float | None) -> float | None:
 
 
 def _orientation(steps: np.ndarray) -> tuple[str | None, str | None]:
-    """Return plane and axis codes for `steps` (3, 3), whose columns are the RAS+ steps of column, row and slice."""
+    """Return plane and axis codes for ``steps`` (3, 3), whose columns are the RAS+ steps of column, row and slice."""
     normal = np.cross(steps[:, 0], steps[:, 1])
     length = np.linalg.norm(normal)
     if not (np.all(np.isfinite(steps)) and length > 0 and abs(np.linalg.det(steps)) > 0):

@@ -35,7 +35,7 @@ _TEXT_MAX_RATIO = 8  # at least one character of text for a value of at most eig
 
 
 def data_file(path: Path, kind: str) -> Path:
-    """Return the file with the voxels of a "metaimage" or "nrrd": `path` itself, or one beside it.
+    """Return the file with the voxels of a "metaimage" or "nrrd": ``path`` itself, or one beside it.
 
     Raises:
         UnreadableInputError: The header is malformed, or names no data file, or one that does not exist.
@@ -115,7 +115,7 @@ def skipped_bytes(path: Path, kind: str, data: Path) -> int:
 
 
 def most_bytes(path: Path, data: Path) -> int:
-    """Return how many bytes of voxels the file `data` can hold at most, in the encoding given by the header `path`.
+    """Return how many bytes of voxels the file ``data`` can hold at most, in the encoding given by the header ``path``.
 
     Raises UnreadableInputError if the header claims more compressed bytes than there are.
     """

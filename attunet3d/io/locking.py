@@ -66,7 +66,7 @@ def locked(folder: Path, required: bool = True) -> Iterator[None]:
 
 
 def hold_folder(folder: str | Path) -> None:
-    """Lock a folder like `locked`, until `release_folder` or the end of the process, if the storage has locks.
+    """Lock a folder like ``locked``, until ``release_folder`` or the end of the process, if the storage has locks.
 
     A folder that is already locked by this process stays locked.
 
@@ -81,7 +81,7 @@ def hold_folder(folder: str | Path) -> None:
 
 
 def release_folder(folder: str | Path) -> None:
-    """Release the lock of `hold_folder`, if this process has it."""
+    """Release the lock of ``hold_folder``, if this process has it."""
     _held.pop(os.path.realpath(folder), ExitStack()).close()
 
 

@@ -1,4 +1,4 @@
-"""Readers, a writer and a folder layout for MONAI's `LoadImaged` and `SaveImaged`."""
+"""Readers, a writer and a folder layout for MONAI's ``LoadImaged`` and ``SaveImaged``."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class _Reader(ImageReader):
     """MONAI's interface of a reader.
 
-    `LoadImage` swallows errors of `read` and tries MONAI's own readers instead, which would accept what was refused
-    here; errors of `get_data` reach the caller. So `read` only keeps the path.
+    ``LoadImage`` swallows errors of ``read`` and tries MONAI's own readers instead, which would accept what was refused
+    here; errors of ``get_data`` reach the caller. So ``read`` only keeps the path.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -57,10 +57,10 @@ class _Reader(ImageReader):
 
 
 class CTReader(_Reader):
-    """Read CTs for MONAI: `LoadImaged(keys="image", reader=CTReader, dtype=None)` gives int16 HU.
+    """Read CTs for MONAI: ``LoadImaged(keys="image", reader=CTReader, dtype=None)`` gives int16 HU.
 
-    The metadata has the keys of MONAI's readers (affine in RAS+ mm) and "source": `Volume.metadata` as JSON text. Its
-    warnings are logged when a CT is read for the first time. Arguments and errors are those of `open_ct`.
+    The metadata has the keys of MONAI's readers (affine in RAS+ mm) and "source": ``Volume.metadata`` as JSON text. Its
+    warnings are logged when a CT is read for the first time. Arguments and errors are those of ``open_ct``.
     """
 
     def __init__(self, series_uid: str | None = None, allow_uneven: bool = False) -> None:
@@ -78,7 +78,7 @@ class CTReader(_Reader):
 
 
 class LabelReader(_Reader):
-    """Read label maps for MONAI: `LoadImaged(keys="label", reader=LabelReader, dtype=None)` gives uint8."""
+    """Read label maps for MONAI: ``LoadImaged(keys="label", reader=LabelReader, dtype=None)`` gives uint8."""
 
     def _load(self, path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         image = open_label(path)
@@ -88,19 +88,19 @@ class LabelReader(_Reader):
 class AtomicNibabelWriter(NibabelWriter):
     """MONAI's NIfTI writer with atomic writes, and a header that places the image as the CT's does.
 
-    Use: `SaveImaged(keys="pred", writer="attunet3d.io.AtomicNibabelWriter", ...)`.
+    Use: ``SaveImaged(keys="pred", writer="attunet3d.io.AtomicNibabelWriter", ...)``.
     """
 
     metadata: Mapping[str, Any] | None = None
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
-        """Like MONAI's; also keeps the metadata that CTReader has put into `meta_dict`."""
+        """Like MONAI's; also keeps the metadata that CTReader has put into ``meta_dict``."""
         super().set_metadata(meta_dict, resample=resample, **options)
         source = (meta_dict or {}).get("source")
         self.metadata = json.loads(source) if isinstance(source, str) else None
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
-        """Like MONAI's. Raises OutputError, which `SaveImage` turns into a RuntimeError that quotes it."""
+        """Like MONAI's. Raises OutputError, which ``SaveImage`` turns into a RuntimeError that quotes it."""
         ImageWriter.write(self, filename, verbose=verbose)
         image = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **obj_kwargs)
         set_geometry(image, np.asarray(image.affine, np.float64), self.metadata)
@@ -109,7 +109,7 @@ class AtomicNibabelWriter(NibabelWriter):
 
 
 class MaskLayout(FolderLayoutBase):
-    """Layout of the masks that `SaveImaged` writes: ``<output_dir>/<folders below root>/<case>_seg.nii.gz``.
+    """Layout of the masks that ``SaveImaged`` writes: ``<output_dir>/<folders below root>/<case>_seg.nii.gz``.
 
     So ``a/ct.nii.gz`` and ``b/ct.nii.gz`` do not share a mask, nor do series in folders named by UIDs, which MONAI's
     own layout cuts at the last dot.

@@ -87,7 +87,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _read_header(path: Path) -> tuple[Any, list[str]]:
-    """Read the header alone; also return warnings. `nibabel.load` reads extensions too, which can claim any length."""
+    """Read only the header; also return warnings. ``nibabel.load`` reads extensions too, which can claim any length."""
     with _open(path) as f:
         start = f.read(nib.Nifti2Header.template_dtype.itemsize)
     for kind in (nib.Nifti1Header, nib.Nifti2Header):

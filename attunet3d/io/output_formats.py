@@ -1,6 +1,6 @@
 """Formats that the results of a case can be written in.
 
-To add one: a module that writes it, such as `attunet3d.io.dicom.seg`, and an entry in `FORMATS`.
+To add one: a module that writes it, such as ``attunet3d.io.dicom.seg``, and an entry in ``FORMATS``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class MaskSource:
     Attributes:
         ct: the CT as it was given, for messages.
         affine: voxel -> RAS+ mm, of the CT and of the mask.
-        metadata: metadata of the CT, see `StoredImage`; a format may add to its list of "warnings".
-        files, frames: DICOM images of the CT, see `StoredImage`.
+        metadata: metadata of the CT, see ``StoredImage``; a format may add to its list of "warnings".
+        files, frames: DICOM images of the CT, see ``StoredImage``.
         checkpoint_sha256: of the weights.
     """
 

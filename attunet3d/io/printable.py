@@ -14,7 +14,7 @@ _UID_OF_STACK = re.compile(UID.pattern + r"(#\d+)?")
 
 
 def without_uids(text: str) -> str:
-    """Replace each DICOM UID in `text`, with the number of a stack ("#2") after it, by "UID"."""
+    """Replace each DICOM UID in ``text``, with the number of a stack ("#2") after it, by "UID"."""
     return _UID_OF_STACK.sub("UID", text)
 
 
@@ -34,7 +34,7 @@ def _is_shown(character: str) -> bool:
 
 
 def printable_start(text: str, most: int) -> str:
-    """Return at most `most` characters of `text`, and "?" for all from the first that is not printable.
+    """Return at most ``most`` characters of ``text``, and "?" for all from the first that is not printable.
 
     In a damaged header these may be other elements.
     """
@@ -49,23 +49,23 @@ def one_line(message: object) -> str:
 
 
 def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
-    """Cut out the middle of `text` if it has more than `most` characters."""
+    """Cut out the middle of ``text`` if it has more than ``most`` characters."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
 
 
 def own(stream: Any) -> Any:
-    """Return the stream for our own lines, if others' output to it is marked by a `ForeignText`."""
+    """Return the stream for our own lines, if others' output to it is marked by a ``ForeignText``."""
     return stream.stream if isinstance(stream, ForeignText) else stream
 
 
 def say(text: str) -> None:
-    """Print `text` on stderr as one printable line."""
+    """Print ``text`` on stderr as one printable line."""
     print(shortened(printable(text)), file=own(sys.stderr), flush=True)
 
 
 def set_in(text: str) -> str:
-    """Indent lines that are not ours, such as a traceback's, by two spaces, and make each `printable`.
+    """Indent lines that are not ours, such as a traceback's, by two spaces, and make each ``printable``.
 
     So whatever names they quote, none of them can pass for a line of ours.
     """
@@ -73,7 +73,7 @@ def set_in(text: str) -> str:
 
 
 class ForeignText(io.TextIOBase):
-    """A stream for the output of libraries and of Python itself, which it indents by `set_in`; `say` bypasses it.
+    """A stream for the output of libraries and of Python itself, which it indents by ``set_in``; ``say`` bypasses it.
 
     It is not a terminal to them: their colours would be shown as escapes.
     """

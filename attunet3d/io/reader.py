@@ -43,10 +43,10 @@ class Volume:
 
 
 def open_ct(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool = False) -> StoredImage:
-    """Open a CT file or DICOM folder: read its grid from the header, but not yet its voxels (see `to_hu`).
+    """Open a CT file or DICOM folder: read its grid from the header, but not yet its voxels (see ``to_hu``).
 
     Args:
-        path: A file, a DICOM folder, or a `SeriesCase`, one series of a folder.
+        path: A file, a DICOM folder, or a ``SeriesCase``, one series of a folder.
         series_uid: Selects one of several DICOM series.
         allow_uneven: Interpolate between DICOM slices with uneven spacing, which are refused otherwise.
 
@@ -77,7 +77,7 @@ def open_ct(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool
 
 
 def read_volume(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool = False) -> Volume:
-    """Read a CT from a file or a DICOM folder. Arguments and errors are those of `open_ct`."""
+    """Read a CT from a file or a DICOM folder. Arguments and errors are those of ``open_ct``."""
     image = open_ct(path, series_uid=series_uid, allow_uneven=allow_uneven)
     return Volume(to_hu(image), image.affine, image.metadata)
 
@@ -85,7 +85,7 @@ def read_volume(path: PathLike, *, series_uid: str | None = None, allow_uneven: 
 def read_ct(
     path: PathLike, *, series_uid: str | None = None, allow_uneven: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read the voxels of a CT, int16 HU (X, Y, Z), and its affine to RAS+ mm. Arguments and errors as in `open_ct`."""
+    """Read the voxels of a CT, int16 HU (X, Y, Z), and its affine to RAS+ mm. Arguments and errors: ``open_ct``."""
     volume = read_volume(path, series_uid=series_uid, allow_uneven=allow_uneven)
     return volume.array, volume.affine
 

@@ -20,7 +20,7 @@ _METADATA, _CHECKSUM = "__metadata__", "sha256"
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Return whether the first `START_BYTES` of a file are those of safetensors."""
+    """Return whether the first ``START_BYTES`` of a file are those of safetensors."""
     return start[_LENGTH:START_BYTES] == b"{"
 
 

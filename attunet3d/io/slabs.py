@@ -1,6 +1,6 @@
 """Convert stored voxels slab by slab to one array: int16 HU for CT, uint8 for label maps.
 
-Each format is opened as a `StoredImage`; the rules for valid CTs and label maps are here, once for all formats.
+Each format is opened as a ``StoredImage``; the rules for valid CTs and label maps are here, once for all formats.
 """
 
 import math
@@ -55,7 +55,7 @@ class StoredImage:
         path: The file or DICOM folder.
         shape: (X, Y, Z).
         affine: From voxel indices to RAS+ mm.
-        metadata: See `Volume`; "warnings" is a list.
+        metadata: See ``Volume``; "warnings" is a list.
         slabs: Yields Z arrays (X, Y) in order, with scale and offset applied.
         files: The DICOM images of a series in the order of Z; empty for other formats.
         frames: The slices' frame numbers in a multi-frame DICOM file; empty otherwise.
@@ -85,7 +85,7 @@ def to_hu(image: StoredImage) -> np.ndarray:
     """Read the voxels in HU, int16 (X, Y, Z), in Fortran order.
 
     Fractions are rounded to the nearest integer. A few values beyond int16 are clipped, with a warning in
-    `image.metadata`.
+    ``image.metadata``.
 
     Raises:
         GeometryError: The affine is unusable.
@@ -153,7 +153,7 @@ def to_labels(image: StoredImage) -> np.ndarray:
 
 
 def check_affine(path: Path, affine: np.ndarray) -> None:
-    """Raise GeometryError unless `affine` (4x4, voxel to mm) is finite, invertible, and plausible in mm."""
+    """Raise GeometryError unless ``affine`` (4x4, voxel to mm) is finite, invertible, and plausible in mm."""
     if not np.all(np.isfinite(affine)):
         raise GeometryError(f"{path}: the affine holds non-finite values; save the image again with a valid header")
     with np.errstate(over="ignore"):  # infinite spacings are too large as well
@@ -188,7 +188,7 @@ def unusual_size(shape: tuple[int, int, int], affine: np.ndarray) -> list[str]:
 
 
 def check_file_size(path: Path, expected: int, *, compressed: bool) -> None:
-    """Raise UnreadableInputError if a file cannot hold `expected` bytes: a damaged header may claim terabytes."""
+    """Raise UnreadableInputError if a file cannot hold ``expected`` bytes: a damaged header may claim terabytes."""
     size = path.stat().st_size
     if size * (DEFLATE_MAX_RATIO if compressed else 1) < expected:
         raise UnreadableInputError(
@@ -200,7 +200,7 @@ def check_file_size(path: Path, expected: int, *, compressed: bool) -> None:
 def read_failed(
     path: Path, error: BaseException | None = None, hint: str = "copy or export the file again"
 ) -> UnreadableInputError:
-    """Return the error for a file that cannot be decoded; the text of `error` is quoted on one line."""
+    """Return the error for a file that cannot be decoded; the text of ``error`` is quoted on one line."""
     if not os.access(path, os.R_OK):
         return UnreadableInputError(f"{path}: no permission to read it; check its permissions")
     detail = " ".join(str(error or "").split())[:160]

@@ -30,7 +30,7 @@ _ABANDONED_SECONDS = 7 * 24 * 3600
 
 @contextmanager
 def temporary_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` with its suffix; any file there is removed when the block ends.
+    """Yield a temporary path beside ``path`` with its suffix; any file there is removed when the block ends.
 
     Raises:
         OutputError: There is no such folder, or the block raises an OSError: it should only write.
@@ -63,10 +63,10 @@ def _hint(error: OSError) -> str:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` with its suffix, and rename it to `path` if the block succeeds.
+    """Yield a temporary path beside ``path`` with its suffix, and rename it to ``path`` if the block succeeds.
 
-    If the block fails or is interrupted, the temporary file is removed, and an existing `path` stays as it was.
-    Errors are those of `temporary_path`.
+    If the block fails or is interrupted, the temporary file is removed, and an existing ``path`` stays as it was.
+    Errors are those of ``temporary_path``.
     """
     with temporary_path(path) as temporary:
         yield temporary
@@ -76,7 +76,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def replace_as_one(new: Sequence[tuple[Path, Path]], former: Sequence[Path] = ()) -> None:
     """Replace the files of a result in a folder, so that files of two results are never mixed, even if interrupted.
 
-    The last of `new` is the main file, such as the record. If there are several files, the old main file is removed
+    The last of ``new`` is the main file, such as the record. If there are several files, the old main file is removed
     first, and the new one is put in place last: whenever it exists, all others belong to it, even after a power
     failure.
 
@@ -101,7 +101,7 @@ def replace_as_one(new: Sequence[tuple[Path, Path]], former: Sequence[Path] = ()
 
 
 def _replace(file: Path, place: Path) -> None:
-    """`os.replace`; on Windows again for a second, where virus scanners have files open for a moment."""
+    """``os.replace``; on Windows again for a second, where virus scanners have files open for a moment."""
     for pause in _PAUSES if sys.platform == "win32" else ():
         try:
             os.replace(file, place)
@@ -123,7 +123,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """Return a unique name that tells which process writes the file, see `remove_left_behind`."""
+    """Return a unique name that tells which process writes the file, see ``remove_left_behind``."""
     return f".tmp-{uuid.uuid4().hex[:8]}-{_host()}-{os.getpid()}-{name}"
 
 
@@ -181,7 +181,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def no_link(path: str, flags: int) -> int:
-    """Open a file, as opener of `open`, unless it is a link, which may lead anywhere: OSError."""
+    """Open a file, as opener of ``open``, unless it is a link, which may lead anywhere: OSError."""
     if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):  # Windows
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
@@ -207,9 +207,9 @@ def write_mask(
         path: A .nii.gz or .nii file.
         mask: uint8 (X, Y, Z).
         affine: From voxel indices to RAS+ mm.
-        metadata: `Volume.metadata` of the CT. If that was NIfTI, the header places the mask exactly as the CT, in every
-            viewer. Otherwise the sform is the affine with code 1 (scanner), and so is the qform unless the affine is
-            sheared.
+        metadata: ``Volume.metadata`` of the CT. If that was NIfTI, the header places the mask exactly as the CT, in
+            every viewer. Otherwise the sform is the affine with code 1 (scanner), and so is the qform unless the affine
+            is sheared.
 
     Raises:
         OutputError: The mask or the name is unsuitable, or the file cannot be written.
@@ -225,12 +225,12 @@ def write_mask(
 
 
 def save_mask(path: Path, mask: np.ndarray, affine: np.ndarray, *, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write a mask like `write_mask`, but to a path that is already temporary; nothing is checked or cleaned up."""
+    """Write a mask like ``write_mask``, but to a path that is already temporary; nothing is checked or cleaned up."""
     nib.save(_nifti(mask, affine, metadata), path)
 
 
 def save_map(path: Path, values: np.ndarray, affine: np.ndarray, *, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write fractions, uint8 (X, Y, Z), like `save_mask`, with slope 1/255 in the header: viewers show 255 as 1."""
+    """Write fractions, uint8 (X, Y, Z), like ``save_mask``, with slope 1/255 in the header: viewers show 255 as 1."""
     image = _nifti(values, affine, metadata)
     image.header.set_slope_inter(1 / 255, 0)
     nib.save(image, path)
@@ -245,7 +245,7 @@ def _nifti(array: np.ndarray, affine: np.ndarray, metadata: Mapping[str, Any] | 
 
 
 def set_geometry(image: nib.Nifti1Image, affine: np.ndarray, metadata: Mapping[str, Any] | None) -> None:
-    """Put `affine` (voxel to RAS+ mm) into the header, by the CT's own fields in `metadata` if they are equivalent."""
+    """Put ``affine`` (voxel to RAS+ mm) into the header, with the CT's own fields (``metadata``) if equivalent."""
     image.header.set_xyzt_units("mm")
     geometry = (metadata or {}).get("nifti_geometry")
     if geometry:

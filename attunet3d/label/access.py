@@ -30,7 +30,7 @@ _ALWAYS = [(b"referrer-policy", b"same-origin"), (b"x-frame-options", b"SAMEORIG
 
 @dataclass(frozen=True)
 class Access:
-    """The requests that `Guard` accepts.
+    """The requests that ``Guard`` accepts.
 
     Attributes:
         hosts: accepted Host headers: names and addresses of the server, with port.

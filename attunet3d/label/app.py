@@ -1,4 +1,4 @@
-"""Extensions of MONAI Label's app `monaibundle`; imported by the app's main.py, in the server."""
+"""Extensions of MONAI Label's app ``monaibundle``; imported by the app's main.py, in the server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def series_to_nifti(folder: str, is_seg: bool = False) -> str:
-    """Convert a DICOM series to NIfTI with the reader of `attunet3d segment`; a SEG as MONAI Label does.
+    """Convert a DICOM series to NIfTI with the reader of ``attunet3d segment``; a SEG as MONAI Label does.
 
     MONAI Label's own conversion accepts any series: missing slices or a tilted gantry would go unnoticed.
 
@@ -111,7 +111,7 @@ class TrainTask(BundleTrainTask):
 
 
 class Additions:
-    """Mixin for the app class of `monaibundle`: weights must fit, and uncertainty can choose the next case."""
+    """Mixin for the app class of ``monaibundle``: weights must fit, and uncertainty can choose the next case."""
 
     models: dict[str, str]
     conf: dict[str, str]
@@ -124,7 +124,7 @@ class Additions:
         return infers
 
     def init_trainers(self) -> dict[str, Any]:
-        """Return a `TrainTask` for each bundle."""
+        """Return a ``TrainTask`` for each bundle."""
         return {name: TrainTask(path, self.conf, load_strict=True) for name, path in self.models.items()}
 
     def init_strategies(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""MONAI Label's endpoints as `attunet3d label` serves them: those that viewers use, with checks of their arguments.
+"""MONAI Label's endpoints as ``attunet3d label`` serves them: those that viewers use, with checks of their arguments.
 
 Not served are whole-slide images, upload of weights, the zip of all cases, and pages with third-party scripts.
 """
@@ -53,7 +53,7 @@ def labelling_app(app: Path, dicomweb: bool) -> FastAPI:
     """Build an application with MONAI Label's endpoints.
 
     Args:
-        app: folder of `make_app`.
+        app: folder of ``make_app``.
         dicomweb: whether the studies are on a DICOMweb server, which OHIF accesses through this one.
     """
     served = FastAPI(

@@ -102,7 +102,7 @@ def _copy_weights(source: Path, target: Path, recipe: Mapping[str, Any] | None) 
 
 
 def sample_app() -> Path:
-    """Find the main.py of MONAI Label's sample app `monaibundle`.
+    """Find the main.py of MONAI Label's sample app ``monaibundle``.
 
     Raises:
         ConfigError: MONAI Label is not installed; the message says how to install it.

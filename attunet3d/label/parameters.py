@@ -41,7 +41,7 @@ def parsed(what: str, text: str) -> Any:
     """Parse the JSON of a form's field; an empty one is an empty object.
 
     Raises:
-        ConfigError: it is not JSON, or JSON that `parse_json` refuses.
+        ConfigError: it is not JSON, or JSON that ``parse_json`` refuses.
     """
     try:
         return parse_json(text or "{}")
@@ -175,7 +175,7 @@ def scoring(devices: Collection[str]) -> dict[str, Parameter]:
 
 
 def inference(devices: Collection[str], models: Path) -> dict[str, Parameter]:
-    """Return the parameters of segmenting one case; see `training`."""
+    """Return the parameters of segmenting one case; see ``training``."""
     return {
         "device": _device(devices),
         "model_filename": _weights(models),
@@ -192,7 +192,7 @@ def inference(devices: Collection[str], models: Path) -> dict[str, Parameter]:
 
 
 def batch(devices: Collection[str], models: Path) -> dict[str, Parameter]:
-    """Return the parameters of segmenting many cases; see `training`."""
+    """Return the parameters of segmenting many cases; see ``training``."""
     return {
         **inference(devices, models),
         **_computing(devices),

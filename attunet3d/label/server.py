@@ -18,11 +18,11 @@ from attunet3d.label.checks import check_index
 
 
 def serve(app: Path, studies: str, host: str, port: int, access: Access, epistemic: bool = False) -> None:
-    """Serve the app of `make_app` until the process is told to stop.
+    """Serve the app of ``make_app`` until the process is told to stop.
 
     Args:
         app: its folder; logs, and for DICOMweb a copy of the series that were opened, are kept there too.
-        studies: as returned by `check_studies`.
+        studies: as returned by ``check_studies``.
         host, port: where to listen.
         access: which requests to accept.
         epistemic: score unlabelled cases by the network's uncertainty in the background, at the start and after each

@@ -1,4 +1,4 @@
-"""Thousands of CTs on a cluster: a pool of Ray actors, one session each (`attunet3d[ray]`)."""
+"""Thousands of CTs on a cluster: a pool of Ray actors, one session each (``attunet3d[ray]``)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CASE_MINUTES = 120.0  # no case takes as long, but one whose storage hangs takes
 def list_cases(source: Path, left_out: list[str] | None = None, output: Path | None = None) -> list[Any]:
     """List the cases of a manifest, or of a folder, whose headers are read in parallel by Ray, which must be connected.
 
-    In a folder, the folder `output` is not searched, and results that lie elsewhere are not cases.
-    Raises ConfigError, InputNotFoundError as `read_manifest`, `entries_of` and `check_cases`.
+    In a folder, the folder ``output`` is not searched, and results that lie elsewhere are not cases.
+    Raises ConfigError, InputNotFoundError as ``read_manifest``, ``entries_of`` and ``check_cases``.
     """
     from attunet3d.many.manifest import entries_of, list_entry, name_cases, read_manifest
 
@@ -57,21 +57,21 @@ def segment_many(
 ) -> dict[str, Any]:
     """Segment the CTs of a manifest or folder on a Ray cluster; return the summary, as in summary.json.
 
-    The folder gets the files of `Segmenter.segment` for each case, and results.csv with a row for each finished case.
+    The folder gets the files of ``Segmenter.segment`` for each case, and results.csv with a row for each finished case.
     The same call continues where a killed one stopped.
 
     Args:
         source: manifest (CSV, JSON lines) or folder.
         output: on storage that all nodes share.
-        address: see `connected`.
-        workers, cpus_per_worker, gpus_per_worker, memory_gb: see `plan_workers`; memory is per worker.
-        output_format, qc, keep_uids: as `Segmenter.segment`.
+        address: see ``connected``.
+        workers, cpus_per_worker, gpus_per_worker, memory_gb: see ``plan_workers``; memory is per worker.
+        output_format, qc, keep_uids: as ``Segmenter.segment``.
         retry_failed: also run cases that failed or were set aside before.
         case_minutes: a case that takes longer is set aside, and its worker is killed; None for no limit.
         left_out: gets a line for each image in a folder that is no CT to segment.
-        watch: called with the `Status` after each case and at least each second.
-        warn: called with each warning of the session, see `Segmenter.warnings`.
-        session: arguments of `Segmenter`.
+        watch: called with the ``Status`` after each case and at least each second.
+        warn: called with each warning of the session, see ``Segmenter.warnings``.
+        session: arguments of ``Segmenter``.
 
     Raises:
         AttUNet3dError: the run as a whole fails; errors of a case are in its row of results.csv.

@@ -58,11 +58,11 @@ class Actors:
         ray.kill(actor)
 
     def ready(self, actor: Any) -> Any:
-        """Call `Worker.ready`."""
+        """Call ``Worker.ready``."""
         return actor.ready.remote()
 
     def segment(self, actor: Any, case: ManyCase) -> Any:
-        """Call `Worker.segment`."""
+        """Call ``Worker.segment``."""
         return actor.segment.remote(case)
 
     def wait(self, references: Sequence[Any], seconds: float) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The address file of `ray start`, by which a cluster on this machine is found; other users may be able to write it."""
+"""The address file of ``ray start``, which names a cluster on this machine; other users may be able to write it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def need_ray() -> None:
 
 @contextmanager
 def connected(address: str = "auto") -> Iterator[None]:
-    """Connect to Ray: "auto" is the cluster that `ray start` made here, or else a local one; "local" is always local.
+    """Connect to Ray: "auto" is the cluster that ``ray start`` made here, or else a local one; "local" is always local.
 
     The first is this user's own, or the one that RAY_ADDRESS names. A local one listens on the loopback interface only,
     requires a token, has no dashboard, and ends with this process. In a process that is connected already, that
@@ -89,7 +89,7 @@ class _Modules(list[str]):
 
 
 def _connect(address: str, stack: ExitStack) -> None:
-    """Connect; `stack` undoes it."""
+    """Connect; ``stack`` undoes it."""
     import ray
 
     stack.callback(ray.shutdown)

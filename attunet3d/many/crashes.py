@@ -3,8 +3,8 @@
 Workers also die through no fault of a case: a node goes away, the kernel runs out of memory, an operator kills them.
 The cases in a worker that died are therefore only suspects, and each is tried alone on a node after all other cases. If
 the worker dies in such a trial, the case is charged with it, provided that the node is still there when its loss would
-have been noticed. A case with `MOST_DEATHS` charges is set aside; charges do not count near the death of a worker that
-held no suspect, as something else was killing workers then.
+have been noticed. A case with ``MOST_DEATHS`` charges is set aside; charges do not count near the death of a worker
+that held no suspect, as something else was killing workers then.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Death:
 
 @dataclass
 class _Suspect:
-    """`unproven` is the death in its last trial until the node has been checked again."""
+    """``unproven`` is the death in its last trial until the node has been checked again."""
 
     on_trial: bool = False
     unproven: _Death | None = None
@@ -48,7 +48,7 @@ class Crashes:
 
     Args:
         clock: time, s.
-        health_seconds: time after which the loss of a node has been noticed; by default `HEALTH_SECONDS`.
+        health_seconds: time after which the loss of a node has been noticed; by default ``HEALTH_SECONDS``.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, health_seconds: float | None = None) -> None:

@@ -24,11 +24,11 @@ _PLAIN = re.compile(r"[\w :./+~-]+", re.ASCII)
 
 
 def start_local_cluster(stack: ExitStack, **options: Any) -> None:
-    """Start a local cluster. It changes environment variables, which the caller restores by `restore_environment`.
+    """Start a local cluster. It changes environment variables, which the caller restores by ``restore_environment``.
 
     Args:
         stack: gets callbacks that stop the cluster.
-        options: of `ray.init`.
+        options: of ``ray.init``.
 
     Raises:
         OSError, RuntimeError: the cluster does not start, or not on the loopback interface.
@@ -79,7 +79,7 @@ def _keep_to_loopback(stack: ExitStack) -> None:
 
 
 def set_token(folder: Path) -> None:
-    """Request token authentication, with a random token in `folder`, unless the environment sets either."""
+    """Request token authentication, with a random token in ``folder``, unless the environment sets either."""
     if not os.environ.get("RAY_AUTH_MODE"):
         os.environ["RAY_AUTH_MODE"] = "token"
     if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
@@ -116,7 +116,7 @@ def ray_environment() -> dict[str, str]:
 
 
 def restore_environment(environment: dict[str, str]) -> None:
-    """Undo changes of `ray_environment`, made here or by Ray."""
+    """Undo changes of ``ray_environment``, made here or by Ray."""
     for name in ray_environment().keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)

@@ -43,9 +43,9 @@ class Found:
 
 
 def read_manifest(path: Path) -> list[ManyCase]:
-    """Read the cases of a table (CSV) or of JSON lines: path, and optionally id and series_uid; see `read_rows`.
+    """Read the cases of a table (CSV) or of JSON lines: path, and optionally id and series_uid; see ``read_rows``.
 
-    Paths are relative to the manifest's folder. The default of an id is the name of the CT, see `case_name`.
+    Paths are relative to the manifest's folder. The default of an id is the name of the CT, see ``case_name``.
     Raises ConfigError for a manifest that cannot be read, and for ids that are unsafe, duplicate, or hold a UID.
     """
     cases = []
@@ -87,7 +87,7 @@ def check_cases(cases: list[ManyCase], source: Path) -> None:
 
 
 def entries_of(folder: Path, output: Path | None = None) -> list[Path]:
-    """Split a folder into entries for `list_entry`: those of the folder, or itself if it is one scan.
+    """Split a folder into entries for ``list_entry``: those of the folder, or itself if it is one scan.
 
     Results are left out, and so is the folder that they are written to. Raises InputNotFoundError.
     """
@@ -112,10 +112,10 @@ def entries_of(folder: Path, output: Path | None = None) -> list[Path]:
 
 
 def list_entry(entry: Path, left_out: list[str], output: Path | None = None) -> list[Found]:
-    """List the CTs in a file or folder: image files, and DICOM series as `attunet3d inspect` finds them.
+    """List the CTs in a file or folder: image files, and DICOM series as ``attunet3d inspect`` finds them.
 
     A folder of several patients is split into its subfolders. Damaged or ambiguous images are cases too, which will
-    fail with the reason. Images that are no CT to segment add a line to `left_out`. The folder `output` is not
+    fail with the reason. Images that are no CT to segment add a line to ``left_out``. The folder ``output`` is not
     searched, and results that lie elsewhere are left out.
     """
     try:
@@ -157,10 +157,10 @@ def _list_entry(entry: Path, left_out: list[str], results: str | None) -> list[F
 
 
 def name_cases(found: Iterable[Found], root: Path) -> list[ManyCase]:
-    """Make ids for the CTs found below `root`: their names, preceded by the relative folder if names collide.
+    """Make ids for the CTs found below ``root``: their names, preceded by the relative folder if names collide.
 
     If ids still collide, or cannot name files, a short hash of the relative path is added.
-    Raises ConfigError as `check_cases`.
+    Raises ConfigError as ``check_cases``.
     """
     found = list(found)
     names = [case.name for case in found]

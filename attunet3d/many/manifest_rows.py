@@ -40,7 +40,7 @@ _HEADER = "path,id,series_uid"
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Read each row of a manifest with the number of its line, from 1: texts by the names of `COLUMNS`, and others.
+    """Read each row of a manifest with the number of its line, from 1: texts by the names of ``COLUMNS``, and others.
 
     A table has a header, in which columns may have usual other names; separators are commas, semicolons, tabs or bars.
     Lines of paths alone need no header. JSON lines have an object each. The encoding is UTF-8, or that of the byte

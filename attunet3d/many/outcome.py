@@ -35,7 +35,7 @@ class Outcome:
 
 
 def state_of_input(folder: Path, case: ManyCase) -> str:
-    """Hash the present state of a case's input, see `input_sha256`; files in the output folder do not count."""
+    """Hash the present state of a case's input, see ``input_sha256``; files in the output folder do not count."""
     return input_sha256(case.path, case.series_uid, input_files(case.path, folder))
 
 
@@ -57,7 +57,7 @@ def find_outcome(
         outputs: of the run.
         made_with: whether a record is of the session's values and weights.
         case: what to look for.
-        state: of its input, see `state_of_input`.
+        state: of its input, see ``state_of_input``.
     """
     output = outputs.formats[0]
     mask = _mask(folder, case, output.name)

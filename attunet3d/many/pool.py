@@ -1,6 +1,6 @@
 """Distribute cases over workers until each has an outcome, even if workers crash.
 
-Ray places the workers, on other nodes if theirs go away; `Crashes` decides which case is to blame.
+Ray places the workers, on other nodes if theirs go away; ``Crashes`` decides which case is to blame.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Pool:
         status: kept up to date.
         table: gets a row for each case.
         watch: called after each case and at least each second.
-        case_minutes: see `run_pool`.
+        case_minutes: see ``run_pool``.
         crashes: judges the deaths of workers.
         clock: seconds.
     """

@@ -29,8 +29,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 class Row:
     """A row of results.csv, one case.
 
-    `seconds` is the sum over its stages, `flags` the warnings of the record, `record` the file of that; `state` is a
-    hash of its input and mask, see `done_state`.
+    ``seconds`` is the sum over its stages, ``flags`` the warnings of the record, ``record`` the file of that; ``state``
+    is a hash of its input and mask, see ``done_state``.
     """
 
     id: str
@@ -68,12 +68,12 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 class ResultsTable:
-    """results.csv, whose rows are read when it is opened; each further row is on disk before `add` returns.
+    """results.csv, whose rows are read when it is opened; each further row is on disk before ``add`` returns.
 
     A line that a killed run did not finish is dropped, and its case is run again.
 
     Args:
-        folder: of the run, which must be `locked`.
+        folder: of the run, which must be ``locked``.
 
     Attributes:
         rows: status and state by id; of a case with several rows, those of the last one.
@@ -152,7 +152,7 @@ def check_usable(folder: Path) -> None:
 
 
 def is_usable(folder: Path) -> bool:
-    """Whether `check_usable` raises no error."""
+    """Whether ``check_usable`` raises no error."""
     return os.path.exists(folder / LOCK) and os.access(folder, os.W_OK | os.X_OK)
 
 

@@ -20,10 +20,10 @@ class Job:
 
     Attributes:
         output: folder for masks and records, absolute, on storage that all nodes share.
-        session: arguments of `Segmenter`, but for the memory limit.
-        output_format, qc, keep_uids: as `Segmenter.segment`.
+        session: arguments of ``Segmenter``, but for the memory limit.
+        output_format, qc, keep_uids: as ``Segmenter.segment``.
         threads: of each worker.
-        memory_gb: most that each worker may take; None: `memory_share` of what is free on its node when it starts.
+        memory_gb: most that each worker may take; None: ``memory_share`` of what is free on its node when it starts.
         memory_share: share of one worker in its node.
     """
 
@@ -47,14 +47,14 @@ class Worker:
         self._session: Any = None
 
     def ready(self) -> tuple[int, str]:
-        """Load the network, and return the process id and the id of the node. Raises as `load`."""
+        """Load the network, and return the process id and the id of the node. Raises as ``load``."""
         import ray
 
         self.load()
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def load(self) -> None:
-        """Load the network, unless it is loaded. Raises as `Segmenter`."""
+        """Load the network, unless it is loaded. Raises as ``Segmenter``."""
         import torch
 
         from attunet3d.console import set_up_logging

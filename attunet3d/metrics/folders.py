@@ -30,10 +30,10 @@ class FolderScores:
     """Scores of the cases of two folders.
 
     Attributes:
-        rows: a dict for each case that was scored, ordered by name: "case" and the metrics of `compare_masks`.
+        rows: a dict for each case that was scored, ordered by name: "case" and the metrics of ``compare_masks``.
         failures: the reason for each prediction that could not be scored, by case.
         unpredicted: cases of references without a prediction.
-        notes: warnings about cases that were scored, see `score`.
+        notes: warnings about cases that were scored, see ``score``.
     """
 
     rows: list[dict[str, Any]]
@@ -64,9 +64,9 @@ def score_folders(
     Args:
         predictions: folder of label maps (NIfTI, NRRD, MetaImage).
         references: folder of label maps on the same voxels.
-        prediction_label: as for `score`.
-        reference_label: as for `score`.
-        tolerance_mm: as for `score`.
+        prediction_label: as for ``score``.
+        reference_label: as for ``score``.
+        tolerance_mm: as for ``score``.
         progress: called with (cases done, all cases).
 
     Raises:

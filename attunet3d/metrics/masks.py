@@ -54,7 +54,7 @@ def score(
             contains only other organs.
 
     Returns:
-        The metrics of `compare_masks`.
+        The metrics of ``compare_masks``.
 
     Raises:
         GeometryError: the two do not have the same voxels in patient space.

@@ -17,7 +17,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Summarize the distribution of each metric over the cases of a study.
 
     Args:
-        rows: a mapping for each case: "case" and the metrics of `compare_masks`.
+        rows: a mapping for each case: "case" and the metrics of ``compare_masks``.
 
     Returns:
         For each metric a dict: ``n`` (cases), ``mean`` and ``sd`` (of the sample: n - 1) of the finite values,
@@ -38,7 +38,7 @@ def write_metrics_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Pa
     Args:
         path: of the file.
         rows: a mapping for each case, all with the same keys, which are the header; "case" comes first. Without rows
-            the header is that of `compare_masks`.
+            the header is that of ``compare_masks``.
 
     Numbers have 6 decimals, enough for one voxel (0.0001 mL or more) and to recompute the summary; an infinite distance
     is ``inf``, an undefined value ``nan``. An apostrophe precedes text that a spreadsheet would take for a formula.

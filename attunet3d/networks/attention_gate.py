@@ -81,7 +81,7 @@ class GridAttentionGate(nn.Module):
 class AdditiveAttentionGate(nn.Module):
     """The gate of the widely used PyTorch AttU_Net: g is already upsampled, so nothing is resampled here.
 
-    Arguments as for `GridAttentionGate`; ``w_x``, ``w_g`` and ``psi`` are 1x1x1 convolutions with BatchNorm.
+    Arguments as for ``GridAttentionGate``; ``w_x``, ``w_g`` and ``psi`` are 1x1x1 convolutions with BatchNorm.
     """
 
     def __init__(

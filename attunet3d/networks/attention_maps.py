@@ -16,7 +16,7 @@ class AttentionMaps(nn.Module):
     """A copy of an Attention U-Net that returns its attention weights alpha and computes only what they need.
 
     Args:
-        network: an `AttentionUNet`.
+        network: an ``AttentionUNet``.
 
     Raises:
         ConfigError: the network has no attention gates.
@@ -63,7 +63,7 @@ def _without_logits(network: nn.Module) -> nn.Module:
 
 
 class _Unused(nn.Module):
-    """Replaces a `DecoderLevel` without a gate: returns the coarser features unchanged."""
+    """Replaces a ``DecoderLevel`` without a gate: returns the coarser features unchanged."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -95,7 +95,7 @@ class DecoderLevel(nn.Module):
         Args:
             skip: encoder features (B, F_l, *spatial).
             coarse: features to upsample (B, F_g, *spatial // 2).
-            gating: signal of the `grid` gate, on the coarse grid (B, F_g, *spatial // 2).
+            gating: signal of the ``grid`` gate, on the coarse grid (B, F_g, *spatial // 2).
 
         Returns:
             gated skip and upsampled features (B, F_l + F_g, *spatial), or F_l + F_l with learned upsampling, and alpha

@@ -20,13 +20,13 @@ from attunet3d.networks.upsampling import upsample, whole_factor
 def fold(network: nn.Module, single_logit: bool = False, split: bool = False) -> nn.Module:
     """Return a copy of a network that is folded for inference.
 
-    Each BatchNorm that follows a convolution in an ``nn.Sequential`` is merged into it. In an `AttentionUNet` with deep
-    supervision the 1x1x1 convolution that fuses the class maps is merged into the heads, whose outputs are added.
+    Each BatchNorm that follows a convolution in an ``nn.Sequential`` is merged into it. In an ``AttentionUNet`` with
+    deep supervision the 1x1x1 convolution that fuses the class maps is merged into the heads, whose outputs are added.
 
     Args:
         network: any module; it is not changed.
-        single_logit: give an `AttentionUNet` with two classes one output channel, the difference of the logits.
-        split: in the decoder of an `AttentionUNet`, convolve skip and upsampled features separately and add the
+        single_logit: give an ``AttentionUNet`` with two classes one output channel, the difference of the logits.
+        split: in the decoder of an ``AttentionUNet``, convolve skip and upsampled features separately and add the
             results: on CPUs this is faster than concatenating them first, in half the memory.
     """
     folded = copy.deepcopy(network).eval().requires_grad_(False)
@@ -73,7 +73,7 @@ def _fold_heads(network: AttentionUNet, single_logit: bool) -> None:
 
 
 class _ListOf(nn.Module):
-    """Replaces a `Join`: returns its inputs as a list."""
+    """Replaces a ``Join``: returns its inputs as a list."""
 
     def forward(self, skip: Tensor, up: Tensor) -> list[Tensor]:
         return [skip, up]

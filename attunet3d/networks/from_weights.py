@@ -1,4 +1,4 @@
-"""Which `AttentionUNet` weights belong to, by the names and shapes in their state dict."""
+"""Which ``AttentionUNet`` weights belong to, by the names and shapes in their state dict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNSEEN = ("dropout", "input_mean", "input_std")
 
 
 def arguments_of(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Return the arguments of the `AttentionUNet` that a state dict fits, without `UNSEEN`; None if it fits none."""
+    """Return the arguments of the ``AttentionUNet`` that a state dict fits, without ``UNSEEN``; None if none."""
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
     try:
         arguments = _guess(shapes)

@@ -20,7 +20,7 @@ def network_bytes_per_voxel(network: nn.Module, dtype: torch.dtype, split: bool 
     Args:
         network: the network.
         dtype: of its features.
-        split: whether skip and upsampled features are convolved separately, see `fold`.
+        split: whether skip and upsampled features are convolved separately, see ``fold``.
     """
     channels = getattr(network, "channels", None) or (64, 128)
     size = torch.empty((), dtype=dtype).element_size()
@@ -40,6 +40,6 @@ def network_bytes_per_voxel(network: nn.Module, dtype: torch.dtype, split: bool 
 
 
 def _finest_is_plain(network: nn.Module) -> bool:
-    """Whether the finest decoder level of an `AttentionUNet` has neither a gate nor a learned upsampling."""
+    """Whether the finest decoder level of an ``AttentionUNet`` has neither a gate nor a learned upsampling."""
     decoder = getattr(network, "decoder", None)
     return decoder is not None and decoder[-1].gate is None and decoder[-1].up_conv is None

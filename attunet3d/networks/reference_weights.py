@@ -22,8 +22,8 @@ def load_reference_weights(net: AttentionUNet, state_dict: Mapping[str, Tensor])
     """Load a state dict of the published 3D network for CT, or of AttU_Net, into ``net`` in place.
 
     Args:
-        net: a network of the same architecture: `AttentionUNet` with ``gates_per_skip`` 1 (single), 2 (multi) or
-            ``gate=None``, or `AttentionUNet.att_u_net`.
+        net: a network of the same architecture: ``AttentionUNet`` with ``gates_per_skip`` 1 (single), 2 (multi) or
+            ``gate=None``, or ``AttentionUNet.att_u_net``.
         state_dict: tensors by the key names of the published code, with or without DataParallel's ``module.`` prefix.
 
     Raises:

@@ -36,7 +36,7 @@ class Upsample(torch.autograd.Function):
 
 
 def upsample(x: Tensor, factor: int) -> Tensor:
-    """Upsample as `Upsample` does, without a gradient."""
+    """Upsample as ``Upsample`` does, without a gradient."""
     x = x.movedim(1, -1)  # (B, *coarse, C), as channels-last volumes lie in memory
     for axis in range(x.ndim - 2, 0, -1):
         x = _stretch_axis(x, axis, factor)
@@ -67,7 +67,7 @@ def _stretch_axis(x: Tensor, axis: int, factor: int) -> Tensor:
 
 
 def _gather_axis(gradient: Tensor, axis: int, factor: int) -> Tensor:
-    """The transpose of `_stretch_axis`: each old voxel sums over the new ones that it contributed to."""
+    """The transpose of ``_stretch_axis``: each old voxel sums over the new ones that it contributed to."""
     n = gradient.shape[axis] // factor
     lines = (slice(None),) * axis
     parts = [gradient[lines + (slice(r, None, factor),)] for r in range(factor)]

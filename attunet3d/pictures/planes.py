@@ -76,7 +76,7 @@ def to_ras(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def ras_spacing(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
-    """Return the spacing in mm along the axes of `to_ras`."""
+    """Return the spacing in mm along the axes of ``to_ras``."""
     return nib.affines.voxel_sizes(affine @ inv_ornt_aff(io_orientation(affine), shape))
 
 
@@ -111,7 +111,7 @@ def draw_plane(
 
     Args:
         axes: to draw on.
-        plane: that `hu` was cut with.
+        plane: that ``hu`` was cut with.
         hu: HU (rows, columns).
         outlines: drawn over it.
         heat: values in [0, 1] (rows, columns), drawn as a half-transparent overlay.

@@ -81,7 +81,7 @@ def case_pictures(
         attention: image -> {title: map (X, Y, Z) on the CT's grid}, floats in [0, 1] or uint8 with 255 for 1.
 
     Raises:
-        GeometryError: masks or maps do not have the voxels of the CT. Others as `read_ct` and `read_label`.
+        GeometryError: masks or maps do not have the voxels of the CT. Others as ``read_ct`` and ``read_label``.
     """
     hu, affine = read_ct(image)
     shape, spacing = hu.shape, ras_spacing(hu.shape, affine)

@@ -31,7 +31,7 @@ class CaseResult:
         image: path of the CT, a file or a DICOM folder.
         prediction: path of the mask, not 0 inside.
         reference: path of the label map.
-        metrics: of `attunet3d.metrics.compare_masks`; distances may be infinite.
+        metrics: of ``attunet3d.metrics.compare_masks``; distances may be infinite.
     """
 
     case: str

@@ -61,8 +61,9 @@ class ShownCase:
 class Report:
     """All that is on the page.
 
-    title; created: a date and time as text; columns: of the tables; summary: from `attunet3d.metrics.table.summarize`;
-    cases: worst first, numbered from 1; groups: heading -> the cases shown with pictures; settings: plain JSON values.
+    title; created: a date and time as text; columns: of the tables; summary: from
+    ``attunet3d.metrics.table.summarize``; cases: worst first, numbered from 1; groups: heading -> the cases shown with
+    pictures; settings: plain JSON values.
     """
 
     title: str
@@ -104,7 +105,7 @@ def _template() -> Template:
 
 
 def _printable(value: Any) -> Any:
-    """Escape what turns the direction of writing, or is no text, as in `printable`; what is HTML already stays."""
+    """Escape what turns the direction of writing, or is no text, as in ``printable``; what is HTML already stays."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 

@@ -88,10 +88,10 @@ class CaseMetrics(Metric):
 
 
 class EvaluationReport:
-    """Writes metrics.csv, summary.json and report.html after an evaluator has run; see `write_report`.
+    """Writes metrics.csv, summary.json and report.html after an evaluator has run; see ``write_report``.
 
     Args:
-        metrics: the evaluator's `CaseMetrics`.
+        metrics: the evaluator's ``CaseMetrics``.
         output_dir: folder for the three files.
         checkpoint: file of the weights.
         network: with those weights, for its attention maps; without gates it has none.

@@ -45,7 +45,7 @@ def export(
     Args:
         checkpoint: weights.
         output: the file, which is replaced.
-        output_format: one of `FORMATS`; by default the one that the suffix of ``output`` stands for.
+        output_format: one of ``FORMATS``; by default the one that the suffix of ``output`` stands for.
         presets: merged in order over the recipe.
         allow_code: whether presets and overrides may hold code.
         warn: called with warnings about the recipe.

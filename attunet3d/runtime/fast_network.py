@@ -70,7 +70,7 @@ class FastNetwork(MixedPrecision):
     """A network for inference: folded, in the memory format and precision of the device, and tested against fp32.
 
     The variant is built at the first image in eval mode, and again when the weights of ``network`` have changed since:
-    weights that are loaded later take effect. In train mode, as for dropout at inference, it is `MixedPrecision`.
+    weights that are loaded later take effect. In train mode, as for dropout at inference, it is ``MixedPrecision``.
 
     Args:
         network: (B, C, *spatial) -> logits (B, classes, *spatial), float32 weights.
@@ -78,7 +78,7 @@ class FastNetwork(MixedPrecision):
         dtype: of the arithmetic.
         backend: "torch", "openvino" (CPUs, ``attunet3d[openvino]``), or "auto": OpenVINO on CPUs if it is installed.
         single_logit: for two classes, return only the difference of the logits, foreground minus background.
-        scales: test-time scales, see `logits_over_scales`.
+        scales: test-time scales, see ``logits_over_scales``.
         threshold: probability above which a voxel is foreground, with ``single_logit``.
 
     Raises:
@@ -213,9 +213,9 @@ def prepare(
     scales: Sequence[float] = (1.0,),
     threshold: float = 0.5,
 ) -> MixedPrecision:
-    """Move a 3D network to its device, memory format and precision (see `choose_device`, `choose_precision`).
+    """Move a 3D network to its device, memory format and precision (see ``choose_device``, ``choose_precision``).
 
-    For inference the result is a `FastNetwork`, which takes the other arguments.
+    For inference the result is a ``FastNetwork``, which takes the other arguments.
 
     Raises:
         ConfigError: the device, the precision or the backend does not exist or is not available.

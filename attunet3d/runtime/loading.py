@@ -23,7 +23,7 @@ def build_network(definition: Mapping[str, object], allow_code: bool = False) ->
     """Build the network of a config's ``network_def``, with random weights.
 
     Raises:
-        ConfigError: the class is none of `NETWORKS` and ``allow_code`` is false, or it does not exist or rejects its
+        ConfigError: the class is none of ``NETWORKS`` and ``allow_code`` is false, or it does not exist or rejects its
             arguments.
     """
     if not isinstance(definition, Mapping):

@@ -38,7 +38,7 @@ class OpenVINONetwork:
     """A network converted in memory, and compiled again when the size of its input changes.
 
     The weights are copied: later changes of ``network`` have no effect. Memory for one input size is kept until the
-    size changes, or until `release_memory`.
+    size changes, or until ``release_memory``.
 
     Args:
         network: a float32 module on the CPU, in eval mode, from one tensor to one tensor; BatchNorm is folded if it is

@@ -57,7 +57,7 @@ def _peak_on_windows() -> int | None:
 
 
 def has_huge_pages() -> bool:
-    """Whether torch asks for memory in huge pages, see `ask_for_huge_pages`."""
+    """Whether torch asks for memory in huge pages, see ``ask_for_huge_pages``."""
     return os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
 
 
@@ -66,7 +66,7 @@ def keep_freed_memory(always: bool = False, never: bool = False) -> Iterator[Non
     """Let glibc reuse the memory of freed tensors, and return it to the system at the end only.
 
     By default each large tensor is fresh memory, whose pages the system has to clear: a sixth of a forward pass. With
-    huge pages (see `ask_for_huge_pages`) that is soon done, so memory is only returned, of tensors that fill a huge
+    huge pages (see ``ask_for_huge_pages``) that is soon done, so memory is only returned, of tensors that fill a huge
     page at once: left to itself glibc keeps what is smaller than 32 MB, in holes that add a quarter to the peak. A step
     of training, which makes and frees some gigabytes, still takes a third longer without ``always``. With
     ``never`` it is returned whatever the pages: where there is no room for holes. Elsewhere than on glibc this does

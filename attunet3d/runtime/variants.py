@@ -1,4 +1,4 @@
-"""Variants of a network at inference: what `FastNetwork` chooses from.
+"""Variants of a network at inference: what ``FastNetwork`` chooses from.
 
 A backend is one module with a function ``builders(device_type, dtype) -> list[VariantBuilder]``, and a line in
 ``fast_network._BACKENDS``.
@@ -27,7 +27,7 @@ class Variant:
     Attributes:
         backend: "torch" or "openvino".
         dtype: of the features.
-        split: whether skip and upsampled features are convolved separately, which takes less memory; see `fold`.
+        split: whether skip and upsampled features are convolved separately, which takes less memory; see ``fold``.
         note: what else distinguishes it: "joined" on a CPU where they are concatenated, "plain" if nothing is folded.
     """
 
@@ -53,8 +53,8 @@ class VariantBuilder:
         variant: what is built.
         tolerance: limit of the self-test: root mean square of the error as a share of that of the logits.
         build: called with a float32 network in eval mode, an example image (1, C, *spatial) on its device and
-            ``single_logit`` (see `FastNetwork`); returns a function from images to logits of any float dtype, which may
-            have a method ``release_memory``. Whatever it raises, the next variant is tried.
+            ``single_logit`` (see ``FastNetwork``); returns a function from images to logits of any float dtype, which
+            may have a method ``release_memory``. Whatever it raises, the next variant is tried.
     """
 
     variant: Variant

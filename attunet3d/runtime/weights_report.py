@@ -35,7 +35,7 @@ class WeightsReport:
         format: "torch", "safetensors", "torchscript" or "onnx".
         size: of the file, in bytes.
         sha256: of the file, hexadecimal, as in records.
-        network: arguments of the `AttentionUNet` in the file; None if it is another network, or cannot be told.
+        network: arguments of the ``AttentionUNet`` in the file; None if it is another network, or cannot be told.
         parameters: the number of trained values; None if it cannot be told.
         dtypes: of them, such as ("float16",); empty for an exported network.
         recipe: of the weights; None if they have none.

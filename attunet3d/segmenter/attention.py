@@ -31,7 +31,7 @@ def load_attention_maps(
     dtype: torch.dtype,
     allow_code: bool = False,
 ) -> FastNetwork:
-    """Load `AttentionMaps` for inference in torch; ``.network`` of the result is the module itself.
+    """Load ``AttentionMaps`` for inference in torch; ``.network`` of the result is the module itself.
 
     Args:
         definition: a config's ``network_def``.
@@ -39,10 +39,10 @@ def load_attention_maps(
         sha256: expected SHA-256 of the checkpoint.
         device: where it runs.
         dtype: of the arithmetic; if its self-test fails on the device, float32 is used.
-        allow_code: see `build_network`.
+        allow_code: see ``build_network``.
 
     Raises:
-        ConfigError: the network has no attention gates, or as `build_network`.
+        ConfigError: the network has no attention gates, or as ``build_network``.
         CheckpointError: the checkpoint is missing or has changed.
     """
     with torch.inference_mode(False):  # the caller's would make weights whose changes cannot be seen
@@ -63,7 +63,7 @@ class MapsOnCT(Mapping[str, np.ndarray]):
     the CT's size.
 
     Args:
-        names: see `AttentionMaps`.
+        names: see ``AttentionMaps``.
         maps: (maps, X, Y, Z) in [0, 1] on the grid ``source``.
         source: the model grid, or a box of it; outside it weights are 0.
         target: the CT's grid.

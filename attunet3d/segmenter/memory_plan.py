@@ -107,13 +107,13 @@ def plan_memory(
         shape: voxels of the CT.
         model_shape: voxels on the model grid.
         window_voxels: most voxels per forward pass.
-        bytes_per_voxel: of the network's tensors, see `network_bytes_per_voxel`.
+        bytes_per_voxel: of the network's tensors, see ``network_bytes_per_voxel``.
         device: where the network runs.
         base_bytes: held by this process without the case's images.
         smallest_voxels: fewest voxels per forward pass.
         oblique: whether the CT's axes are oblique to the model grid's.
         keeps_ct: whether the CT is needed until the end, for a picture.
-        writing_bytes: taken while results are written, beside the CT if that is kept, see `Outputs.writing_bytes`.
+        writing_bytes: taken while results are written, beside the CT if that is kept, see ``Outputs.writing_bytes``.
         maps: number of attention maps, held beside the logits on the model grid and resampled one at a time.
         limit_bytes: most that this process may take; by default what is free on the machine.
 

@@ -41,9 +41,9 @@ class Segmentation:
         mask: uint8 (X, Y, Z), 1 is pancreas.
         affine: voxel -> RAS+ mm, the CT's own.
         path: the mask's file, if one was written.
-        record: how the mask was made, see `CaseRecord`.
+        record: how the mask was made, see ``CaseRecord``.
         attention: if it was asked for, each gate's map by its name ("level2", ...), finest level first: uint8
-            (X, Y, Z), 255 is a weight of 1. A map is computed at each access, see `MapsOnCT`.
+            (X, Y, Z), 255 is a weight of 1. A map is computed at each access, see ``MapsOnCT``.
     """
 
     mask: np.ndarray
@@ -59,14 +59,14 @@ class Outputs:
 
     Attributes:
         folder: where files are written; None writes none.
-        output_format: names of `FORMATS`, one or several. The file of the first one stands for the result: it is
-            `Segmentation.path` and the record's ``output``.
+        output_format: names of ``FORMATS``, one or several. The file of the first one stands for the result: it is
+            ``Segmentation.path`` and the record's ``output``.
         qc: a picture of the mask over the CT.
         attention: the attention gates' maps.
         keep_uids: whether the record names the DICOM series.
 
     Raises:
-        ConfigError: as `find_formats`.
+        ConfigError: as ``find_formats``.
     """
 
     folder: PathLike | None = None
@@ -80,7 +80,7 @@ class Outputs:
 
     @property
     def formats(self) -> tuple[OutputFormat, ...]:
-        """The formats of `output_format`."""
+        """The formats of ``output_format``."""
         return find_formats(self.output_format)
 
     def remove_left_behind(self) -> None:
@@ -137,7 +137,7 @@ class CaseWriter:
         Args:
             mask: uint8 (X, Y, Z).
             record: the names of the files are added to it.
-            maps: as `Segmentation.attention`.
+            maps: as ``Segmentation.attention``.
             hu: int16 (X, Y, Z), for the picture.
             writing: entered while images are written, and left before the record is, which may hold its measurements.
 

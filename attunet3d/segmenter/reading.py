@@ -25,8 +25,8 @@ class PlannedCT:
     Attributes:
         grid: grid of the CT.
         model: grid that the network works on.
-        metadata: what its reader said, see `Volume.metadata`.
-        files, frames: its DICOM images, see `StoredImage`.
+        metadata: what its reader said, see ``Volume.metadata``.
+        files, frames: its DICOM images, see ``StoredImage``.
         memory: plan of the case.
         seconds: time that reading took.
     """
@@ -55,7 +55,7 @@ class CaseReader:
         spacing: of the model grid, mm.
         plan: from a CT of which only the header has been read, and its model grid, to the memory that the case takes;
             raises if that is too much, or if its results could not be written. Voxels are read after it.
-        allow_uneven: see `open_ct`.
+        allow_uneven: see ``open_ct``.
         results: folder that results are written to; it may lie in the folder of a CT, and is not taken as part of it.
     """
 
@@ -75,7 +75,7 @@ class CaseReader:
         """Plan the memory from a CT's header, then read its voxels.
 
         Raises:
-            AttUNet3dError: as `open_ct` and the plan; UnreadableInputError also if the CT was written to meanwhile.
+            AttUNet3dError: as ``open_ct`` and the plan; UnreadableInputError also if the CT was written to meanwhile.
         """
         start = time.perf_counter()
         image, files = self._open(ct, series_uid)
@@ -101,7 +101,7 @@ class CaseReader:
                 yield given
 
     def read_beside(self, ct: PathLike, current: MemoryPlan, series_uid: str | None = None) -> PlannedCT | None:
-        """Like `read`, while another case is at work with its plan; None if both do not fit into memory."""
+        """Like ``read``, while another case is at work with its plan; None if both do not fit into memory."""
         start = time.perf_counter()
         image, files = self._open(ct, series_uid)
         if not current.has_room_for(2 * math.prod(image.shape)):

@@ -1,6 +1,6 @@
 """The record of a case: what its mask was made from and with, where it lies, and how long that took.
 
-The types describe ``<name>_seg.json``; `attunet3d.segmenter.record_schema` makes a JSON Schema of them.
+The types describe ``<name>_seg.json``; ``attunet3d.segmenter.record_schema`` makes a JSON Schema of them.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def session_record(
 
 
 def made_with(record: Mapping[str, Any], session: SessionRecord) -> bool:
-    """Whether a record, as read from its file, is of the weights and values that a `session_record` names."""
+    """Whether a record, as read from its file, is of the weights and values that a ``session_record`` names."""
     now = json.loads(json.dumps([session["config"], session["precision"]]))
     same_weights = record["checkpoint"]["sha256"] == session["checkpoint"]["sha256"]
     return bool(same_weights and [record["config"], record["precision"]] == now)
@@ -240,8 +240,8 @@ def case_record(
         ct: its path; only the name is kept.
         mask: uint8 (X, Y, Z).
         grid: of the CT.
-        metadata: what its reader said, see `Volume.metadata`.
-        session: from `session_record`.
+        metadata: what its reader said, see ``Volume.metadata``.
+        session: from ``session_record``.
         run: how the network was run.
         keep_uids: if false, the series' UID is left out, and UIDs in the CT's name and the warnings are masked.
     """

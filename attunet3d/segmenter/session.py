@@ -158,9 +158,9 @@ class Segmenter:
         """Segment the pancreas in one CT.
 
         Args:
-            ct: a NIfTI, NRRD or MetaImage file, a folder with a DICOM series, or a series of `segmentable_series`.
+            ct: a NIfTI, NRRD or MetaImage file, a folder with a DICOM series, or a series of ``segmentable_series``.
             output_dir: folder for ``<name>_seg.nii.gz`` (the CT's shape and affine) and ``<name>_seg.json`` (the
-                `CaseRecord`), made if it does not exist; by default nothing is written.
+                ``CaseRecord``), made if it does not exist; by default nothing is written.
             name: of the case, which its files' names begin with; by default as the CT.
             series_uid: which series of a DICOM folder.
             qc: also write ``<name>_seg.png``.
@@ -176,7 +176,7 @@ class Segmenter:
 
         Raises:
             AttUNet3dError: the CT cannot be read, is no CT volume, does not fit into memory, or the output cannot be
-                written; `CancelledError` if ``cancel`` returned true. Nothing is left half written.
+                written; ``CancelledError`` if ``cancel`` returned true. Nothing is left half written.
             ConfigError, CheckpointError: the output format does not exist or its library is not installed; for
                 ``attention`` the network has no gates, or the file of the weights has changed since the session began.
                 Nothing has been read.
@@ -204,12 +204,12 @@ class Segmenter:
         """Segment many CTs, in order; a case that fails does not stop the others.
 
         While one CT is in the network the next one is read, if both fit into memory.
-        Arguments as for `segment`; ``names`` has one for each CT, and ``progress`` gets the case's index before the
+        Arguments as for ``segment``; ``names`` has one for each CT, and ``progress`` gets the case's index before the
         stage.
 
         Raises:
             CancelledError: ``cancel`` returned true.
-            ConfigError, CheckpointError: as `segment`.
+            ConfigError, CheckpointError: as ``segment``.
         """
         outputs = Outputs(output_dir, output_format, qc, attention, keep_uids)
         reader = self.reader(outputs)
@@ -230,16 +230,16 @@ class Segmenter:
             yield case
 
     def reader(self, outputs: Outputs) -> CaseReader:
-        """Make a reader of CTs for `segment_read` with the same outputs; it refuses those that cannot be segmented.
+        """Make a reader of CTs for ``segment_read`` with the same outputs; it refuses those that cannot be segmented.
 
-        Files that killed processes left in the output folder are removed. Errors as `segment`.
+        Files that killed processes left in the output folder are removed. Errors as ``segment``.
         """
         maps = len(self._attention_maps().network.names) if outputs.attention else 0
         outputs.remove_left_behind()
         return CaseReader(self._spacing, partial(self._plan, outputs, maps), self._allow_uneven, outputs.folder)
 
     def _attention_maps(self) -> FastNetwork:
-        """Load `AttentionMaps` of the session's network when first needed: its own weights are folded."""
+        """Load ``AttentionMaps`` of the session's network when first needed: its own weights are folded."""
         if self._attention is None:
             network = self._session["config"]["network_def"]
             sha256 = self._session["checkpoint"]["sha256"]
@@ -278,7 +278,7 @@ class Segmenter:
         notify: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> Segmentation:
-        """Segment a CT that `reader` has read; in any thread. Arguments and errors as `segment`."""
+        """Segment a CT that ``reader`` has read; in any thread. Arguments and errors as ``segment``."""
         stages = Stages(ct, self.device, notify, cancel)
         stages.seconds["read"] = read.seconds
         writer = CaseWriter(outputs, ct, name, read, self._session["checkpoint"]["sha256"])
@@ -326,7 +326,7 @@ class Segmenter:
 
 
 def segment(ct: PathLike, output: PathLike | None = None, **kwargs: Any) -> Segmentation:
-    """Segment one CT; keyword arguments are those of `Segmenter`. For more than one CT keep a `Segmenter`."""
+    """Segment one CT; keyword arguments are those of ``Segmenter``. For more than one CT keep a ``Segmenter``."""
     return Segmenter(**kwargs).segment(ct, output)
 
 

@@ -30,7 +30,7 @@ class WindowRun:
         several_scales: whether the network runs at several test-time scales.
 
     Attributes:
-        plan: the windows; changed by `logits` if memory runs out.
+        plan: the windows; changed by ``logits`` if memory runs out.
         predicted_bytes: peak of this process that is expected with these windows.
         warnings: differences to the configured windows, for the record.
 
@@ -67,7 +67,7 @@ class WindowRun:
         return self._window.plan(image, limit)
 
     def logits(self, image: Tensor, network: nn.Module, progress: Progress, cancel: Cancel | None) -> Tensor:
-        """Run a network on the windows, see `SlidingWindow.run`.
+        """Run a network on the windows, see ``SlidingWindow.run``.
 
         If memory runs out, fewer windows are run at once, and then smaller ones if they are allowed.
 
@@ -81,7 +81,7 @@ class WindowRun:
         return logits
 
     def maps(self, image: Tensor, network: nn.Module, progress: Progress, cancel: Cancel | None) -> Tensor:
-        """Run a network whose output are maps, see `SlidingWindow.average`; after `logits`, whose errors it has."""
+        """Run a network whose output are maps, see ``SlidingWindow.average``; after ``logits``, whose errors it has."""
         run = partial(self._window.average, progress=progress, cancel=cancel)
         maps, plan = self._run(run, image, network)
         self.warnings += [f"attention maps: {line}" for line in _differences(self.plan, plan)]

@@ -36,25 +36,25 @@ _STORED = {"linear": np.int16, "label": np.uint8}
 
 
 class CachedCases(Dataset[Any]):
-    """Cases for training: the output of `ToModelGridd` is cached on disk, later transforms run for each item.
+    """Cases for training: the output of ``ToModelGridd`` is cached on disk, later transforms run for each item.
 
     The files are memory-mapped, and a patch reads only its part of an image: whatever the number of cases, the system
-    can reclaim the memory. A case is prepared again if its files, the transforms up to `ToModelGridd` or the version of
-    this package have changed when a run starts, or, see `fill_cache`, if the cached files do not match the checksums
-    beside them (a file in the format of `sha256sum`).
+    can reclaim the memory. A case is prepared again if its files, the transforms up to ``ToModelGridd`` or the version
+    of this package have changed when a run starts, or, see ``fill_cache``, if the cached files do not match the
+    checksums beside them (a file in the format of ``sha256sum``).
 
-    An item depends only on the seed and its key, not on the process or the time: with a `CaseSampler` a resumed run
+    An item depends only on the seed and its key, not on the process or the time: with a ``CaseSampler`` a resumed run
     sees the same items as an uninterrupted one.
 
     Args:
-        data: cases as {"image": path, "label": path}; other keys are passed to the transforms up to `ToModelGridd`,
+        data: cases as {"image": path, "label": path}; other keys are passed to the transforms up to ``ToModelGridd``,
             "labelled" to all.
-        transform: a ``Compose`` with one `ToModelGridd`, whose keys are cached: images as int16 HU, labels as uint8.
+        transform: a ``Compose`` with one ``ToModelGridd``, whose keys are cached: images as int16 HU, labels as uint8.
         cache_dir: folder for the files; created if it does not exist.
         seed: of the random transforms.
 
     Raises:
-        ConfigError: ``transform`` has no `ToModelGridd`.
+        ConfigError: ``transform`` has no ``ToModelGridd``.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class CachedCases(Dataset[Any]):
         return len(self.data)
 
     def __getitem__(self, key: int) -> Any:
-        """Return the item of a key from `CaseSampler`; keys below the number of cases are those of epoch 0."""
+        """Return the item of a key from ``CaseSampler``; keys below the number of cases are those of epoch 0."""
         index = key % len(self.data)
         item = _mapped(self._once_prepared(index), self._stored)
         if "labelled" in self.data[index]:
@@ -147,7 +147,7 @@ class CachedCases(Dataset[Any]):
         return self._kept(index)[1]
 
     def _once_prepared(self, index: int) -> dict[str, Path]:
-        """Like `_prepared`, but accesses the disk only the first time."""
+        """Like ``_prepared``, but accesses the disk only the first time."""
         if index not in self._ready:
             self._ready[index] = self._prepared(index)
         return self._ready[index]
@@ -162,7 +162,7 @@ class CachedCases(Dataset[Any]):
 
 
 class CaseSampler(DistributedSampler[Any]):
-    """Yields keys for `CachedCases`: every case once per epoch, in an order that depends only on seed and epoch.
+    """Yields keys for ``CachedCases``: every case once per epoch, in an order that depends only on seed and epoch.
 
     All processes together see the same batches as one process with the batches of all. The order is repeated from its
     start until all batches are full and every process has the same number.

@@ -77,8 +77,8 @@ class _SyncOnCPU(nn.modules.batchnorm._BatchNorm):
 
 
 class SyncBatchNorm3dOnCPU(_SyncOnCPU, nn.BatchNorm3d):
-    """`nn.BatchNorm3d` over the batches of all processes."""
+    """``nn.BatchNorm3d`` over the batches of all processes."""
 
 
 class SyncBatchNorm2dOnCPU(_SyncOnCPU, nn.BatchNorm2d):
-    """`nn.BatchNorm2d` over the batches of all processes."""
+    """``nn.BatchNorm2d`` over the batches of all processes."""

@@ -58,7 +58,7 @@ class CheckStep:
 
 
 class ReuseMemory:
-    """Keep memory that tensors free for new ones while a run lasts, see `keep_freed_memory`."""
+    """Keep memory that tensors free for new ones while a run lasts, see ``keep_freed_memory``."""
 
     def __init__(self) -> None:
         self._kept = ExitStack()
@@ -78,14 +78,14 @@ class ReuseMemory:
 
 
 class GateWatch:
-    """Record the mean of alpha of each gated level around a pancreas after each validation, in `History`.
+    """Record the mean of alpha of each gated level around a pancreas after each validation, in ``History``.
 
     Gates have no normalization inside: a learning rate that is too high can close them for good. The network still
     learns its training cases, so that the loss does not show it.
 
     Args:
         evaluator: after each of its runs alpha is recorded.
-        network: the validated network; nothing is recorded unless it is an `AttentionUNet`.
+        network: the validated network; nothing is recorded unless it is an ``AttentionUNet``.
         cases: images (1, X, Y, Z) and labels, as the network takes them; the first one is used.
         history: records the means, as "alpha_level2", ...
     """
@@ -141,7 +141,7 @@ class Progress:
         self._first = 0
 
     def attach(self, engine: Engine) -> None:
-        """Follow a trainer; after `History`."""
+        """Follow a trainer; after ``History``."""
         if self.show:
             engine.add_event_handler(Events.STARTED, self._start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)

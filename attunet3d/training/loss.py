@@ -21,7 +21,7 @@ class DiceCELoss(nn.Module):
             logits after them are of all classes of the label (target, other organs, background), with their own loss.
         auxiliary_weight: of that loss.
 
-    If a label is negative (see `UnlabelledClassesd`), the voxel is background or one of the classes that are not
+    If a label is negative (see ``UnlabelledClassesd``), the voxel is background or one of the classes that are not
     annotated in this case. Then the cross-entropy takes the sum of their probabilities as that of background, and the
     Dice of these classes ignores the voxel.
 
@@ -47,7 +47,7 @@ class DiceCELoss(nn.Module):
         self.auxiliary_weight = auxiliary_weight
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Logits (B, C, X, Y, Z) and label (B, 1, X, Y, Z), see `split_label` -> scalar."""
+        """Logits (B, C, X, Y, Z) and label (B, 1, X, Y, Z), see ``split_label`` -> scalar."""
         known, maybe = split_label(label[:, 0].long())
         count = self.num_classes
         if count is None or logits.shape[1] == count:

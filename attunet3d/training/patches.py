@@ -44,8 +44,8 @@ class RandPatchd(Randomizable, MapTransform):
         flip_prob: share of patches mirrored left to right, with organs on the other side.
         num_classes: number of target classes with the background, the first of the label map: higher ones are other
             organs, near which no patches are centred. None: all are the target.
-        flow: pairs of a distance and a standard deviation, mm; ``scales`` of `random_flow`.
-        organ_shift, organ_scale: of every organ of the label map, see `random_flow`.
+        flow: pairs of a distance and a standard deviation, mm; ``scales`` of ``random_flow``.
+        organ_shift, organ_scale: of every organ of the label map, see ``random_flow``.
         flow_prob: share of patches with such a flow.
         cut_prob: share of patches in which the scan ends above or below: air from there on.
 

@@ -31,7 +31,8 @@ BEST, FINAL, STATE, PREVIOUS = "model.pt", "model_final.pt", "last.pt", "previou
 
 
 class RunCheckpoint:
-    """Saves and resumes a run; a handler for the trainer, after validation, that attaches `average` and `history` too.
+    """Saves and resumes a run; a handler for the trainer, after validation, that attaches ``average`` and ``history``
+    too.
 
     ``model.pt``: averaged weights with the best key metric in validation, or the final ones without validation.
     ``model_final.pt``: averaged weights at the end. ``last.pt``: the state of the run, every ``interval`` epochs; the
@@ -49,7 +50,7 @@ class RunCheckpoint:
         seed: of the run.
         rank: this process; only the first one writes.
         cases: of training and validation; their names and contents on the model grid identify the run of a state.
-        recipe: saved with the weights, see `attunet3d.config.recipe`.
+        recipe: saved with the weights, see ``attunet3d.config.recipe``.
 
     Raises, in training:
         CheckpointError: ``last.pt`` does not fit the network, the optimizer, the seed and the cases.

@@ -38,7 +38,7 @@ class TargetClassesd(MapTransform):
 class UnlabelledClassesd(MapTransform):
     """Mark background as unknown in cases in which not every organ is annotated: it may be one of the others.
 
-    The label of such a voxel is minus the sum of 2^c over the classes c that are not annotated, for `DiceCELoss`.
+    The label of such a voxel is minus the sum of 2^c over the classes c that are not annotated, for ``DiceCELoss``.
     Annotated voxels keep their class. Cases without a list are fully annotated and are not changed.
 
     Args:

@@ -27,7 +27,7 @@ _HINT_IF_EMPTY = (
 
 
 class CheckLabeld(MapTransform):
-    """Check label maps as `attunet3d prepare` does: their values, and that the pancreas lies in the body.
+    """Check label maps as ``attunet3d prepare`` does: their values, and that the pancreas lies in the body.
 
     What is suspicious but no error is logged. A case must contain pancreas, unless its "negative" is true or its
     "labelled" does not name it: then it must not.

@@ -38,10 +38,10 @@ def grid_of(image: MetaTensor) -> Grid:
 
 
 def source_grid(image: MetaTensor) -> Grid:
-    """Return the grid of an image before `ToModelGridd`.
+    """Return the grid of an image before ``ToModelGridd``.
 
     Raises:
-        GeometryError: the image has not gone through `ToModelGridd`.
+        GeometryError: the image has not gone through ``ToModelGridd``.
     """
     if not isinstance(image, MetaTensor) or _SOURCE_SHAPE not in image.meta:
         raise GeometryError("the image has no source grid: ToModelGridd must come before FromModelGridd")
@@ -60,7 +60,7 @@ class ToModelGridd(MapTransform):
         keys: items of shape (1, X, Y, Z) with an affine.
         spacing: mm, one number or three.
         mode: per key "linear" for images (float32, air outside) or "label" for label maps (uint8, 0 outside).
-        antialias: see `resample`.
+        antialias: see ``resample``.
         allow_missing_keys: as in MONAI.
 
     Raises:
@@ -110,11 +110,11 @@ class FromModelGridd(MapTransform):
 
     Args:
         keys: logits (C, X, Y, Z) on the model grid; they become uint8 (1, X, Y, Z) with the CT's shape and affine.
-        source: key of the image after `ToModelGridd`.
+        source: key of the image after ``ToModelGridd``.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        GeometryError: the image has not gone through `ToModelGridd`, or the logits are of another size.
+        GeometryError: the image has not gone through ``ToModelGridd``, or the logits are of another size.
     """
 
     def __init__(self, keys: KeysCollection, source: str = "image", allow_missing_keys: bool = False) -> None:

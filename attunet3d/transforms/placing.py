@@ -49,11 +49,11 @@ def place_on(
 
 
 def little_apart(shape: tuple[int, ...], affine: np.ndarray, target_affine: np.ndarray, what: str) -> str:
-    """Return a warning if the headers differ by little, so that `place_on` still accepts them; else "".
+    """Return a warning if the headers differ by little, so that ``place_on`` still accepts them; else "".
 
     Args:
         shape: of the label map as it is stored.
-        affine, target_affine, what: as in `place_on`.
+        affine, target_affine, what: as in ``place_on``.
     """
     distance, voxels = _apart(shape, affine, target_affine)
     if distance <= _SAME_PLACE_MM:

@@ -82,7 +82,7 @@ def test_only_the_first_signal_counts() -> None:
 
 
 def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after `nohup`, or in the background of a shell script."""
+    """As after ``nohup``, or in the background of a shell script."""
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with interruptible():

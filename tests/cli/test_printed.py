@@ -23,7 +23,7 @@ SMALL = [part for key, value in {**TINY, **PLAIN}.items() for part in ("--set", 
 
 @pytest.fixture
 def printed(run: Run) -> Run:
-    """As `run`, where all that arrives must be lines of characters that only stand there, and none of them forged."""
+    """As ``run``, where all that arrives must be lines of characters that only stand there, and none of them forged."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code, stdout, stderr = run(*arguments)

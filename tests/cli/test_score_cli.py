@@ -1,4 +1,4 @@
-"""`attunet3d score`: products on stdout, the rest on stderr, exit codes."""
+"""``attunet3d score``: products on stdout, the rest on stderr, exit codes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(run: Run) -> Run:
-    """run(...) -> exit code, stdout, stderr of `attunet3d score ...`."""
+    """run(...) -> exit code, stdout, stderr of ``attunet3d score ...``."""
     return lambda *arguments: run("score", *arguments)
 
 
 def write(path: Path, size: int, value: int = 1) -> Path:
-    """A label map with a cube of `size` voxels per side, each 10 mm wide: 1 mL."""
+    """A label map with a cube of ``size`` voxels per side, each 10 mm wide: 1 mL."""
     label = np.zeros((6, 6, 6), np.uint8)
     label[:size, :size, :size] = value
     path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is meant by a `--set ID=VALUE`, by hand."""
+"""What is meant by a ``--set ID=VALUE``, by hand."""
 
 import pytest
 

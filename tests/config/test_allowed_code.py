@@ -1,4 +1,4 @@
-"""Presets and `--set` are data: nothing in them runs, is imported or is read elsewhere unless that is allowed.
+"""Presets and ``--set`` are data: nothing in them runs, is imported or is read elsewhere unless that is allowed.
 
 Each attack would make a folder, "ran", in the working directory.
 """
@@ -212,7 +212,7 @@ def test_the_python_interface_refuses(here: Path, tiny_checkpoint: Path, write_p
 
 
 def test_an_argument_of_the_interface_is_no_id(run: Run, here: Path, write_phantom: Callable[..., Path]) -> None:
-    """Or `--set allow_code=true`, and `presets`, would be given to what takes the values."""
+    """Or ``--set allow_code=true``, and ``presets``, would be given to what takes the values."""
     preset(here, {"overlap": f"${MAKE}"})
     study = ["--dataset-dir", here, "--datalist", here / "none.json", "-o", "out"]
     for verb in (["segment", write_phantom(), "-o", "out"], ["train", *study], ["segment-many", here, "-o", "out"]):

@@ -28,7 +28,7 @@ def preset(folder: Path, content: Any, name: str = "mine.yaml") -> Path:
 
 
 def test_values_are_those_that_monai_reads() -> None:
-    """`segment` reads the config by itself: what it takes must be what `python -m monai.bundle run` takes."""
+    """``segment`` reads the config by itself: what it takes must be what ``python -m monai.bundle run`` takes."""
     parser = ConfigParser()
     parser.read_config(str(CONFIG))
     parser.parse()
@@ -49,7 +49,7 @@ def test_values_are_those_that_monai_reads() -> None:
 
 
 def test_every_id_is_a_value_or_wiring() -> None:
-    """A value that only MONAI's run knew would be one that `segment` ignores."""
+    """A value that only MONAI's run knew would be one that ``segment`` ignores."""
     wiring = {"imports", "bundle_root", "dataset_dir", "output_dir", "network", "preprocessing", "dataset"}
     wiring |= {"dataloader", "inferer", "postprocessing", "handlers", "evaluator", "recipe", "run"}
     assert set(read_config("inference")) == wiring | set(INFERENCE_IDS)

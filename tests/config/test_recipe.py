@@ -401,7 +401,7 @@ def test_fine_tuning_starts_from_it(odd: Path, bare_checkpoint: Path, caplog: py
 
 
 def test_a_worker_segments_by_it(odd: Path, write_phantom: Callable[..., Path], tmp_path: Path) -> None:
-    """Of `segment-many`, which is told no values."""
+    """Of ``segment-many``, which is told no values."""
     (tmp_path / LOCK).touch()
     worker = Worker(Job(str(tmp_path), {"checkpoint": str(odd), **CPU_FP32}, memory_gb=8))
     worker.load()

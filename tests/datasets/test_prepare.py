@@ -1,4 +1,4 @@
-"""`prepare pairs`, and what all data sets share: layouts, warnings, and what is written and when."""
+"""``prepare pairs``, and what all data sets share: layouts, warnings, and what is written and when."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
 Inputs are CTs and label maps, manifests, datalists, presets and values of --set, weights and their recipes, the state
 and the cache of training, records and tables of runs, and, where MONAI Label is installed in .venv-label, calls of its
 server. A case runs as the program does, in a child process with limits of time and memory; a child that dies or hangs
-is a failure like any other, and the next case gets a new one. `--case N` repeats one case and keeps its input.
+is a failure like any other, and the next case gets a new one. ``--case N`` repeats one case and keeps its input.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Child:
 
 
 def fuzz(cases: Sequence[int], seed: int, jobs: int, folder: Path) -> list[Outcome]:
-    """The outcomes of these cases, in order; inputs of failures are kept in `folder`."""
+    """The outcomes of these cases, in order; inputs of failures are kept in ``folder``."""
     found: list[Outcome] = []
     running: list[Future[None]] = []
     threads = ThreadPoolExecutor(jobs + 1)

@@ -24,7 +24,7 @@ _RUNS = {
 
 
 class Audit:
-    """Python's audit events that must not be, while a block of `watching` runs; there is one for a process."""
+    """Python's audit events that must not be, while a block of ``watching`` runs; there is one for a process."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []

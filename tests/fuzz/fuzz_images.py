@@ -18,7 +18,7 @@ from attunet3d.metrics.masks import score
 
 
 class Images:
-    """CTs in every format, segmented as `attunet3d segment` does; every other one with uneven slices allowed."""
+    """CTs in every format, segmented as ``attunet3d segment`` does; every other one with uneven slices allowed."""
 
     def __init__(self, originals: Path, sessions: tuple[Any, Any]) -> None:
         self._inputs = write_inputs(originals)
@@ -26,7 +26,7 @@ class Images:
         self.kinds = [f"images {name}{more}" for more in ("", ", uneven") for name in self._inputs]
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         source = self._source(kind)
         whole = source if source.is_dir() else source.parent
         shutil.copytree(whole, folder / "ct")
@@ -35,7 +35,7 @@ class Images:
             mutate(rng, folder / "ct" if source.is_dir() else folder / "ct" / source.name)
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         source = self._source(kind)
         path = folder / "ct" if source.is_dir() else folder / "ct" / source.name
         uneven = kind.endswith(", uneven")
@@ -46,7 +46,7 @@ class Images:
 
 
 class Labels:
-    """Label maps, compared with a sound one as `attunet3d score` does."""
+    """Label maps, compared with a sound one as ``attunet3d score`` does."""
 
     kinds = ("labels nifti", "labels nifti gzip", "labels nrrd", "labels mha")
 
@@ -69,14 +69,14 @@ class Labels:
         score(self._sound["labels nifti"], self._reference)  # what is imported once does not count
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         path = shutil.copy(self._sound[kind], folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             mutate(rng, Path(path))
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         notes: list[str] = []
         found = score(folder / self._sound[kind].name, self._reference, warn=notes.append)
         if not (np.isnan(found["dice"]) or 0 <= found["dice"] <= 1):
@@ -87,7 +87,7 @@ class Labels:
 def segmented(session: Any, path: Path, output: Path, uneven: bool = False) -> str:
     """Segment a CT alone in its output folder; gives the record's warnings.
 
-    Raises what the case is refused with, and `Fault` for files that should not be there or are not as they should be.
+    Raises what the case is refused with, and ``Fault`` for files that should not be there or are not as they should be.
     """
     from attunet3d.io.reader import open_ct
 

@@ -29,7 +29,7 @@ _CYCLE = [group for group, share in MIX.items() for _ in range(share)]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one case: "good", an error's class, or in `failure` what must not happen."""
+    """Of one case: "good", an error's class, or in ``failure`` what must not happen."""
 
     case: int
     kind: str
@@ -57,7 +57,7 @@ def rng_of(seed: int, case: int) -> np.random.Generator:
 
 
 def numbers(cases: int, only: Sequence[str] = (), left_out: Sequence[str] = ()) -> list[int]:
-    """So many cases: the first ones, of the groups `only` if there are any, and of none that is left out."""
+    """So many cases: the first ones, of the groups ``only`` if there are any, and of none that is left out."""
     groups = {group for group in only or MIX if group not in left_out}
     return list(islice((case for case in count() if group_of(case) in groups), cases if groups else 0))
 

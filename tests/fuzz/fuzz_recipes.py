@@ -59,7 +59,7 @@ class Recipes:
         self._ct = ct
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         whole = json.dumps(self._recipe)
         if kind in ("recipes networks", "recipes extremes"):
             other = _other_network if kind == "recipes networks" else _with_extremes
@@ -84,7 +84,7 @@ class Recipes:
         return content
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         from attunet3d.errors import AttUNet3dError
         from attunet3d.io.json_text import json_text
         from attunet3d.runtime import inspect_weights

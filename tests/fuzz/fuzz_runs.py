@@ -62,7 +62,7 @@ class Caches:
         return CachedCases([self._case], steps, folder)
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         shutil.copytree(self._whole, folder / "cache")
         files = sorted((folder / "cache").iterdir(), key=lambda path: path.name[32:])
         victim = any_of(rng, files if kind != "caches forged" else [f for f in files if f.suffix == ".npy"])
@@ -82,7 +82,7 @@ class Caches:
             sums.write_text("".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in arrays))
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         from attunet3d.training import fill_cache
 
         cases = self._cases(folder / "cache")
@@ -112,7 +112,7 @@ class Records:
         self._whole = scratch / "whole"
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         shutil.copytree(self._whole, folder / "masks")
         (folder / "masks" / "case_segments.txt").write_text("of somebody else")
         record = folder / "masks" / "case_seg.json"
@@ -132,7 +132,7 @@ class Records:
         record.write_bytes(damaged_text(rng, [lambda: json_text(rng, content)]))
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         from attunet3d.many.manifest import ManyCase
         from attunet3d.many.outcome import find_outcome, state_of_input
         from attunet3d.many.results import COLUMNS, ResultsTable
@@ -176,7 +176,7 @@ class Tables:
     _STATES = "0123456789abcdef" * 4
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         from attunet3d.many.results import COLUMNS
 
         if kind == "tables results":
@@ -199,7 +199,7 @@ class Tables:
             (folder / f".tmp-{any_of(rng, names)}").touch()
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         from attunet3d.io.locking import locked
         from attunet3d.io.writer import remove_left_behind
         from attunet3d.many.results import ResultsTable, Row, check_settings

@@ -29,7 +29,7 @@ class Target(Protocol):
     def run(self, kind: str, folder: Path) -> str:
         """Do with it what the program does, in the same folder; gives what is said of a good result.
 
-        Raises AttUNet3dError where it is refused, `Fault` where what comes out is wrong.
+        Raises AttUNet3dError where it is refused, ``Fault`` where what comes out is wrong.
         """
 
 

@@ -15,7 +15,7 @@ _MORE_GB = 0.6  # for a session and a CT, beyond what the process holds
 
 
 class Manifests:
-    """What `attunet3d segment-many` is given a list of CTs in."""
+    """What ``attunet3d segment-many`` is given a list of CTs in."""
 
     kinds = ("manifests table", "manifests semicolons", "manifests json lines", "manifests paths")
     _ROWS = (
@@ -26,7 +26,7 @@ class Manifests:
     )
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         (folder / "ct").mkdir()
         for name in ("a.nii.gz", "b, c.nii.gz"):
             (folder / "ct" / name).touch()
@@ -46,7 +46,7 @@ class Manifests:
         (folder / "cases.csv").write_bytes(data)
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         from attunet3d.io.printable import UID as A_UID
         from attunet3d.many import list_cases
 
@@ -61,12 +61,12 @@ class Manifests:
 
 
 class Datalists:
-    """What `attunet3d train` and `evaluate` are given: every section, the labels, and the names of the classes."""
+    """What ``attunet3d train`` and ``evaluate`` are given: every section, the labels, and the names of the classes."""
 
     kinds = ("datalists folds", "datalists sections")
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         for number in range(4):
             (folder / f"ct{number}.nii.gz").touch()
             (folder / f"label{number}.nii.gz").touch()
@@ -92,7 +92,7 @@ class Datalists:
         (folder / "datalist.json").write_bytes(data)
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         from attunet3d.datasets.datalist import check_classes, label_groups, named_labels, pancreas_labels
         from attunet3d.datasets.sections import load_cases
 
@@ -129,7 +129,7 @@ class Presets:
         self._ct = ct
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         content: dict[str, Any] = {
             **self._settings,
             "hu_window": [-100.0, 240.0],
@@ -166,7 +166,7 @@ class Presets:
         (folder / f"preset.{'json' if kind == 'presets json' else 'yaml'}").write_bytes(data)
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         (path,) = folder.iterdir()
         from attunet3d.config.changes import changed_config
         from attunet3d.config.files import CONFIG_FILES
@@ -202,7 +202,7 @@ class SetValues:
         self._presets = presets
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         pairs = []
         for _ in range(int(any_of(rng, [1, 1, 2]))):
             key, _, text = str(any_of(rng, list(self._PAIRS))).partition("=")
@@ -221,7 +221,7 @@ class SetValues:
         (folder / "pairs.json").write_text(json.dumps(pairs))
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         from attunet3d.cli.options import overrides_of
 
         pairs = json.loads((folder / "pairs.json").read_text())

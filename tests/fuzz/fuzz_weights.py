@@ -40,7 +40,7 @@ class Forged:
 
 
 class Weights:
-    """Weights for `load_weights`, as torch writes them now, as it did once, and forged."""
+    """Weights for ``load_weights``, as torch writes them now, as it did once, and forged."""
 
     kinds = ("weights zip", "weights members", "weights old format", "weights tensors", "weights forged")
 
@@ -49,7 +49,7 @@ class Weights:
         self._state = OrderedDict((key, value.detach().clone()) for key, value in network.state_dict().items())
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         path = folder / "model.pt"
         if kind == "weights forged":
             path.write_bytes(forged(rng, self._state))
@@ -65,7 +65,7 @@ class Weights:
         path.write_bytes(data)
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         network = copy.deepcopy(self._network)
         load_weights(network, folder / "model.pt")
         for key, value in network.state_dict().items():
@@ -89,7 +89,7 @@ class States:
         self._state = torch.load(scratch / STATE, weights_only=True)
 
     def damage(self, kind: str, rng: Rng, folder: Path) -> None:
-        """See `Target`."""
+        """See ``Target``."""
         if kind in ("states values", "states previous"):
             data = saved(_with_odd_values(rng, self._state))
         elif kind == "states forged":
@@ -103,7 +103,7 @@ class States:
             (folder / PREVIOUS).write_bytes(self._whole)
 
     def run(self, kind: str, folder: Path) -> str:
-        """See `Target`."""
+        """See ``Target``."""
         from attunet3d.errors import only_own_error
 
         with only_own_error():
@@ -118,7 +118,7 @@ def _toy_run(folder: Path, epochs: int, resume: bool = False) -> ToyRun:
 
 
 def saved(content: Any, zipped: bool = True) -> bytes:
-    """What `torch.save` writes; not zipped as it did before torch 1.6."""
+    """What ``torch.save`` writes; not zipped as it did before torch 1.6."""
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
     return buffer.getvalue()

@@ -25,7 +25,7 @@ MORE_ADDRESSES = 6 * 2**30  # and reserved, which costs nothing
 
 
 def targets(groups: Iterable[str], scratch: Path) -> dict[str, Target]:
-    """Those of some groups, each with the sound inputs that it damages below `scratch`; their imports take seconds."""
+    """Those of some groups, each with the sound inputs that it damages in ``scratch``; their imports take seconds."""
     groups = set(groups)
     found: dict[str, Target] = {}
     if groups & {"images", "presets", "set", "weights", "recipes", "records"}:

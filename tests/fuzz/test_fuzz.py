@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measu
 
 
 class Hushed:
-    """An `Audit` of nothing: hooks stay for as long as the process, which the other tests share."""
+    """An ``Audit`` of nothing: hooks stay for as long as the process, which the other tests share."""
 
     @contextmanager
     def watching(self, allowed: Sequence[Path]) -> Iterator[list[str]]:

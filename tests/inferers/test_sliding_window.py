@@ -100,7 +100,7 @@ def test_further_arguments_reach_the_network() -> None:
 
 
 def test_a_bare_network_runs_as_if_it_had_been_prepared() -> None:
-    """MONAI Label hands over network_def; the voxels must be those of the bundle's `network`."""
+    """MONAI Label hands over network_def; the voxels must be those of the bundle's ``network``."""
     network, x = small_network(), noise(1, 1, 20, 25, 18)
     network.eval()
     inferer = SlidingWindowInferer(16, overlap=0.5, precision="bf16", backend="torch")

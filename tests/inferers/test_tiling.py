@@ -1,4 +1,4 @@
-"""Where windows lie: what `cover` promises of every box, and `scan` beside MONAI's own windows."""
+"""Where windows lie: what ``cover`` promises of every box, and ``scan`` beside MONAI's own windows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ examples = settings(max_examples=150)
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of `cover`, and what is to be known of them."""
+    """The arguments of ``cover``, and what is to be known of them."""
 
     size: tuple[int, ...]
     box: tuple[slice, ...]

@@ -49,5 +49,5 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def is_foreground(logits: Tensor) -> Tensor:
-    """Logits (B, C, *spatial) -> where they say anything but background (B, *spatial), as `class_map` reads them."""
+    """Logits (B, C, *spatial) -> where they say anything but background (B, *spatial), as ``class_map`` reads them."""
     return logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1) > 0

@@ -46,7 +46,7 @@ def stored(hu: np.ndarray) -> np.ndarray:
 
 
 def scaled(hu: np.ndarray, low: float, high: float, top: float) -> np.ndarray:
-    """Scale a window from `low` to `high` to 0 to `top`."""
+    """Scale a window from ``low`` to ``high`` to 0 to ``top``."""
     return np.clip((hu - low) / (high - low), 0, 1) * top
 
 

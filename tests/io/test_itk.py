@@ -162,7 +162,7 @@ def test_a_volume_without_voxels(tmp_path: Path) -> None:
 
 
 def nrrd(fields: str, before: bytes = b"", spacing: str = "space directions: (1,0,0) (0,1,0) (0,0,2)") -> bytes:
-    """The phantom as NRRD with `fields` in its header, and bytes `before` its voxels."""
+    """The phantom as NRRD with ``fields`` in its header, and bytes ``before`` its voxels."""
     place = f"space: left-posterior-superior\n{spacing}\n" if "directions" in spacing else f"{spacing}\n"
     header = f"NRRD0005\ntype: short\ndimension: 3\nsizes: 12 10 6\n{place}endian: little\nencoding: raw\n{fields}\n\n"
     return header.encode() + before + phantom().tobytes(order="F")

@@ -17,7 +17,7 @@ from attunet3d.io.locking import hold_folder, locked, release_folder
 
 @pytest.fixture(autouse=True, params=["here", "windows"])
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """As it is here, and as on Windows: without `fcntl` and O_NOFOLLOW, with `msvcrt` over the locks of this system."""
+    """As it is here, and as on Windows: without ``fcntl`` and O_NOFOLLOW, ``msvcrt`` over this system's locks."""
     if request.param == "windows":
         fcntl = pytest.importorskip("fcntl")
 

@@ -41,7 +41,7 @@ class Actor:
 
 
 class Cluster:
-    """Actors of a run, as `Actors` has them.
+    """Actors of a run, as ``Actors`` has them.
 
     Args:
         nodes: workers that each has room for, by name.

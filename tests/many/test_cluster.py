@@ -97,7 +97,7 @@ def test_a_local_cluster_is_reached_from_this_machine_by_this_user_alone(
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `ray.init` is asked for; it finds no cluster, and starts none."""
+    """What ``ray.init`` is asked for; it finds no cluster, and starts none."""
     calls: list[dict[str, Any]] = []
 
     def init(**options: Any) -> None:

@@ -153,7 +153,7 @@ def test_what_a_worker_did_not_foresee_is_of_its_case_alone(tmp_path: Path) -> N
 
 
 class Hunted(Cluster):
-    """What is begun in some spans of time is killed a second later, with `everyone` together with all workers."""
+    """What is begun in some spans of time is killed a second later, with ``everyone`` together with all workers."""
 
     def __init__(self, nodes: dict[str, int], spans: list[tuple[float, float]], everyone: bool) -> None:
         super().__init__(nodes)

@@ -1,4 +1,4 @@
-"""Runs on a local Ray cluster: the masks of `segment`, whatever dies on the way."""
+"""Runs on a local Ray cluster: the masks of ``segment``, whatever dies on the way."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def masks(cts: Path, tiny_checkpoint: Path) -> dict[str, np.ndarray]:
-    """What `segment` makes of them, by id."""
+    """What ``segment`` makes of them, by id."""
     session = Segmenter(tiny_checkpoint, **SESSION)
     return {p.name.removesuffix(".nii.gz"): session.segment(p).mask for p in sorted(cts.iterdir())}
 
@@ -84,7 +84,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 
 def check(out: Path, masks: dict[str, np.ndarray]) -> None:
-    """Each case once in the table, with the voxels of `segment` and a whole record; and nothing else in the folder."""
+    """Each case once in the table, with the voxels of ``segment`` and a whole record; nothing else in the folder."""
     rows = rows_of(out)
     assert sorted(row["id"] for row in rows) == sorted(masks)
     assert {row["status"] for row in rows} == {"done"}

@@ -34,7 +34,7 @@ SESSION = {"device": "cpu", "precision": "fp32", **TINY}
 
 @pytest.fixture(scope="module")
 def loaded(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Worker:
-    """A worker that has its network; its output folder is that of `work`."""
+    """A worker that has its network; its output folder is that of ``work``."""
     out = tmp_path_factory.mktemp("many") / "out"
     worker = Worker(Job(str(out), {"checkpoint": str(tiny_checkpoint), **SESSION}, memory_gb=8))
     worker.load()
@@ -146,7 +146,7 @@ def test_an_id_that_names_another_ct_or_series(loaded: Worker, out: Path, ct: Pa
 def test_a_mask_of_other_values_or_weights_is_not_done(
     loaded: Worker, out: Path, ct: Path, tiny_checkpoint: Path, tmp_path: Path, other: str
 ) -> None:
-    """As `attunet3d segment` puts it there."""
+    """As ``attunet3d segment`` puts it there."""
     session: dict[str, Any] = dict(SESSION)
     checkpoint = tiny_checkpoint
     if other == "weights":

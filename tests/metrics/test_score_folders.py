@@ -16,7 +16,7 @@ CT = 9  # a value that no label map here has: a file of it is taken for a label 
 
 
 def write(path: Path, size: int = 2, value: int = 1, shape: tuple[int, int, int] = (6, 6, 6)) -> Path:
-    """A label map of 1 mm voxels with a cube of `size` voxels per side."""
+    """A label map of 1 mm voxels with a cube of ``size`` voxels per side."""
     label = np.zeros(shape, np.uint8)
     label[1 : 1 + size, 1 : 1 + size, 1 : 1 + size] = value
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ LEFT, RIGHT = (slice(10, 18), slice(26, 34), slice(10, 14)), (slice(42, 50), sli
 
 
 def save(path: Path, box: tuple[slice, ...] | None, value: int = 1, axes: str = "RAS") -> str:
-    """A label map with a box of `value`; its axes may run another way."""
+    """A label map with a box of ``value``; its axes may run another way."""
     label = np.zeros(SHAPE, np.uint8)
     if box is not None:
         label[box] = value

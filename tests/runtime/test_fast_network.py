@@ -138,7 +138,7 @@ def test_single_logit_of_a_third_party_network() -> None:
 @pytest.mark.parametrize("already_run", [True, False])
 @torch.no_grad()
 def test_weights_loaded_later_take_effect(tmp_path: Path, already_run: bool) -> None:
-    """The bundle loads weights into network_def after `prepare` has wrapped it; a study may load others in turn."""
+    """The bundle loads weights into network_def after ``prepare`` has wrapped it; a study may load others in turn."""
     net, other = small(), AttentionUNet(channels=(4, 8, 8, 8, 8)).eval()
     torch.save(other.state_dict(), tmp_path / "other.pt")
     network = prepare(net, "cpu", "fp32", backend="torch").eval()
@@ -323,7 +323,7 @@ def test_where_only_the_plain_network_works_its_weights_stay(monkeypatch: pytest
 
 
 class WrongVariants:
-    """Replaces `FastNetwork._builders`: variants that are wrong, in ways a compiler or a driver may have."""
+    """Replaces ``FastNetwork._builders``: variants that are wrong, in ways a compiler or a driver may have."""
 
     def __init__(self, net: nn.Module, *, right: bool) -> None:
         self.net = net

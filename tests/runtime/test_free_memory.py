@@ -179,7 +179,7 @@ STATUS = "Name:\tpython\nVmPeak:\t   90 kB\nVmSize:\t   4000000 kB\nVmData:\t   
 def test_limits_of_the_shell_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[int, int], expected: int | None
 ) -> None:
-    """`ulimit -v` and `ulimit -d`, less what is taken of them."""
+    """``ulimit -v`` and ``ulimit -d``, less what is taken of them."""
     own_limits(monkeypatch, limits)
     assert available(tmp_path, {"/proc/self/status": STATUS}) == expected
     assert available(tmp_path, {"/proc/self/status": "Name:\tpython\n"}) is None

@@ -1,4 +1,4 @@
-"""Memory of this process, where /proc tells it and where psutil or `resource` has to."""
+"""Memory of this process, where /proc tells it and where psutil or ``resource`` has to."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ MASK, RECORD, PICTURE = "case_seg.nii.gz", "case_seg.json", "case_seg.png"
 
 
 class Killed(BaseException):
-    """Stands for the process's end: nothing but `finally` runs after it."""
+    """Stands for the process's end: nothing but ``finally`` runs after it."""
 
 
 def write_first_byte(path: Path, mask: np.ndarray) -> None:
@@ -234,7 +234,7 @@ def test_the_folder_is_on_the_disk_before_and_after_the_mask_takes_its_place(
     "text", ["[" * 100_000, '{"output": ' + "1" * 5000 + "}", '{"output": {}, "attention": []}', "[]"]
 )
 def test_a_record_that_is_none_says_nothing(write: Callable[..., Path | None], tmp_path: Path, text: str) -> None:
-    """Neither of what is replaced, nor that a case of `segment-many` is done."""
+    """Neither of what is replaced, nor that a case of ``segment-many`` is done."""
     (tmp_path / RECORD).write_text(text)
     assert find_outcome(tmp_path, Outputs(tmp_path), lambda record: True, ManyCase("case", "ct"), "") is None
     assert write(1) == tmp_path / MASK

@@ -524,7 +524,7 @@ def test_memory_that_runs_out_in_another_stage_is_said_on_a_line(
 
 
 def bundle_masks(cts: list[Path], folder: Path, **ids: Any) -> list[np.ndarray]:
-    """The masks of `python -m monai.bundle run` with the bundle's inference config, in this process."""
+    """The masks of ``python -m monai.bundle run`` with the bundle's inference config, in this process."""
     images = folder / "images"
     images.mkdir(parents=True)
     for ct in cts:
@@ -552,7 +552,7 @@ def bundle_masks(cts: list[Path], folder: Path, **ids: Any) -> list[np.ndarray]:
 def test_voxels_are_those_of_the_bundle(
     write_phantom: Callable[..., Path], tmp_path: Path, settings: dict[str, Any], several: bool
 ) -> None:
-    """`segment` goes its own way to be fast; what comes out is what the bundle's wiring says, voxel for voxel."""
+    """``segment`` goes its own way to be fast; what comes out is what the bundle's wiring says, voxel for voxel."""
     torch.manual_seed(5)
     network = AttentionUNet(out_channels=settings.get("num_classes", 2), channels=TINY["channels"])
     torch.save(network.state_dict(), tmp_path / "random.pt")

@@ -128,7 +128,7 @@ def test_a_decay_that_is_none(decay: float) -> None:
 
 @pytest.mark.parametrize("change", ["update", "start"])
 def test_the_validated_network_notices(change: str) -> None:
-    """`FastNetwork` folds the weights it is given, and again when they have changed since."""
+    """``FastNetwork`` folds the weights it is given, and again when they have changed since."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
     average = AverageWeights(network, 0.9)

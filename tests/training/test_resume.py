@@ -158,7 +158,7 @@ def test_other_cases_are_not_gone_on_with(data: Path, whole_run: Path, tmp_path:
 
 
 def test_resume_is_yes_or_no(data: Path, tmp_path: Path) -> None:
-    """`monai.bundle run --resume false` gives a text."""
+    """``monai.bundle run --resume false`` gives a text."""
     with pytest.raises(ConfigError, match="'false'"):
         train(data, tmp_path, resume="false")  # type: ignore[arg-type]
 

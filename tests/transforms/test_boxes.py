@@ -23,7 +23,7 @@ KINDS = {
 
 
 class Elsewhere:
-    """Stands for a tensor on a GPU: it has what those have, and no `numpy`."""
+    """Stands for a tensor on a GPU: it has what those have, and no ``numpy``."""
 
     device = torch.device("cuda")
 

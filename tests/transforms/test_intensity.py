@@ -11,7 +11,7 @@ from attunet3d.transforms.intensity import scale_hu_
 
 @pytest.mark.parametrize("window", [(-160.0, 240.0), (-100, 240), [-57.3, 164.1], (-1024.0, 3071.0)])
 def test_window_is_scaled_as_monai_scales_it(window: tuple[float, float]) -> None:
-    """`segment` scales by itself, training and evaluation with MONAI: the network must see the same bits."""
+    """``segment`` scales by itself, training and evaluation with MONAI: the network must see the same bits."""
     generator = torch.Generator().manual_seed(0)
     # Whole HU, as read, and fractions, as resampled; and both ends of the window.
     hu = torch.cat([torch.arange(-1100, 3100).float(), torch.rand(5000, generator=generator) * 4000 - 1024])

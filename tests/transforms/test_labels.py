@@ -1,4 +1,4 @@
-"""Labels that would teach or judge nothing: refused, or said, by training and evaluation as by `prepare`."""
+"""Labels that would teach or judge nothing: refused, or said, by training and evaluation as by ``prepare``."""
 
 from __future__ import annotations
 

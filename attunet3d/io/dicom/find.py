@@ -39,10 +39,10 @@ _PREFERRED = (
 
 
 def find_series(folder: str | os.PathLike[str]) -> list[Series]:
-    """Find all DICOM series in `folder` and its subfolders, of any modality and file names, ordered by UID.
+    """Find all DICOM series in ``folder`` and its subfolders, of any modality and file names, ordered by UID.
 
-    A series with several stacks (see `stacks`) becomes several entries: 1.2.3#1, 1.2.3#2. Only headers are read. Files
-    other than DICOM are ignored, and so is DICOMDIR.
+    A series with several stacks (see ``stacks``) becomes several entries: 1.2.3#1, 1.2.3#2. Only headers are read.
+    Files other than DICOM are ignored, and so is DICOMDIR.
 
     Raises:
         InputNotFoundError: There is no DICOM file.
@@ -211,7 +211,7 @@ class _Coverage:
 
 
 def left_out_cts(series: Sequence[Series]) -> list[str]:
-    """Return UID and reason for each CT series that `choose_series` leaves out, except localizers."""
+    """Return UID and reason for each CT series that ``choose_series`` leaves out, except localizers."""
     _, reasons = candidate_series(series)
     return [f"{s.uid} ({reasons[s.uid]})" for s in series if s.is_ct and not s.is_localizer and s.uid in reasons]
 

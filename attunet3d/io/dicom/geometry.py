@@ -39,7 +39,7 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
     Args:
         series: The series.
         allow_uneven: Interpolate linearly between slices with uneven spacing or gaps, with a warning in the metadata.
-            `StoredImage.files` is empty then.
+            ``StoredImage.files`` is empty then.
 
     Raises:
         UnsupportedImageError: Not a CT in HU, or of several patients.
@@ -260,7 +260,7 @@ def _even_planes(
 ) -> np.ndarray | None:
     """Return None if the slices lie on a straight line at even spacing.
 
-    If only the spacing is uneven, and `allow_uneven`, return the evenly spaced planes to interpolate, as fractional
+    If only the spacing is uneven, and ``allow_uneven``, return the evenly spaced planes to interpolate, as fractional
     slice indices. Raises GeometryError otherwise.
     """
     n = len(slices)
@@ -330,7 +330,7 @@ def _even_planes(
 
 
 def _interpolated(slabs: Iterator[np.ndarray], planes: np.ndarray) -> Iterator[np.ndarray]:
-    """Interpolate linearly between the slabs on either side of each plane; `planes` ascend from first to last."""
+    """Interpolate linearly between the slabs on either side of each plane; ``planes`` ascend from first to last."""
     numbered = enumerate(slabs)
     index, above = next(numbered)
     for plane in planes:

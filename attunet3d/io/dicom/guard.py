@@ -44,7 +44,7 @@ class _Deflated(Exception):
 
 
 class _Reader(io.BufferedReader):
-    """A file whose `read` allocates no more memory than the file has bytes, unlike Python's own.
+    """A file whose ``read`` allocates no more memory than the file has bytes, unlike Python's own.
 
     Raises _Deflated on reading to the end, which pydicom only does to inflate a file.
     """
@@ -58,7 +58,7 @@ class _Reader(io.BufferedReader):
 
 
 class _InMemory(io.BytesIO):
-    """A small file in memory: pydicom calls `tell` for each element, which is a system call for a file on the disk."""
+    """A small file in memory: pydicom calls ``tell`` for each element, a system call for a file on disk."""
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
@@ -78,7 +78,7 @@ class _Size(NamedTuple):
 
 
 def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.FileDataset:
-    """Read a file like `pydicom.dcmread`, but with no more memory than the file, or its inflated data, has bytes.
+    """Read a file like ``pydicom.dcmread``, but with no more memory than the file, or its inflated data, has bytes.
 
     Raises UnreadableInputError for more than MAX_INFLATED_BYTES of deflated data, and whatever pydicom and zlib raise.
     """
@@ -163,7 +163,7 @@ def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
 
 
 def unwrap_codestreams(ds: pydicom.Dataset) -> None:
-    """Strip JPEG 2000 frames in JP2 files to the codestream that `check_pixel_data` has checked.
+    """Strip JPEG 2000 frames in JP2 files to the codestream that ``check_pixel_data`` has checked.
 
     A decoder might find another codestream, with code that has had vulnerabilities (CVE-2025-54874 in OpenJPEG).
     """

@@ -160,7 +160,7 @@ def read_headers(path: Path) -> list[SliceHeader]:
 
 
 def headers_of(ds: pydicom.Dataset, path: Path) -> list[SliceHeader]:
-    """Return what `read_headers` does, for a data set that has already been read."""
+    """Return what ``read_headers`` does, for a data set that has already been read."""
     sop_class = text_of(ds, "SOPClassUID")
     header = SliceHeader(
         path=path,
@@ -236,7 +236,7 @@ def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared
 def text_of(ds: pydicom.Dataset, name: str) -> str:
     """Return the text of an element as stored in the file; empty for numbers and for sequences.
 
-    `str` of bytes and lists would escape, and so make printable, what `SliceHeader` cuts off.
+    ``str`` of bytes and lists would escape, and so make printable, what ``SliceHeader`` cuts off.
     """
     texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in _values(ds, name)]
     return "\\".join(text for text in texts if isinstance(text, str))
@@ -315,7 +315,7 @@ def _values(ds: pydicom.Dataset, name: str) -> list[Any]:
 
 
 def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """Return `count` numbers of plausible size, or None: invalid values count as missing.
+    """Return ``count`` numbers of plausible size, or None: invalid values count as missing.
 
     Numbers stored as text under another VR, such as ST or UN, are read too.
     """

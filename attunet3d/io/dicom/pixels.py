@@ -24,7 +24,7 @@ _DECODERS = ("pylibjpeg", "libjpeg", "openjpeg")
 
 
 def hu_slabs(slices: Sequence[SliceHeader], notes: list[str]) -> Iterator[np.ndarray]:
-    """Yield (X, Y) arrays in HU, in the order of `slices`: int32 if the rescale has integers only, otherwise float64.
+    """Yield (X, Y) arrays in HU, in the order of ``slices``: int32 if the rescale has integers only, otherwise float64.
 
     Padding outside the HU scale is set to air.
 
@@ -121,7 +121,7 @@ def _decoder_failed(s: SliceHeader, syntax: str, error: Exception) -> Unreadable
 
 
 def _frames(ds: pydicom.Dataset, images: Sequence[SliceHeader]) -> Iterator[np.ndarray]:
-    """Return an iterator over the stored values of `images`."""
+    """Return an iterator over the stored values of ``images``."""
     if images[0].frame is None:
         return iter([ds.pixel_array])
     numbers = [int(s.frame) for s in images if s.frame is not None]

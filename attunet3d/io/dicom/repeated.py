@@ -107,7 +107,7 @@ def repeated(header: pydicom.Dataset) -> pydicom.Dataset:
 
 
 def add_to(seg: pydicom.Dataset, found: pydicom.Dataset) -> None:
-    """Copy the elements from `repeated` into a SEG that will be written with explicit VR."""
+    """Copy the elements from ``repeated`` into a SEG that will be written with explicit VR."""
     correct_ambiguous_vr(seg, is_little_endian=True)
     for tag in list(found.keys()):
         seg[tag] = found.get_item(tag)
@@ -115,11 +115,11 @@ def add_to(seg: pydicom.Dataset, found: pydicom.Dataset) -> None:
 
 
 def stand_in(header: pydicom.Dataset, slices: Sequence[SliceHeader], thickness: float) -> pydicom.Dataset:
-    """Return an image for highdicom to refer to, with the UIDs, size and geometry of `header`, but no patient data.
+    """Return an image for highdicom to refer to, with the UIDs, size and geometry of ``header``, but no patient data.
 
     Args:
         header: Header of the image.
-        slices: Its image, or those of its frames that are used, see `read_headers`.
+        slices: Its image, or those of its frames that are used, see ``read_headers``.
         thickness: Default slice thickness in mm: it may be missing in a CT, but not in a SEG.
     """
     first = slices[0]

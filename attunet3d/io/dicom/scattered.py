@@ -151,7 +151,7 @@ def _same_scan_and_space(a: SliceHeader, b: SliceHeader) -> bool:
 
 
 def _key(image: SliceHeader) -> Key:
-    """Return the fields that `_same_scan` requires to be equal unless one is missing."""
+    """Return the fields that ``_same_scan`` requires to be equal unless one is missing."""
     kind = (image.rows, image.columns, image.image_type, image.rescale is None, image.rescale_type)
     return (*(text or None for text in image.patient), kind)
 

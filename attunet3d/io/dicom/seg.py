@@ -80,11 +80,11 @@ def source_headers(
 
     Args:
         source: The CT as given, for messages.
-        files: The images in the order of the slices, see `check_images`; a multi-frame image counts once.
+        files: The images in the order of the slices, see ``check_images``; a multi-frame image counts once.
         affine: Affine of the CT from voxel indices to RAS+ mm.
         notes: Warnings are added to this list.
-        frames: See `StoredImage`; only these frames of a multi-frame image are referred to.
-        segmentation_type: See `save_seg`.
+        frames: See ``StoredImage``; only these frames of a multi-frame image are referred to.
+        segmentation_type: See ``save_seg``.
 
     Raises:
         UnsupportedImageError: An image lacks a UID that a SEG must repeat, the images are of several studies, or have
@@ -180,10 +180,10 @@ def save_seg(
     those of the images, byte for byte.
 
     Args:
-        path: A temporary path, which is not cleaned up here (see `atomic_path`), or a buffer.
+        path: A temporary path, which is not cleaned up here (see ``atomic_path``), or a buffer.
         mask: uint8 (X, Y, Z), 1 is pancreas.
         affine: From voxel indices to RAS+ mm.
-        sources: The Z images, or the single multi-frame image, see `source_headers`.
+        sources: The Z images, or the single multi-frame image, see ``source_headers``.
         frames: Frame number of each of the Z slices in a multi-frame image.
         checkpoint_sha256: Hash of the weights, 64 hexadecimal digits; with the version it identifies the algorithm.
         segmentation_type: "BINARY", one bit per voxel, or "LABELMAP", one byte: a newer storage class that fewer
@@ -279,7 +279,7 @@ def _segmentation(
 
 
 def _holds(path: Path | BytesIO, mask: np.ndarray, affine: np.ndarray) -> bool:
-    """Return whether the SEG in a file marks the same voxels as `mask`.
+    """Return whether the SEG in a file marks the same voxels as ``mask``.
 
     Each frame is placed by its own position, so that this works for tilted gantries too.
     """

@@ -77,7 +77,7 @@ class Series:
 
     Attributes:
         uid: SeriesInstanceUID; "1.2.3#2" is the second stack of 1.2.3, and "no-uid-1" stands for files without UID.
-            The first one if a scan has several, see `merge_scattered`.
+            The first one if a scan has several, see ``merge_scattered``.
         slices: Headers of the images.
         damaged: DICOM files in the same folders whose header cannot be read.
         strays: Images alone in their series, located where the next slice of this one would be.
@@ -118,7 +118,7 @@ class Series:
 
     @cached_property
     def patients(self) -> int:
-        """Number of patients, see `patients_of`."""
+        """Number of patients, see ``patients_of``."""
         return patients_of(self.slices)
 
     @cached_property

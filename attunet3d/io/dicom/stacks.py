@@ -24,9 +24,10 @@ def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
     """Split the images of a series UID into stacks.
 
     Stacks are different objects (a screenshot or a report among CT images); differ in study, size, pixel spacing,
-    orientation or frame of reference; or are scans of the same positions (phases, kernels, acquisitions, see `MARKS`).
-    Except for other objects, nothing is split off that would leave a single image: it would pass for a stack of its
-    own, and the other slices for a complete one. Localizers stay with a single stack, and are separated from several.
+    orientation or frame of reference; or are scans of the same positions (phases, kernels, acquisitions, see
+    ``MARKS``). Except for other objects, nothing is split off that would leave a single image: it would pass for a
+    stack of its own, and the other slices for a complete one. Localizers stay with a single stack, and are separated
+    from several.
     """
     parts: list[_Slices] = []
     for objects in grouped(slices, _KEYS[_same_object], _same_object):

@@ -24,7 +24,7 @@ def phantom(shape: tuple[int, int, int] = (12, 10, 6), seed: int = 0) -> np.ndar
 
 
 def ct_dataset(path: Path, stored: np.ndarray, position: Any, uid: str, **tags: Any) -> FileDataset:
-    """One slice; `stored` is (rows, columns). A tag given as None is left out."""
+    """One slice; ``stored`` is (rows, columns). A tag given as None is left out."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = str(tags.get("SOPClassUID") or CT_IMAGE)
     meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -86,7 +86,7 @@ def write_series(
     dtype: Any = np.int16,
     **tags: Any,
 ) -> list[Path]:
-    """Write one file per slice of `hu` (X, Y, Z), with names in no order of the positions."""
+    """Write one file per slice of ``hu`` (X, Y, Z), with names in no order of the positions."""
     uid = uid or generate_uid()
     order = np.random.default_rng(1).permutation(hu.shape[2])
     paths = []
@@ -120,7 +120,7 @@ def write_enhanced(
     phases: int = 1,
     **tags: Any,
 ) -> Path:
-    """Write an Enhanced CT: all slices of `hu` (X, Y, Z) as the frames of one file, from the last to the first.
+    """Write an Enhanced CT: all slices of ``hu`` (X, Y, Z) as the frames of one file, from the last to the first.
 
     With several phases the slices follow each other once more for each, 100 HU higher.
     """

@@ -22,7 +22,7 @@ PAIRS = [generate_uid() for _ in range(4)]
 
 
 def _each(*names: str, empty: tuple[int, ...] = ()) -> Tags:
-    """Give each image its own UIDs in these tags, but none to images in `empty`."""
+    """Give each image its own UIDs in these tags, but none to images in ``empty``."""
     return lambda k: {name: "" if k in empty else f"1.2.{len(name)}.{k}" for name in names}
 
 
