@@ -42,5 +42,5 @@ def _items(value: Any) -> Any:
 
 
 def json_text(value: Any, **how: Any) -> str:
-    """Format a value as JSON in printable ASCII. ``how``: arguments of ``json.dumps``. ValueError for NaN or infinity."""
+    """Format a value as JSON in printable ASCII. ``how``: arguments of ``json.dumps``. ValueError if not finite."""
     return json.dumps(value, allow_nan=False, **how).replace("\x7f", "\\u007f")  # json.dumps escapes all others
