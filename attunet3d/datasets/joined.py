@@ -45,10 +45,12 @@ def find_cases(
         roots.append(root)
         for case in load_cases(datalist, root, "training", every_fold=True, warn=warn):
             name = _unused(f"{datalist.stem}_{_name(case['image'], root)}", taken)
-            if case.get("negative"):
-                refused.append((name, f'{case["image"]}: has no pancreas ("negative"); add it by hand, without a fold'))
+            drawn = case.get("labelled")
+            if case.get("negative") or (drawn is not None and "pancreas" not in drawn):
+                reason = 'without pancreas ("negative", or "labelled" without it); add it by hand, without a fold'
+                refused.append((name, f"{case['image']}: {reason}"))
                 continue
-            labelled = [organ for organ in case["labelled"] if organ in names] if "labelled" in case else None
+            labelled = None if drawn is None else [organ for organ in drawn if organ in names]
             cases.append(RawCase(name, Path(case["image"]), Path(case["label"]), renumber, labelled))
     metadata = {
         "name": " + ".join(Path(datalist).stem for datalist in datalists),
@@ -63,8 +65,9 @@ def _described(datalist: Path) -> tuple[str, Renumbering, set[str]]:
     content = read_datalist(datalist)
     if others := [section for section in ("validation", "test", "testing") if content.get(section)]:
         raise ConfigError(
-            f'{datalist}: has cases under "{others[0]}"; folds are made of all cases: put them under "training" '
-            "(--test of this command holds cases out)"
+            f'{datalist}: has cases under "{others[0]}"; put them under "training": folds are made of all cases, and '
+            "test holds some out",
+            arguments=("test",),
         )
     root = content.get("dataset_dir", ".")
     if not isinstance(root, str):
@@ -73,7 +76,7 @@ def _described(datalist: Path) -> tuple[str, Renumbering, set[str]]:
     if any(isinstance(value, list) for value in pancreas):
         raise ConfigError(f"{datalist}: has {len(pancreas)} classes of pancreas, {pancreas}; make them one to join it")
     names = {value: name.lower() for value, name in names_of_labels(content).items()}
-    organs = {value: name for value, name in names.items() if name in ORGANS and name != "pancreas"}
+    organs = {value: name for value, name in names.items() if name in ORGANS and name != "pancreas" and 0 < value < 256}
     numbers = {value: ORGANS[name] for value, name in organs.items()} | dict.fromkeys(pancreas, PANCREAS)
     values = LabelValues.of(pancreas, named=names, hint=_HINT)
     return os.path.abspath(datalist.parent / root), Renumbering(values, numbers), {"pancreas", *organs.values()}

@@ -127,6 +127,7 @@ def one(data: Path, tmp_path: Path) -> dict[str, str]:
     [
         ({}, None, {"pancreas"}),
         ({"5": "Liver", "1": "other", "2": "Leber"}, None, {"pancreas", "liver"}),
+        ({"5": "liver", "0": "spleen", "300": "aorta", "1": "pancreas"}, None, {"pancreas", "liver"}),
         ({"liver": 5, "spleen": 1}, ["pancreas", "spleen", "aorta"], {"pancreas", "spleen"}),
         ({"5": "liver", "8": "right adrenal gland"}, None, {"pancreas", "liver"}),  # no voxel: it may not be drawn
     ],
@@ -171,16 +172,15 @@ def test_cases_of_one_name_and_cases_that_are_refused(one: dict[str, str], data:
     other.mkdir()
     for name in one.values():
         shutil.copy(tmp_path / name, other)
-    negative = {**one, "negative": True}
+    without = [{**one, "negative": True}, {**one, "labelled": ["liver"]}]
     lists = [
-        write(tmp_path / "a.json", pancreas_labels=[1], training=[one, negative]),
+        write(tmp_path / "a.json", pancreas_labels=[1], training=[one, *without]),
         write(other / "A.json", pancreas_labels=[7], training=[one]),
     ]
     found = find_cases(lists, tmp_path / "all.json")
-    assert [case.name for case in found.cases] == ["a_ct", "A_ct_3"]
-    assert [(name, text.partition(": ")[2]) for name, text in found.refused] == [
-        ("a_ct_2", 'has no pancreas ("negative"); add it by hand, without a fold')
-    ]
+    assert [case.name for case in found.cases] == ["a_ct", "A_ct_4"]
+    assert [name for name, _ in found.refused] == ["a_ct_2", "a_ct_3"]
+    assert all("ct.nii.gz: without pancreas" in text for _, text in found.refused)
     assert found.root == tmp_path
     said: list[str] = []
     lists.append(data / "lists" / "btcv.json")

@@ -221,3 +221,5 @@ def test_paths_of_a_datalist_have_slashes_on_windows(monkeypatch: pytest.MonkeyP
         for path in (r"C:\data\cts\a.nii.gz", r"D:\labels\a.nii.gz")
     ]
     assert written == ["cts/a.nii.gz", "D:/labels/a.nii.gz"]
+    assert preparing._from(PureWindowsPath(r"C:\data\lists"), root) == ".."  # type: ignore[arg-type]
+    assert preparing._from(PureWindowsPath(r"D:\lists"), root) == "C:/data"  # type: ignore[arg-type]
