@@ -46,8 +46,8 @@ def abdomen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_organs_get_the_numbers_of_totalsegmentator(run_for_lines: Run, abdomen: Path, tmp_path: Path) -> None:
-    common = {1: 1, 2: 2, 3: 3, 4: 4, 5: 15, 6: 5, 7: 6, 8: 52}
-    assert {value: NUMBERS[name] for value, name in ORGANS.items()} == {**common, 9: 63, 10: 64, 11: 7, 12: 8, 13: 9}
+    numbers = [NUMBERS[ORGANS[value]] for value in range(1, 14)]
+    assert numbers == [1, 2, 3, 4, 15, 5, 6, 52, 63, 64, 7, 8, 9]
     before, output = snapshot(abdomen), tmp_path / "btcv.json"
     code, stdout, stderr = run_for_lines("prepare", "btcv", abdomen, "-o", output, "--folds", 3)
     assert (code, stdout) == (1, f"{output}\n")
