@@ -80,6 +80,73 @@ def msd_pancreas(
     _prepare(context, find_cases(raw, tumour_class=tumour is Tumour.CLASS), output, folds, seed, test)
 
 
+@prepare.command("btcv")
+def btcv(
+    context: typer.Context,
+    raw: Raw,
+    output: Output,
+    folds: Folds = 5,
+    seed: Seed = 0,
+    test: Test = 0,
+    verbose: Verbose = False,
+) -> None:
+    """BTCV, Beyond the Cranial Vault: img/img0001.nii.gz, ..., and label/label0001.nii.gz, ..., in RawData/Training.
+
+    Labels are saved with TotalSegmentator's numbers in a folder next to the datalist.
+
+    Example: attunet3d prepare btcv Abdomen/RawData -o btcv.json
+    """
+    from attunet3d.datasets.btcv import find_cases
+
+    _start(output, verbose)
+    _prepare(context, find_cases(raw), output, folds, seed, test)
+
+
+@prepare.command("amos")
+def amos(
+    context: typer.Context,
+    raw: Raw,
+    output: Output,
+    folds: Folds = 5,
+    seed: Seed = 0,
+    test: Test = 0,
+    verbose: Verbose = False,
+) -> None:
+    """AMOS22, its CTs: dataset.json, imagesTr, labelsTr, imagesVa, labelsVa.
+
+    Labels are saved with TotalSegmentator's numbers in a folder next to the datalist.
+
+    Example: attunet3d prepare amos amos22 -o amos.json
+    """
+    from attunet3d.datasets.amos import find_cases
+
+    _start(output, verbose)
+    _prepare(context, find_cases(raw), output, folds, seed, test)
+
+
+@prepare.command("join")
+def join(
+    context: typer.Context,
+    datalists: Annotated[list[Path], typer.Argument(metavar="JSON...", help="Datalists, without --test cases.")],
+    output: Output,
+    folds: Folds = 5,
+    seed: Seed = 0,
+    test: Test = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Several datalists as one, with new folds, and TotalSegmentator's numbers in all labels.
+
+    Each CT is in once. Prints on stderr the --dataset-dir to train with.
+
+    Example: attunet3d prepare join btcv.json amos.json -o all.json
+    """
+    from attunet3d.datasets.joined import find_cases
+
+    _start(output, verbose)
+    data = find_cases(datalists, output, warn=lambda text: typer.echo(f"warning: {one_line(text)}", err=True))
+    _prepare(context, data, output, folds, seed, test, joined=True)
+
+
 @prepare.command("pairs")
 def pairs(
     context: typer.Context,
@@ -119,7 +186,9 @@ def _start(output: Path, verbose: bool) -> None:
     refuse_bad_folder(output.parent)
 
 
-def _prepare(context: typer.Context, data: RawData, output: Path, folds: int, seed: int, test: int) -> None:
+def _prepare(
+    context: typer.Context, data: RawData, output: Path, folds: int, seed: int, test: int, joined: bool = False
+) -> None:
     from attunet3d.datasets.prepare import prepare as run
 
     with products() as product, progress_bar() as (bar, tell):
@@ -141,5 +210,7 @@ def _prepare(context: typer.Context, data: RawData, output: Path, folds: int, se
         if done.test:
             counts.append(f"{done.test} for test")
         tell(", ".join(counts))
+        if joined:
+            tell(f"paths are relative to {one_line(str(data.root))}: give it as --dataset-dir")
     if done.refused:
         raise typer.Exit(1)

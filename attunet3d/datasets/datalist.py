@@ -15,7 +15,7 @@ from attunet3d.io.json_text import parse_json
 
 
 def split_cases(
-    cases: Sequence[Mapping[str, str]], folds: int, seed: int = 0, test: int = 0
+    cases: Sequence[Mapping[str, Any]], folds: int, seed: int = 0, test: int = 0
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Draw ``test`` cases at random, and split the others into ``folds`` folds whose sizes differ by at most one.
 
@@ -50,7 +50,7 @@ def check_split(cases: int, folds: int, test: int = 0) -> None:
 def write_datalist(
     path: str | Path,
     metadata: Mapping[str, Any],
-    cases: Sequence[Mapping[str, str]],
+    cases: Sequence[Mapping[str, Any]],
     *,
     folds: int,
     seed: int = 0,
@@ -61,7 +61,7 @@ def write_datalist(
     Args:
         path: The JSON file.
         metadata: Entries before the cases: "name", "labels", "pancreas_labels", ...
-        cases: {"image": path, "label": path}, in the order of the cases' names.
+        cases: {"image": path, "label": path}, and "labelled" if known, in the order of the cases' names.
         folds, seed, test: As in ``split_cases``.
 
     Raises:
@@ -113,7 +113,7 @@ def pancreas_labels(datalist: str | Path) -> list[Any]:
     if not Path(datalist).is_file():  # MONAI Label trains without one
         return [1]
     content = read_datalist(datalist)
-    names = _names_of_labels(content)
+    names = names_of_labels(content)
     values = content.get("pancreas_labels", [v for v, name in names.items() if name.lower() == "pancreas"] or [1])
     groups = [value if isinstance(value, list) else [value] for value in values] if isinstance(values, list) else []
     valid = all(group and all(type(value) is int and 1 <= value <= 255 for value in group) for group in groups)
@@ -130,11 +130,11 @@ def named_labels(datalist: str | Path) -> list[int]:
     Raises:
         ConfigError: The file is not a datalist.
     """
-    return sorted(_names_of_labels(read_datalist(datalist))) if Path(datalist).is_file() else []
+    return sorted(names_of_labels(read_datalist(datalist))) if Path(datalist).is_file() else []
 
 
-def _names_of_labels(content: Mapping[str, Any]) -> dict[int, str]:
-    """Return names by value, from {"1": "pancreas"} as in MONAI and MSD, or {"pancreas": 1} as in nnU-Net."""
+def names_of_labels(content: Mapping[str, Any]) -> dict[int, str]:
+    """Return names by value from "labels": {"1": "pancreas"} as in MONAI and MSD, or {"pancreas": 1} as in nnU-Net."""
     labels = content.get("labels")
     names: dict[int, str] = {}
     for key, value in labels.items() if isinstance(labels, dict) else ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +34,46 @@ def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
         ConfigError: It is not JSON, or lists no cases.
     """
     raw = Path(raw)
-    path = raw / "dataset.json"
-    if not path.is_file():
-        raise InputNotFoundError(f"{raw}: no dataset.json here; give the folder Task07_Pancreas")
-    listed = read_datalist(path).get("training")
-    if not isinstance(listed, list) or not listed:
-        raise ConfigError(f'{path}: lists no cases under "training"')
-    cases, refused = [], []
-    for number, entry in enumerate(listed):
-        paths = [entry.get(key) if isinstance(entry, dict) else None for key in ("image", "label")]
-        image, label = (path_as_listed(raw, value) if isinstance(value, str) else "" for value in paths)
-        name = case_name(image) if image else f"case {number} of dataset.json"
-        if os.path.basename(image).startswith("._"):
-            continue  # macOS writes one beside each file of the archive
-        if not image or not label:
-            refused.append((name, f"{path}: lacks the path of its image or label"))
-        elif outside := [value for value in (image, label) if _leads_outside(value)]:
-            refused.append((name, f"{path}: names {outside[0]}, which is not in {raw}"))
-        else:
-            cases.append(RawCase(name, *(Path(os.path.normpath(raw / value)) for value in (image, label))))
+    cases, refused = listed_cases(raw, "Task07_Pancreas", ("training",))
     metadata: dict[str, Any] = {**METADATA, "pancreas_labels": [[1], [2]] if tumour_class else [1, 2]}
     return RawData(raw, metadata, cases, frozenset({0, 1, 2}), refused=refused)
+
+
+def listed_cases(raw: Path, folder: str, sections: Sequence[str]) -> tuple[list[RawCase], list[tuple[str, str]]]:
+    """Return the cases of sections of ``dataset.json``, and names and reasons of those that cannot be used.
+
+    Args:
+        raw: The folder with dataset.json.
+        folder: The usual name of that folder, for messages.
+        sections: The first must have cases.
+
+    Raises:
+        InputNotFoundError: There is no dataset.json.
+        ConfigError: It is not JSON, or lists no cases.
+    """
+    path = raw / "dataset.json"
+    if not path.is_file():
+        raise InputNotFoundError(f"{raw}: no dataset.json here; give the folder {folder}")
+    content = read_datalist(path)
+    cases, refused = [], []
+    for section in sections:
+        listed = content.get(section, [])
+        if not isinstance(listed, list) or (not listed and section == sections[0]):
+            raise ConfigError(f'{path}: lists no cases under "{section}"')
+        for number, entry in enumerate(listed):
+            paths = [entry.get(key) if isinstance(entry, dict) else None for key in ("image", "label")]
+            image, label = (path_as_listed(raw, value) if isinstance(value, str) else "" for value in paths)
+            name = case_name(image) if image else f"case {number} of dataset.json"
+            if os.path.basename(image).startswith("._"):
+                continue  # macOS writes one beside each file of the archive
+            if not image or not label:
+                refused.append((name, f"{path}: lacks the path of its image or label"))
+            elif outside := [value for value in (image, label) if _leads_outside(value)]:
+                refused.append((name, f"{path}: names {outside[0]}, which is not in {raw}"))
+            else:
+                ct, mask = (Path(os.path.normpath(raw / value)) for value in (image, label))
+                cases.append(RawCase(name, ct, mask))
+    return cases, refused
 
 
 def _leads_outside(path: str) -> bool:

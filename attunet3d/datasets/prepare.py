@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attunet3d.datasets.datalist import check_split, write_datalist
+from attunet3d.datasets.numbering import Renumbering, organs_in
 from attunet3d.datasets.separation import voxel_digest
 from attunet3d.errors import AttUNet3dError, InputNotFoundError, Notice, OutputError, UnsupportedImageError
 from attunet3d.io import read_label, read_volume, write_mask
@@ -31,11 +32,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RawCase:
-    """A CT (file or DICOM folder) and its label file, paired by the data set's layout."""
+    """A CT (file or DICOM folder) and its label file, paired by the data set's layout.
+
+    Attributes:
+        name: Name of the case, for messages.
+        image: The CT.
+        label: Its label file.
+        renumber: New values for the label; "labelled" of the case then names the organs that it has.
+        labelled: These names, if they are known.
+    """
 
     name: str
     image: Path
     label: Path
+    renumber: Renumbering | None = None
+    labelled: Sequence[str] | None = None
 
 
 # (CT, label (X, Y, Z), its affine, the label's file name) -> the label on the CT's grid, and whether its own header
@@ -144,8 +155,8 @@ def prepare(
 ) -> Prepared:
     """Check every case, one at a time, and write a datalist of the valid ones.
 
-    Labels that are not placed by their own header are rewritten with the CT's affine to ``<datalist's name>_labels``
-    beside the datalist; the raw data are not changed. The datalist is written last.
+    Labels that are not placed by their own header, or get new values, are rewritten with the CT's affine to
+    ``<datalist's name>_labels`` beside the datalist; the raw data are not changed. The datalist is written last.
 
     Args:
         data: The data set.
@@ -181,15 +192,23 @@ def prepare(
                 continue
             for warning in warnings:
                 report("warning", f"{case.name}: {warning}")
+            name, labelled = case.label.name, {}
+            if case.renumber is not None:
+                old, label = label, case.renumber(label)
+                placed = placed and np.array_equal(old, label)
+                name = f"{case.name}.nii.gz"
+                labelled = {"labelled": organs_in(values_in(label)) if case.labelled is None else list(case.labelled)}
             others.update(values_in(label))
-            path = case.label if placed else save_label(case.label.name, label, ct)
-            entries.append({"image": _in_datalist(case.image, data.root), "label": _in_datalist(path, data.root)})
+            path = case.label if placed else save_label(name, label, ct)
+            paths = {"image": _in_datalist(case.image, data.root), "label": _in_datalist(path, data.root)}
+            entries.append({**paths, **labelled})
         if not entries:
             raise InputNotFoundError(f"{data.root}: none of the {refused} cases can be used; nothing was written")
         check_split(len(entries), folds, test)
     make_folder(output.parent)
     names = {str(value): "other" for value in sorted(others)} | dict(data.metadata["labels"])
-    metadata = {**data.metadata, "labels": dict(sorted(names.items(), key=lambda item: int(item[0])))}
+    labels = dict(sorted(names.items(), key=lambda item: int(item[0])))
+    metadata = {**data.metadata, "labels": labels, "dataset_dir": _from(output.parent, data.root)}
     write_datalist(output, metadata, entries, folds=folds, seed=seed, test=test)
     return Prepared(output, len(entries), test, refused, len(data.left_out))
 
@@ -206,11 +225,12 @@ def _check(case: RawCase, data: RawData, seen: _Seen) -> tuple[Volume, np.ndarra
         raise UnsupportedImageError(f"{case.image}: the same file as the CT of {same}")
     ct = read_volume(case.image)
     label, affine = read_label(case.label)
-    check_values(case.label, label, data.values)
+    values = data.values if case.renumber is None else case.renumber.values
+    check_values(case.label, label, values)
     apart = little_apart(label.shape, affine, ct.affine, f"the CT and {case.label.name}")
     label, placed = data.place(ct, label, affine, case.label.name)
     warnings = [*ct.metadata["warnings"], *([apart] if placed and apart else [])]
-    warnings += check_place(case.label, label, ct.array, data.values, voxel_ml(ct.affine))
+    warnings += check_place(case.label, label, ct.array, values, voxel_ml(ct.affine))
     voxels = voxel_digest(ct.array.shape, (ct.array[:, :, k] for k in range(ct.array.shape[2])))
     same = seen.by_voxels.get(voxels)
     if same is not None:
@@ -253,3 +273,11 @@ def _move_all(source: Path, target: Path) -> None:
 def _in_datalist(path: Path, root: Path) -> str:
     absolute, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
     return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()
+
+
+def _from(folder: Path, root: Path) -> str:
+    """Return the path from a folder to another; the whole path if they are on different drives of Windows."""
+    try:
+        return Path(os.path.relpath(root, folder)).as_posix()
+    except ValueError:
+        return Path(os.path.abspath(root)).as_posix()

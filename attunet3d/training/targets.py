@@ -9,6 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from attunet3d.datasets.numbering import ORGANS
 from attunet3d.errors import ConfigError
 
 MOST_CLASSES = 30  # bits of an int32, without the sign and that of background
@@ -74,8 +75,12 @@ class UnlabelledClassesd(MapTransform):
 
 
 def unlabelled_bits(labelled: Sequence[str], classes: Sequence[str]) -> int:
-    """Return bit c for each class c, from 1 on, that is not in ``labelled``. Raises ConfigError for unknown names."""
-    unknown = sorted(set(labelled) - set(classes))
+    """Return bit c for each class c, from 1 on, that is not in ``labelled``. Raises ConfigError for unknown names.
+
+    If all classes are organs of ``ORGANS``, the others in it are known too: a case may have more than is trained.
+    """
+    known = {*classes, *(ORGANS if ORGANS.keys() >= set(classes) else ())}
+    unknown = sorted(set(labelled) - known)
     if unknown:
         raise ConfigError(f'"labelled" names {", ".join(unknown)}; the classes are {", ".join(dict.fromkeys(classes))}')
     return sum(1 << number for number, name in enumerate(classes, start=1) if name not in labelled)

@@ -59,6 +59,8 @@ def test_names_of_files_and_folders(printed: Run, tiny_checkpoint: Path, tmp_pat
     assert printed("prepare", "msd-pancreas", folder, "-o", tmp_path / "d.json")[0] == 2
     assert printed("prepare", "pairs", folder, "-o", folder, "--images", TEXT)[0] == 2
     assert printed("prepare", "nih-pancreas-ct", folder, "-o", tmp_path / "d.json", "--labels", folder)[0] == 2
+    for data_set in ("btcv", "amos", "join"):
+        assert printed("prepare", data_set, folder, "-o", tmp_path / "d.json")[0] == 2
     assert printed("phantom", folder, "-n", 1)[0] == 2
     assert printed("benchmark", folder, "-o", out)[0] == 2
     assert printed("label", folder, "--app", folder)[0] == 2

@@ -96,10 +96,10 @@ def test_phantoms_through_the_command_line(run: Run, tmp_path: Path) -> None:
     assert stderr == ["4 cases accepted, 0 refused, 3 folds of 1, 1 for test"]
     content = json.loads(output.read_text())
     assert list(content) == [
-        *("name", "description", "labels", "modality", "pancreas_labels", "seed", "folds"),
+        *("name", "description", "labels", "modality", "pancreas_labels", "dataset_dir", "seed", "folds"),
         *("numTraining", "numTest", "training", "test"),
     ]
-    assert content["name"] == "phantoms"
+    assert content["name"] == content["dataset_dir"] == "phantoms"
     assert content["pancreas_labels"] == [1]
     # What training reads of it.
     training, validation, test = (load_cases(output, raw, section, 2) for section in ("training", "validation", "test"))
@@ -221,3 +221,5 @@ def test_paths_of_a_datalist_have_slashes_on_windows(monkeypatch: pytest.MonkeyP
         for path in (r"C:\data\cts\a.nii.gz", r"D:\labels\a.nii.gz")
     ]
     assert written == ["cts/a.nii.gz", "D:/labels/a.nii.gz"]
+    assert preparing._from(PureWindowsPath(r"C:\data\lists"), root) == ".."  # type: ignore[arg-type]
+    assert preparing._from(PureWindowsPath(r"D:\lists"), root) == "C:/data"  # type: ignore[arg-type]

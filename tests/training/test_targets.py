@@ -39,6 +39,16 @@ def test_background_of_a_case_that_names_its_organs() -> None:
         to_partial({"label": label, "labelled": ["kidney"]})
 
 
+def test_a_case_may_have_more_organs_than_are_trained() -> None:
+    """As long as the classes are called as in prepared datalists: "Liver" might be a case's "liver"."""
+    drawn = ["pancreas", "liver", "duodenum"]
+    assert unlabelled_bits(drawn, ["pancreas"]) == 0
+    assert unlabelled_bits(drawn, ["pancreas", "spleen", "liver"]) == 2**2
+    for classes, found in ((["pancreas", "Liver"], "duodenum, liver"), (["pancreas", "kidneys"], "duodenum, liver")):
+        with pytest.raises(ConfigError, match=f"names {found}; the classes are"):
+            unlabelled_bits(drawn, classes)
+
+
 def test_what_may_be_an_organ_is_no_target() -> None:
     label = torch.tensor([-2, -4, 1, 2], dtype=torch.int32).reshape(1, 2, 2, 1)
     assert TargetClassesd("label", num_classes=2)({"label": label})["label"].flatten().tolist() == [0, 0, 1, 0]
