@@ -10,13 +10,21 @@ _META_IMAGE = re.compile(rb"^[ \t]*NDims[ \t]*=", re.M)
 
 
 def is_gzip(path: Path) -> bool:
-    """Return whether a file starts with gzip's magic number. Raises OSError."""
+    """Return whether a file starts with gzip's magic number.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     with path.open("rb") as f:
         return f.read(2) == GZIP
 
 
 def format_of(path: Path) -> str | None:
-    """Return the format of a file, see ``format_of_start``. Raises OSError."""
+    """Return the format of a file, see ``format_of_start``.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     with path.open("rb") as f:
         return format_of_start(f.read(ENOUGH))
 
@@ -39,5 +47,5 @@ def format_of_start(start: bytes) -> str | None:
 
 
 def _is_nifti(start: bytes) -> bool:
-    """Single-file NIfTI only: the header of a .hdr/.img pair has a different magic string."""
+    """Return whether this is a single-file NIfTI: the header of a .hdr/.img pair has a different magic string."""
     return start[344:348] == b"n+1\0" or start[4:8] == b"n+2\0"

@@ -1,10 +1,10 @@
 """Check whether voxels are in Hounsfield units, by the distribution of their values and not by their extremes.
 
-Extremes say little: in a valid CT, padding lies below air, metal above bone, and spline interpolation overshoots both;
-and an 8-bit image with an offset and padding spans the whole HU scale. What no scanner, patient or window changes is
-where tissues lie on that scale: air at -1000, fat at -100, soft tissue at 0 to 100, hardly anything between lung and
-fat, and fewer and fewer voxels of bone above. Impossible distributions are refused, suspicious ones only give a
-warning: a valid CT must not be refused.
+Extremes are no evidence: in a valid CT, padding is below air, metal above bone, and spline interpolation overshoots
+both; and an 8-bit image with an offset and padding spans the whole HU scale. But the HU of tissues do not depend on
+scanner, patient or window: air at -1000, fat at -100, soft tissue at 0 to 100, hardly any voxels between lung and fat,
+and fewer and fewer of bone above. Impossible distributions are refused; suspicious ones only cause a warning, since a
+valid CT must not be refused.
 """
 
 import math
@@ -23,13 +23,13 @@ PADDING_HU = -1100  # a constant below is padding outside the reconstructed fiel
 
 A_FEW = 0.0005  # fraction of voxels: fewer may be metal, ringing or burned-in text, and are no evidence
 LEAST_BODY = 0.005  # fraction of voxels: a newborn in a field of view of 500 mm fills 1 %
-CONSTANT_SHARE, CONSTANT_RATIO = 0.01, 20  # fraction of voxels, and ratio to its neighbours: more than any noise allows
+CONSTANT_SHARE, CONSTANT_RATIO = 0.01, 20  # fraction of voxels, and ratio to its neighbours; noise stays below both
 NEIGHBOURS = 30  # HU
 
-_LIMIT = 36000  # values beyond are clipped to it: offsets of 32768 still show
+_LIMIT = 36000  # values are clipped to it; offsets of 32768 are still recognized
 _SAMPLES = 2**16  # per slice, for the histogram; of 512 x 512 pixels every second row and column is counted
 _OFFSETS = (1024, 2048, 8192, 32768)  # of stored pixels, once and twice, and of signed values stored as unsigned
-_NARROW = 10  # the noise of a CT alone spreads its values wider
+_NARROW = 10  # HU: by its noise alone a CT has a wider range
 _RINGING_HU = 150  # a spline overshoots a window of 400 HU by less
 _SCALE_HU = (-900, 3000)  # limits beyond are those of the scale itself, such as -1024, -1000 and 3071
 
@@ -63,7 +63,7 @@ class _Distribution:
         self.natural = self.counts.copy()
         self.natural[[v + _LIMIT for v in self.constants]] = 0
         self.padding = sum(int(self.counts[v + _LIMIT]) for v in self.constants if v < PADDING_HU)
-        # Synthetic images consist of constants only: then these are judged.
+        # Synthetic images consist of constants only, which then count as natural.
         self.drawn = self.natural.sum() < 0.05 * self.total
         if self.drawn:
             self.natural = self.counts.copy()
@@ -110,9 +110,10 @@ class _Distribution:
 
 
 def check_hu(path: Path, values: ValueCounts, low: float, high: float) -> list[str]:
-    """Return warnings about the HU of a CT whose values range from ``low`` to ``high``.
+    """Return warnings about the HU of a CT with values from ``low`` to ``high``.
 
-    Raises UnsupportedImageError for values that are not HU.
+    Raises:
+        UnsupportedImageError: The values are not HU.
     """
     found = _Distribution(values)
     doubts: list[str] = []
@@ -123,12 +124,12 @@ def check_hu(path: Path, values: ValueCounts, low: float, high: float) -> list[s
 
 
 def looks_like(values: ValueCounts) -> str:
-    """Describe what values that are not HU seem to be, and what to do about it."""
+    """Describe values that are not HU: what they seem to be, and the remedy."""
     return _looks_like(_Distribution(values))
 
 
 def _why_not_hu(found: _Distribution, doubts: list[str]) -> str:
-    """Return why the values cannot be HU, or ""; what only makes that likely is added to ``doubts``."""
+    """Return why the values cannot be HU, or "" if they can; suspicions are added to ``doubts``."""
     natural_low = found.share(-_LIMIT, FAT_OR_AIR_HU)
     body = found.share(*BODY_HU)
     below_air = found.share(-_LIMIT, BELOW_AIR_HU)
@@ -146,7 +147,7 @@ def _why_not_hu(found: _Distribution, doubts: list[str]) -> str:
         doubts.append(f"{what}: this may be padding, or a wrong scale")
     if found.drawn:
         return ""
-    # Rescaled once too often, fat lies where nothing is, and only cortical bone lies where soft tissue is.
+    # If HU were rescaled twice, fat is below air, and only cortical bone is in the range of soft tissue.
     body = max(body, found.constant_share(*BODY_HU))
     if body < LEAST_BODY or (body < 0.02 and found.share(-_LIMIT, PADDING_HU) >= 0.1):
         return f"only {body:.1%} are fat or soft tissue ({BODY_HU[0]} to {BODY_HU[1]}); {_looks_like(found)}"
@@ -163,7 +164,7 @@ def _why_not_hu(found: _Distribution, doubts: list[str]) -> str:
     if natural_low < A_FEW:
         lowest, highest = found.span(0)
         picture = lowest == 0 and lowest in found.constants and highest <= 255
-        if picture or found.share(300, _LIMIT) > 0.3:  # bone is less of any part of the body
+        if picture or found.share(300, _LIMIT) > 0.3:  # no part of the body has so much bone
             return f"apart from a constant, nothing is as low as fat or air; {_looks_like(found)}"
         doubts.append("apart from padding, no value is as low as fat or air; check that the CT is in HU")
     return ""
@@ -193,7 +194,7 @@ def _looks_like(found: _Distribution) -> str:
 
 
 def _offset(found: _Distribution) -> int | None:
-    """Return by how much the body's values are off, if by 600 or more.
+    """Return the offset of the body's values from HU, if it is 600 or more.
 
     The body is the highest group of values with a gap below it; there is no gap between soft tissue and bone.
     """
@@ -229,11 +230,11 @@ def _is_inverted(found: _Distribution) -> bool:
 
 
 def _air_of_scaled(found: _Distribution) -> tuple[int | None, bool]:
-    """Find air in an image whose HU were divided by 1.6 to 16, so that the body crowds around 0.
+    """Find air in an image of HU divided by 1.6 to 16, in which the values of the body crowd around 0.
 
     Returns:
-        The value of air, None if there is none, and whether that is certain: the values are neither constant, like the
-        lower end of a window, nor as spread as lung.
+        The value of air, None if it is not found, and whether it is certain: its voxels are neither constant, like the
+        lower end of a window, nor as widely spread as lung.
     """
 
     def count(low: float, high: float) -> int:

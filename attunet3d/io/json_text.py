@@ -1,4 +1,4 @@
-"""Parse untrusted JSON, and write JSON that is safe to print on terminals."""
+"""Parse untrusted JSON, and format JSON that is safe to print on terminals."""
 
 from __future__ import annotations
 
@@ -42,5 +42,13 @@ def _items(value: Any) -> Any:
 
 
 def json_text(value: Any, **how: Any) -> str:
-    """Format a value as JSON in printable ASCII. ``how``: arguments of ``json.dumps``. ValueError if not finite."""
+    """Format a value as JSON in printable ASCII.
+
+    Args:
+        value: Of types that JSON has.
+        how: Arguments of ``json.dumps``.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
     return json.dumps(value, allow_nan=False, **how).replace("\x7f", "\\u007f")  # json.dumps escapes all others

@@ -87,14 +87,14 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _read_header(path: Path) -> tuple[Any, list[str]]:
-    """Read only the header; also return warnings. ``nibabel.load`` reads extensions too, which can claim any length."""
+    """Return the header and warnings. ``nibabel.load`` would also read extensions, which can claim any length."""
     with _open(path) as f:
         start = f.read(nib.Nifti2Header.template_dtype.itemsize)
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         if kind.may_contain_header(start):
             header = kind(start[: kind.template_dtype.itemsize], check=False)
             warnings = []
-            # By the standard, less than 352 (or 544) means that. nibabel would take 0 literally.
+            # By the standard, a smaller offset means 352 (NIfTI-2: 544). nibabel would take 0 literally.
             offset, least = float(header["vox_offset"]), kind.single_vox_offset
             if 0 <= offset < least:
                 header["vox_offset"] = least

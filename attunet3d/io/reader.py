@@ -93,14 +93,18 @@ def read_ct(
 def read_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Read a label map, uint8 (X, Y, Z), and its affine to RAS+ mm from a NIfTI, NRRD or MetaImage file.
 
-    Raises InputNotFoundError, UnreadableInputError, UnsupportedImageError, GeometryError.
+    Raises:
+        InputNotFoundError: The file does not exist.
+        UnreadableInputError: It is damaged, or of an unknown format.
+        UnsupportedImageError: Not a single 3D image of integers from 0 to 255.
+        GeometryError: The affine is missing or unusable.
     """
     image = open_label(path)
     return to_labels(image), image.affine
 
 
 def open_file(path: Path) -> StoredImage:
-    """Open an image file by its content; by its suffix if the content does not tell the format."""
+    """Open an image file in the format of its content, or else of its suffix. Errors are those of ``open_ct``."""
     if not path.is_file():
         raise UnreadableInputError(f"{path}: a pipe or device; give an image file, or a DICOM folder")
     name = path.name.lower()
@@ -133,6 +137,7 @@ def open_file(path: Path) -> StoredImage:
 
 
 def open_label(path: PathLike) -> StoredImage:
+    """Open the file of a label map like ``open_file``, but read only its header. Errors are those of ``read_label``."""
     path = existing(path)
     if path.is_dir():
         raise UnsupportedImageError(

@@ -1,4 +1,4 @@
-"""safetensors files: tensors and texts, no code; read with limits, and with a checksum, which the format lacks."""
+"""Read and write safetensors files, with limits on their size and with a checksum, which the format itself lacks."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def is_safetensors(start: bytes) -> bool:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read the texts in the header of a safetensors file, and nothing else of it.
+    """Read the metadata in the header of a safetensors file, without its tensors.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: the header is cut short, too long, or not one of safetensors.
+        OSError: The file cannot be read.
+        ValueError: The header is truncated, too long, or not that of a safetensors file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -38,11 +38,11 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file into memory, and compare them with the checksum if it has one.
+    """Read the tensors of a safetensors file into memory, and verify its checksum if it has one.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is damaged, or no safetensors file.
+        OSError: The file cannot be read.
+        ValueError: It is damaged, or not a safetensors file.
     """
     content = path.read_bytes()
     if _metadata(_header(content)).get(_CHECKSUM, digest := _digest(content)) != digest:
@@ -57,11 +57,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the content of a safetensors file.
+    """Return the content of a safetensors file for these tensors.
 
     Args:
-        tensors: dense ones, whose values are kept bit for bit; they may share memory.
-        metadata: texts, to which the checksum of all that the file holds is added as "sha256".
+        tensors: Dense tensors, which may share memory; their values are kept bit for bit.
+        metadata: Texts; the checksum of the whole content is added as "sha256".
     """
     import torch
     from safetensors.torch import save
@@ -73,7 +73,7 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def _digest(content: bytes) -> str:
-    """SHA-256 of a file's header, in one order and without the checksum itself, and of its tensors."""
+    """Hash the header, with sorted keys and without the checksum itself, and the tensors."""
     header = _header(content)
     metadata = {key: value for key, value in _metadata(header).items() if key != _CHECKSUM}
     digest = hashlib.sha256(json_text({**header, _METADATA: metadata}, sort_keys=True).encode())

@@ -18,18 +18,18 @@ from attunet3d.io.hounsfield import ValueCounts, check_hu, looks_like
 # Tolerance for integers stored as floats or scaled: relative, and absolute for 0 and 1.
 LABEL_ROUNDING = 1e-6
 
-MOST_CLIPPED = 0.01  # fraction of voxels: near metal the reconstruction may overflow in a few, see `to_hu`
+MOST_CLIPPED = 0.01  # fraction of voxels beyond int16: near metal a few may overflow, see `to_hu`
 
-# Outside these limits the numbers are not millimetres: inner-ear CT has 0.1 mm voxels, the thickest slices are 10 mm.
+# Spacings outside these limits are not in millimetres: inner-ear CT has 0.1 mm voxels, the thickest slices are 10 mm.
 MIN_SPACING_MM = 0.05
 MAX_SPACING_MM = 20.0
 MAX_ORIGIN_MM = 1e5  # 100 m from the scanner's origin; NIfTI's float32 would still hold it to 0.01 mm
 
-# Beyond these an image is unusual, but possible (a phantom or part of one, a scan from head to foot): a warning.
+# Beyond these limits an image is unusual, but possible (a phantom, a scan from head to foot): there is a warning.
 USUAL_SPACING_MM = (0.1, 10.0)
 SMALLEST_TRUNK_MM = 60.0  # a premature baby's is wider
 LARGEST_BODY_MM = 2500.0
-MANY_VOXELS = 100_000  # so many in so small an image suggest lengths in cm
+MANY_VOXELS = 100_000  # so many voxels in so small an image suggest lengths in cm
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -153,7 +153,11 @@ def to_labels(image: StoredImage) -> np.ndarray:
 
 
 def check_affine(path: Path, affine: np.ndarray) -> None:
-    """Raise GeometryError unless ``affine`` (4x4, voxel to mm) is finite, invertible, and plausible in mm."""
+    """Check that an affine (4, 4), from voxel indices to mm, is finite, invertible and plausible.
+
+    Raises:
+        GeometryError: It is not.
+    """
     if not np.all(np.isfinite(affine)):
         raise GeometryError(f"{path}: the affine holds non-finite values; save the image again with a valid header")
     with np.errstate(over="ignore"):  # infinite spacings are too large as well
@@ -175,8 +179,8 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
 
 
 def unusual_size(shape: tuple[int, int, int], affine: np.ndarray) -> list[str]:
-    """Return a warning about an image too small or too large for a patient, as when its lengths are not in mm."""
-    with np.errstate(over="ignore", invalid="ignore"):  # `check_affine` refuses these
+    """Return warnings: one if an image is too small or too large for a patient, as with lengths not in mm."""
+    with np.errstate(over="ignore", invalid="ignore"):  # such affines are refused by `check_affine`
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         extent = spacing * shape
     small = sorted(extent)[1] < SMALLEST_TRUNK_MM and math.prod(shape) >= MANY_VOXELS
@@ -188,7 +192,11 @@ def unusual_size(shape: tuple[int, int, int], affine: np.ndarray) -> list[str]:
 
 
 def check_file_size(path: Path, expected: int, *, compressed: bool) -> None:
-    """Raise UnreadableInputError if a file cannot hold ``expected`` bytes: a damaged header may claim terabytes."""
+    """Check that a file can hold as many bytes as its header says: a damaged one may claim terabytes.
+
+    Raises:
+        UnreadableInputError: It cannot hold ``expected`` bytes.
+    """
     size = path.stat().st_size
     if size * (DEFLATE_MAX_RATIO if compressed else 1) < expected:
         raise UnreadableInputError(

@@ -35,7 +35,7 @@ class Folder:
 
 
 class InSameFolders:
-    """Look up which of the given files lie in some folders; the same folders give the same tuple object."""
+    """Look up the given files by their folders; the same folders return the same tuple object."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = defaultdict(list)
@@ -86,7 +86,7 @@ def _headers(path: Path) -> list[SliceHeader] | None:
     try:
         return read_headers(path)
     except FileNotFoundError as e:
-        raise UnreadableInputError(f"{path}: a broken link, which may stand for a slice; {EXPORT_AGAIN}") from e
+        raise UnreadableInputError(f"{path}: a broken link, possibly to a slice; {EXPORT_AGAIN}") from e
     except OSError as e:
         raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
     except Exception:  # pydicom does not catch its parsers' exceptions

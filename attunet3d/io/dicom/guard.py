@@ -1,7 +1,7 @@
 """Check the sizes that a DICOM file claims before memory is allocated: image size, deflated data, codestreams.
 
 A few bytes can claim gigabytes. pydicom inflates a deflated file as a whole, and decoders take the size of an image
-from its codestream, whatever Rows and Columns say.
+from its codestream, even if Rows and Columns differ.
 """
 
 import io
@@ -24,7 +24,7 @@ from attunet3d.errors import UnreadableInputError, UnsupportedImageError
 MAX_SIDE = 8192  # rows or columns: eight times those of the finest CT
 MAX_INFLATED_BYTES = 256 * 2**20  # of a deflated file: a slice has half a megabyte, up to a few
 MAX_BITS_ALLOCATED = 32
-RLE_MAX_RATIO = 64  # PackBits cannot expand by more: two bytes stand for 128
+RLE_MAX_RATIO = 64  # PackBits cannot expand by more: two bytes encode up to 128
 
 _PIECE = 2**20
 _SMALL = 2**15  # bytes; a slice of 512 x 512 has half a million
@@ -44,9 +44,9 @@ class _Deflated(Exception):
 
 
 class _Reader(io.BufferedReader):
-    """A file whose ``read`` allocates no more memory than the file has bytes, unlike Python's own.
+    """A file whose ``read`` allocates no more memory than the file has bytes, unlike that of Python's files.
 
-    Raises _Deflated on reading to the end, which pydicom only does to inflate a file.
+    Reading to the end, which pydicom only does to inflate a file, raises ``_Deflated``.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -80,7 +80,9 @@ class _Size(NamedTuple):
 def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.FileDataset:
     """Read a file like ``pydicom.dcmread``, but with no more memory than the file, or its inflated data, has bytes.
 
-    Raises UnreadableInputError for more than MAX_INFLATED_BYTES of deflated data, and whatever pydicom and zlib raise.
+    Raises:
+        UnreadableInputError: More than ``MAX_INFLATED_BYTES`` of inflated data.
+        Exception: Any type that pydicom or zlib raises for a damaged file.
     """
     with _opened(path) as file:
         try:
@@ -117,7 +119,11 @@ def _syntax_as_read(ds: pydicom.Dataset) -> UID:
 
 
 def check_size(path: os.PathLike[str], rows: int, columns: int) -> None:
-    """Raise UnsupportedImageError for an image without rows or columns, or with more than MAX_SIDE of them."""
+    """Check that an image has from 1 to ``MAX_SIDE`` rows and columns.
+
+    Raises:
+        UnsupportedImageError: It does not.
+    """
     if not (1 <= rows <= MAX_SIDE and 1 <= columns <= MAX_SIDE):
         raise UnsupportedImageError(
             f"{path}: Rows x Columns {rows} x {columns}; a CT has 1 to {MAX_SIDE} of each: export the series again"
@@ -125,7 +131,11 @@ def check_size(path: os.PathLike[str], rows: int, columns: int) -> None:
 
 
 def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
-    """Raise UnreadableInputError unless size and bits of the pixels match the header."""
+    """Check that the size and bits of the pixels match the header.
+
+    Raises:
+        UnreadableInputError: They do not.
+    """
     syntax = str(ds.file_meta.TransferSyntaxUID)
     if syntax in NATIVE:
         values = int(ds.Rows) * int(ds.Columns) * int(ds.SamplesPerPixel) * int(ds.get("NumberOfFrames") or 1)
@@ -198,7 +208,7 @@ def _inflated(file: _Reader | _InMemory) -> io.BytesIO:
 
 
 def _frames(ds: pydicom.Dataset) -> Iterator[bytes]:
-    """Return the compressed frames as pydicom will pass them to the decoder."""
+    """Yield the compressed frames as pydicom passes them to the decoder."""
     count = int(ds.get("NumberOfFrames") or 1)
     if not hasattr(encaps, "generate_frames"):  # pydicom 2
         return encaps.generate_pixel_data_frame(ds.PixelData, count)

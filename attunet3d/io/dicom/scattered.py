@@ -1,4 +1,4 @@
-"""Merge scans that are scattered over several series UIDs: some anonymisers give each file its own UID, or none."""
+"""Merge scans that are scattered over several series UIDs: some anonymisers write a new UID to each file, or none."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,8 +18,8 @@ from attunet3d.io.dicom.stacks import (
 from attunet3d.io.grouping import Key, KeyIndex, grouped
 from attunet3d.io.slabs import MIN_SPACING_MM
 
-MOST_IN_A_PART = 5  # slices: more are a scan of their own
-FEWEST_PARTS = 3  # two images have even spacing wherever they lie
+MOST_IN_A_PART = 5  # slices: more are a separate scan
+FEWEST_PARTS = 3  # the spacing of two images is always even
 USUAL_GAPS = 0.75  # fraction: slices may be missing, and the reader reports where
 SAME_GAP = 0.1  # relative
 
@@ -30,9 +30,9 @@ def merge_scattered(series: Sequence[Series]) -> list[Series]:
     """Return the series of a folder, with the parts of each scan that is scattered over several series merged.
 
     Parts are only merged if that is unambiguous: CT images with the same patient, size, pixel spacing, orientation and
-    kind, evenly spaced on one line, no two at the same position. They are several parts too small to be scans, or
-    images without UID and the only series that they can belong to. Study and frame of reference are the same, or most
-    parts have their own.
+    kind, evenly spaced on one line, no two at the same position. The parts must be several that are too small for
+    scans, or images without UID and the only series that they can belong to. Study and frame of reference must be the
+    same, or differ in most parts.
     """
     found = list(series)
     for key, same in ((_key_with_space, _same_scan_and_space), (_key, _same_scan)):
@@ -70,7 +70,10 @@ def _is_uniform(s: Series) -> bool:
 
 
 def _can_hold(host: Series, nameless: Series) -> bool:
-    """Not a single image at the end of a series: the reader reports it as damaged."""
+    """Return whether images without UID can belong to a series.
+
+    A single image at the end of a series cannot: it may be damaged, which the reader reports.
+    """
     a, b = host.slices[0], nameless.slices[0]
     between = len(nameless.slices) > 1 or host.heights[0] < nameless.heights[0] < host.heights[-1]
     return between and _same_scan_and_space(a, b) and a.series_number == b.series_number

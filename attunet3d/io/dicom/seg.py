@@ -4,12 +4,12 @@ highdicom writes and reads it. It is imported only when needed, since it belongs
 """
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import pydicom
@@ -26,7 +26,11 @@ SERIES_NUMBER = 1000  # beyond those of scanners
 
 
 def check_images(image: StoredImage) -> None:
-    """Raise UnsupportedImageError unless each slice of a CT is a DICOM image or frame that a SEG can refer to."""
+    """Check that each slice of a CT is a DICOM image or frame that a SEG can refer to.
+
+    Raises:
+        UnsupportedImageError: The CT is not DICOM, has interpolated slices, or frames of several files.
+    """
     if image.metadata["format"] != "dicom":
         raise UnsupportedImageError(
             f"{image.path}: not DICOM, so a DICOM SEG has no images to refer to; "
@@ -44,9 +48,9 @@ def check_images(image: StoredImage) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Accept values that violate the standard, without warnings, which would quote them."""
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")
+    """Accept values that violate the standard, without pydicom's warnings, which would quote them."""
+    with catch_warnings(), pydicom.config.disable_value_validation():
+        simplefilter("ignore")
         yield
 
 
@@ -55,10 +59,10 @@ class SourceImages:
     """The images that a SEG refers to.
 
     Attributes:
-        folder: Their folder, for messages.
+        folder: Folder of the images, for messages.
         images: A stand-in for each image, in the order of the slices, or for the single multi-frame image.
-        series: Their SeriesInstanceUIDs.
-        repeated: The elements of the first one that the SEG repeats.
+        series: SeriesInstanceUID of each image.
+        repeated: Elements of the first image that the SEG repeats.
     """
 
     folder: Path
@@ -72,17 +76,17 @@ def source_headers(
     source: str | os.PathLike[str],
     files: Sequence[Path],
     affine: np.ndarray,
-    notes: list[str],
+    warnings: list[str],
     frames: Sequence[int] = (),
     segmentation_type: str = "BINARY",
 ) -> SourceImages:
-    """Read the headers of a CT's images for a SEG to refer to, and make a SEG of a single voxel with them as a test.
+    """Read the headers of the images that a SEG will refer to, and test them by making a SEG of a single voxel.
 
     Args:
         source: The CT as given, for messages.
         files: The images in the order of the slices, see ``check_images``; a multi-frame image counts once.
         affine: Affine of the CT from voxel indices to RAS+ mm.
-        notes: Warnings are added to this list.
+        warnings: New ones are added to this list.
         frames: See ``StoredImage``; only these frames of a multi-frame image are referred to.
         segmentation_type: See ``save_seg``.
 
@@ -123,11 +127,11 @@ def source_headers(
     spaces = {image.FrameOfReferenceUID for image in images}
     if len(spaces) > 1:
         # Some de-identification tools give each image its own. The reader has checked that they are one volume.
-        notes.append(f"the images carry {len(spaces)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
+        warnings.append(f"the images carry {len(spaces)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
     for image in images:  # highdicom only accepts one series and frame of reference
         image.FrameOfReferenceUID, image.SeriesInstanceUID = images[0].FrameOfReferenceUID, series[0]
     if tilt_deg(affine) > TILT_WARNING_DEG:
-        notes.append("dcmqi, and programs that read SEG with it, cannot place the slices of a tilted gantry")
+        warnings.append("dcmqi, and programs that read SEG with it, cannot place the slices of a tilted gantry")
     found = SourceImages(Path(files[0]).parent, images, series, first)
     _test_seg(found, affine, frames, segmentation_type)
     return found
@@ -180,7 +184,7 @@ def save_seg(
     those of the images, byte for byte.
 
     Args:
-        path: A temporary path, which is not cleaned up here (see ``atomic_path``), or a buffer.
+        path: A temporary path (see ``atomic_path``), which is not cleaned up here, or a buffer.
         mask: uint8 (X, Y, Z), 1 is pancreas.
         affine: From voxel indices to RAS+ mm.
         sources: The Z images, or the single multi-frame image, see ``source_headers``.
@@ -218,7 +222,7 @@ def save_seg(
 
 
 def _refer_to_series(seg: pydicom.Dataset, series: Sequence[str]) -> None:
-    """Refer to each image in its own series: highdicom has only been given one."""
+    """Refer to each image in its own series: highdicom only accepts images of one."""
     of_series: dict[str, list[pydicom.Dataset]] = {}
     for uid, image in zip(series, seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence, strict=True):
         of_series.setdefault(uid, []).append(image)
@@ -228,7 +232,7 @@ def _refer_to_series(seg: pydicom.Dataset, series: Sequence[str]) -> None:
 
 
 def _refer_to_frames(seg: pydicom.Dataset, frames: Sequence[int]) -> None:
-    """Refer to the frames by their numbers in the file: highdicom has counted the slices."""
+    """Refer to the frames by their numbers in the file: highdicom has numbered the slices."""
     for group in seg.PerFrameFunctionalGroupsSequence:
         for derivation in group.get("DerivationImageSequence", []):
             for image in derivation.SourceImageSequence:
@@ -281,7 +285,7 @@ def _segmentation(
 def _holds(path: Path | BytesIO, mask: np.ndarray, affine: np.ndarray) -> bool:
     """Return whether the SEG in a file marks the same voxels as ``mask``.
 
-    Each frame is placed by its own position, so that this works for tilted gantries too.
+    Each frame is placed by its own position, since slices of a tilted gantry are not on an orthogonal grid.
     """
     import highdicom as hd
 
