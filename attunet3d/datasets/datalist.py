@@ -39,7 +39,11 @@ def split_cases(
 
 
 def check_split(cases: int, folds: int, test: int = 0) -> None:
-    """Raise ConfigError unless ``cases`` can be split into at least 2 folds of at least one case."""
+    """Check that so many cases, without those for test, can be split into so many folds.
+
+    Raises:
+        ConfigError: There are fewer than 2 folds or cases, or fewer cases than folds.
+    """
     left = cases - test
     if left < 2:
         raise ConfigError(f"cases: {cases}, of them for test: {test}; at least 2 must be left, for 2 folds")
@@ -86,11 +90,10 @@ def read_datalist(path: str | Path) -> dict[str, Any]:
 
     Raises:
         InputNotFoundError: There is no such file.
-        ConfigError: It cannot be read, is not JSON that ``parse_json`` accepts, or not a mapping.
+        ConfigError: It cannot be read, or is not a mapping in JSON, see ``parse_json``.
     """
     if not Path(path).is_file():
         raise InputNotFoundError(f"{path}: no such datalist; `attunet3d prepare` writes one, `attunet3d phantom` too")
-
     try:
         content = parse_json(Path(path).read_bytes())
     except ValueError as error:
@@ -125,7 +128,7 @@ def pancreas_labels(datalist: str | Path) -> list[Any]:
 
 
 def named_labels(datalist: str | Path) -> list[int]:
-    """Return the label values in "labels" of a datalist, sorted; an empty list if there is no such file.
+    """Return the label values in "labels" of a datalist, sorted; an empty list if the file does not exist.
 
     Raises:
         ConfigError: The file is not a datalist.
@@ -169,9 +172,16 @@ def label_groups(pancreas: Sequence[Any], organs: Mapping[str, Sequence[int]]) -
 def check_classes(
     labels: Sequence[Any], num_classes: int, organs: Mapping[str, Any] | None = None, auxiliary: int = 0
 ) -> None:
-    """Raise ConfigError unless ``num_classes`` of a network matches the label's classes and the background.
+    """Check that the channels of a network match the classes of the labels.
 
-    ``auxiliary`` channels must match these classes and ``organs``, unless 0.
+    Args:
+        labels: From ``pancreas_labels``.
+        num_classes: Classes of the network, background included.
+        organs: Label values of the organs of the auxiliary task, by name.
+        auxiliary: Auxiliary channels of the network: 0, or those of all classes and organs.
+
+    Raises:
+        ConfigError: They do not match.
     """
     found = 1 + (len(labels) if all(isinstance(value, Sequence) for value in labels) else 1)
     if found != num_classes:

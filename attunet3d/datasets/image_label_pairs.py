@@ -1,4 +1,4 @@
-"""Any folder of CTs and label files that are paired by their names."""
+"""Find the CTs and label files in any folder, and pair them by their names."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ def find_cases(
         raw: The folder.
         images: Folder or pattern of the CTs, such as ``*/ct.nii.gz``, relative to ``raw``; matching folders are DICOM
             series. Without it, and without ``labels``, common layouts are tried (``LAYOUTS``).
-        labels: The same for the labels.
-        pancreas_labels: Label values of the pancreas; other values are allowed then. By default 1, and no others.
+        labels: Like ``images``, for the labels.
+        pancreas_labels: Label values of the pancreas, in files with other structures too. By default, the value of the
+            pancreas is 1 and other values are refused.
 
     Raises:
         InputNotFoundError: There is no such folder, or no pair in it.
@@ -85,9 +86,9 @@ def _pattern(raw: Path, pattern: str) -> str:
 
 
 def _matching(raw: Path, patterns: Sequence[str]) -> dict[Path, str]:
-    """Return matching image files and folders, without hidden ones, and the case name of each.
+    """Return the matching image files and folders, except hidden ones, and the case name of each.
 
-    The name is the part that matches the last wildcard: for ``*/ct.nii.gz`` that of the folder.
+    The name is the part of the path that matches the last wildcard: for ``*/ct.nii.gz`` that of the folder.
     """
     found = {}
     for pattern in patterns:

@@ -1,4 +1,4 @@
-"""Task07_Pancreas of the Medical Segmentation Decathlon (arXiv:1902.09063): NIfTI, 1 pancreas, 2 tumour."""
+"""Find the cases of Task07_Pancreas, Medical Segmentation Decathlon (arXiv:1902.09063): labels 1 pancreas, 2 tumour."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
         tumour_class: Make the tumour a separate class; otherwise it counts as pancreas.
 
     Raises:
-        InputNotFoundError: There is no dataset.json.
+        InputNotFoundError: The folder has no dataset.json.
         ConfigError: It is not JSON, or lists no cases.
     """
     raw = Path(raw)
@@ -45,7 +45,7 @@ def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
         image, label = (path_as_listed(raw, value) if isinstance(value, str) else "" for value in paths)
         name = case_name(image) if image else f"case {number} of dataset.json"
         if os.path.basename(image).startswith("._"):
-            continue  # macOS writes one beside each file of the archive
+            continue  # a resource fork of macOS, one for each file of the archive
         if not image or not label:
             refused.append((name, f"{path}: lacks the path of its image or label"))
         elif outside := [value for value in (image, label) if _leads_outside(value)]:

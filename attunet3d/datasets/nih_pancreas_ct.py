@@ -1,7 +1,8 @@
 """NIH Pancreas-CT (The Cancer Imaging Archive, doi:10.7937/K9/TCIA.2016.tNB1kqBU): DICOM, and labels as NIfTI.
 
-The labels' rows are reversed against those of the DICOM images, and their headers do not match the DICOM geometry. So a
-label is aligned with its CT by array index, flipped as the mask's edge in the CT shows, and rewritten.
+The rows of the labels are in the reverse order of those of the DICOM images, and their headers do not match the DICOM
+geometry. So a label is aligned with its CT by array index, in the orientation in which its surface follows edges of the
+CT, and rewritten.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ FLIPS = {"y reversed": (1,), "as stored": (), "y and z reversed": (1, 2), "z rev
 MIN_AGREEMENT = 0.3
 MIN_LEAD = 0.15
 EDGE_STEP = 2  # voxels
-EDGE_HU = (-150, 250)  # so that air and bone count no more than fat and vessels
+EDGE_HU = (-150, 250)  # clipped, so that air and bone have no more weight than fat and vessels
 
 
 def find_cases(raw: str | Path, output: str | Path, labels: str | Path | None = None) -> RawData:
@@ -50,11 +51,11 @@ def find_cases(raw: str | Path, output: str | Path, labels: str | Path | None = 
 
     Args:
         raw: The data set.
-        output: The datalist to write; labels that were written for it earlier are ignored.
+        output: The datalist to write; labels that were corrected for it earlier are ignored.
         labels: Folder of the labels, if not in ``raw``.
 
     Raises:
-        InputNotFoundError: There are no such folders or files.
+        InputNotFoundError: No such folder, or no such file, is found.
     """
     raw = Path(raw)
     corrected = os.path.abspath(labels_folder(output))
@@ -80,7 +81,7 @@ def _by_case(root: Path, pattern: re.Pattern[str], skip: str) -> dict[str, list[
 
 
 def place_label(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name: str) -> tuple[np.ndarray, bool]:
-    """Align a label with its CT: by its header unless the CT contradicts it, otherwise in the best orientation.
+    """Align a label with its CT: by its header, or by index in the orientation that fits the CT clearly better.
 
     Raises:
         GeometryError: The shapes differ, or no orientation is clearly best.
@@ -108,10 +109,10 @@ def place_label(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name: st
 
 
 def edge_agreement(hu: np.ndarray, mask: np.ndarray) -> float:
-    """Measure from -1 to 1 how much darker a CT is outside a mask's surface; near 0 if the CT has no edge there.
+    """Measure, from -1 to 1, how consistently a CT is brighter inside a mask's surface; 0 without an edge there.
 
-    The pancreas is enhanced and lies in fat. This is the sum of the steps in HU across the surface, along each axis,
-    divided by the sum of their absolute values.
+    The enhanced pancreas is surrounded by fat. The measure is the sum of the steps in HU across the surface, along each
+    axis, divided by the sum of their absolute values.
     """
     box = bounding_box(mask, EDGE_STEP)
     if box is None:

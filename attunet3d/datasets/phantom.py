@@ -1,9 +1,8 @@
 """Synthetic abdominal CTs with exact pancreas masks, for tests, benchmarks and first steps.
 
-A patient is a list of organs made of ellipsoids and tubes in a body frame (mm; x to the patient's right, y anterior,
-z superior; origin in front of the spine near L1). Any grid can sample the same patient: voxel centres are mapped by the
-affine to world (RAS+ mm), then to the body frame, and the mask is the analytic inside test there. The anatomy is
-schematic and its variation invented: phantoms support no claim about patients.
+A patient is a list of organs made of ellipsoids and tubes in a body frame, see ``phantom_anatomy``. Any grid can sample
+the same patient: voxel centres are mapped by the affine to world (RAS+ mm), then to the body frame, where the mask is
+an analytic inside test. The anatomy is schematic and its variation invented: phantoms support no claim about patients.
 """
 
 import json
@@ -24,7 +23,7 @@ from attunet3d.transforms.grid import voxel_ml
 ORIENTATIONS = ("RAS", "LAS", "LPS", "oblique")
 SPACING_RANGE_MM = (0.3, 20.0)
 SHAPE_RANGE = (8, 2048)
-SLAB_VOXELS = 2**19  # working memory is about 100 bytes per slab voxel, whatever the size of the volume
+SLAB_VOXELS = 2**19  # working memory is about 100 bytes per slab voxel, for volumes of any size
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def make_phantom(
 ) -> Phantom:
     """Make a synthetic portal-venous abdominal CT with its exact pancreas mask.
 
-    The patient only depends on ``seed``, whatever the grid. All other arguments are drawn from the seed by default.
+    The patient only depends on ``seed``, not on the grid. Other arguments are by default drawn from the seed too.
 
     Args:
         seed: Seed >= 0.

@@ -51,6 +51,8 @@ class Organ:
 
 @dataclass(frozen=True)
 class Patient:
+    """A patient: organs in the body frame, and their pose in the world, RAS+ mm."""
+
     body_to_world: np.ndarray  # (4, 4): scale, small rotation, shift
     fov_mm: np.ndarray  # (3,) field of view centred on the world's origin
     waves: list[tuple[int, float, np.ndarray]]  # axis, amplitude, (3 wave numbers, phase)
