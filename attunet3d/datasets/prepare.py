@@ -38,8 +38,8 @@ class RawCase:
     label: Path
 
 
-# (CT, label (X, Y, Z), its affine, its file name) -> the label on the CT's grid, and whether its header is right: then the
-# file is used unchanged. Raises GeometryError.
+# (CT, label (X, Y, Z), its affine, its file name) -> the label on the CT's grid, and whether its header is right, so
+# that the file is used unchanged. Raises GeometryError.
 Place = Callable[["Volume", np.ndarray, np.ndarray, str], tuple[np.ndarray, bool]]
 
 

@@ -1,4 +1,4 @@
-"""Planes of a CT in radiological convention, drawn with outlines of masks."""
+"""Draw planes of a CT in radiological convention, with outlines of masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Index = tuple[int, int, int]
 
 
 class View(NamedTuple):
-    """An orientation of planes: name, RAS axis across it, sides of the patient at the left and right of the picture."""
+    """An orientation of planes: name, RAS axis of the normal, patient's sides on the left and right of a picture."""
 
     name: str
     axis: int
@@ -34,7 +34,7 @@ VIEWS = (View("axial", 2, "R", "L"), View("coronal", 1, "R", "L"), View("sagitta
 
 
 class Outline(NamedTuple):
-    """The outline of a mask: its plane (rows, columns), not 0 inside; colour and matplotlib line style."""
+    """The outline of a mask: its plane (rows, columns), not 0 inside; colour, and line style of matplotlib."""
 
     plane: np.ndarray
     colour: str
@@ -46,8 +46,8 @@ class Plane:
     """A plane through volumes with RAS axes.
 
     Attributes:
-        view: its orientation.
-        index, count: the slice, and the number of slices.
+        view: orientation of the plane.
+        index, count: number of the slice, from 0, and number of slices.
         rows, columns: voxels shown along the two other axes; rows run upwards.
         spacing: mm between rows and between columns.
     """
@@ -110,12 +110,12 @@ def draw_plane(
     """Draw a plane of a CT with the right, or front, of the patient on the left, and letters for the sides.
 
     Args:
-        axes: to draw on.
-        plane: that ``hu`` was cut with.
+        axes: matplotlib axes to draw on.
+        plane: the plane that ``hu`` was cut along.
         hu: HU (rows, columns).
-        outlines: drawn over it.
+        outlines: outlines of masks, drawn over the CT.
         heat: values in [0, 1] (rows, columns), drawn as a half-transparent overlay.
-        scale: of lines and letters.
+        scale: size of lines and letters.
     """
     low, high = WINDOW_HU
     aspect = plane.spacing[0] / plane.spacing[1]
@@ -145,7 +145,7 @@ def draw_plane(
 
 
 def write(axes: Axes, x: float, y: float, text: str, scale: float, **layout: Any) -> None:
-    """Write white letters with a dark rim, legible on any tissue; x and y are shares of the picture's size."""
+    """Write white letters with a dark rim, legible on any tissue; x and y are fractions of the picture's size."""
     from matplotlib.patheffects import withStroke
 
     rim = [withStroke(linewidth=2 * scale, foreground="black")]

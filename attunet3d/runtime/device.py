@@ -1,4 +1,4 @@
-"""Where the network runs, and in which precision."""
+"""Choose the device and the precision of the network."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device to run on: "auto" is the GPU if there is one ("cuda", or Apple's: "mps"), else the CPU.
+    """Return the device to run on: "auto" is a GPU ("cuda", or "mps" of Apple) if available, otherwise the CPU.
 
     Raises:
-        ConfigError: the name is no device, or this machine lacks it.
+        ConfigError: the device is unknown, or not available on this machine.
     """
     if str(device) == "auto":
         if torch.cuda.is_available():
@@ -41,10 +41,9 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device, training: bool = False) -> torch.dtype:
-    """The dtype of the network's arithmetic: "fp32", "bf16", "fp16", or "auto" for the fastest the device does well.
+    """Return the dtype for a precision: "fp32", "bf16", "fp16", or "auto" for the fastest one that suits the device.
 
-    fp16 is never chosen for training: its gradients underflow without loss scaling. On Apple's GPUs it is fp32 unless
-    something else is asked for.
+    fp16 is never chosen for training: its gradients underflow without loss scaling. On Apple GPUs "auto" is fp32.
 
     Raises:
         ConfigError: an unknown name, fp16 on a CPU, or fp16 for training.
@@ -67,7 +66,7 @@ def choose_precision(precision: str, device: torch.device, training: bool = Fals
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait for the work that a GPU was given; a CPU has done its own."""
+    """Wait until a GPU has finished its work; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -75,9 +74,10 @@ def wait_for(device: torch.device) -> None:
 
 
 def volume_format(device_type: str) -> torch.memory_format:
-    """Return the memory format for volumes: channels last, but for Apple GPUs, whose convolutions misread it."""
+    """Return the memory format for volumes: channels last, except on Apple GPUs, where convolutions misread it."""
     return torch.contiguous_format if device_type == "mps" else torch.channels_last_3d
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without "torch."."""
     return str(dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
-"""Variants of a network at inference: what ``FastNetwork`` chooses from.
+"""Variants of a network at inference, among which ``FastNetwork`` chooses.
 
-A backend is one module with a function ``builders(device_type, dtype) -> list[VariantBuilder]``, and a line in
-``fast_network._BACKENDS``.
+A backend is a module with a function ``builders(device_type, dtype) -> list[VariantBuilder]``, and an entry in
+``_BACKENDS`` of ``fast_network``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from attunet3d.runtime.device import dtype_name
 
 Run = Callable[[Tensor], Tensor]
-# Limits of the self-test. One rounding is 2^-9 of a value in bf16, 2^-12 in fp16 and TF32, and some forty follow each
-# other; what is broken is wrong by the size of the logits.
+# Limits of the self-test: some forty successive roundings of 2^-9 in bf16, 2^-12 in fp16 and TF32. Broken variants have
+# errors as large as the logits.
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
@@ -28,7 +28,7 @@ class Variant:
         backend: "torch" or "openvino".
         dtype: of the features.
         split: whether skip and upsampled features are convolved separately, which takes less memory; see ``fold``.
-        note: what else distinguishes it: "joined" on a CPU where they are concatenated, "plain" if nothing is folded.
+        note: "joined" if features are concatenated on a CPU, "plain" if nothing is folded; otherwise empty.
     """
 
     backend: str
@@ -38,7 +38,7 @@ class Variant:
 
     @property
     def precision(self) -> str:
-        """The dtype and the note, as in records."""
+        """Name of the dtype, and the note if any, as in records."""
         return ", ".join(filter(None, (dtype_name(self.dtype), self.note)))
 
     def __str__(self) -> str:
@@ -47,14 +47,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class VariantBuilder:
-    """A variant that can be tried.
+    """A variant to try.
 
     Attributes:
-        variant: what is built.
-        tolerance: limit of the self-test: root mean square of the error as a share of that of the logits.
+        variant: the variant that is built.
+        tolerance: limit of the self-test: root mean square of the error, relative to that of the logits.
         build: called with a float32 network in eval mode, an example image (1, C, *spatial) on its device and
             ``single_logit`` (see ``FastNetwork``); returns a function from images to logits of any float dtype, which
-            may have a method ``release_memory``. Whatever it raises, the next variant is tried.
+            may have a method ``release_memory``. If it raises, the next variant is tried.
     """
 
     variant: Variant
