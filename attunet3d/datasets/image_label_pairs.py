@@ -36,16 +36,16 @@ def find_cases(
     """Find pairs of CT and label in ``raw``.
 
     Args:
-        raw: The folder.
-        images: Folder or pattern of the CTs, such as ``*/ct.nii.gz``, relative to ``raw``; matching folders are DICOM
+        raw: the folder.
+        images: folder or pattern of the CTs, such as ``*/ct.nii.gz``, relative to ``raw``; matching folders are DICOM
             series. Without it, and without ``labels``, common layouts are tried (``LAYOUTS``).
-        labels: Like ``images``, for the labels.
-        pancreas_labels: Label values of the pancreas, in files with other structures too. By default, the value of the
+        labels: like ``images``, for the labels.
+        pancreas_labels: label values of the pancreas, in files with other structures too. By default, the value of the
             pancreas is 1 and other values are refused.
 
     Raises:
-        InputNotFoundError: There is no such folder, or no pair in it.
-        ConfigError: Only one of images and labels is given.
+        InputNotFoundError: there is no such folder, or no pair in it.
+        ConfigError: only one of images and labels is given.
     """
     raw = Path(raw)
     if not raw.is_dir():

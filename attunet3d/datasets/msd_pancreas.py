@@ -25,12 +25,12 @@ def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
     """Find the training cases of ``dataset.json``; those without labels (imagesTs) are ignored.
 
     Args:
-        raw: The folder with dataset.json, imagesTr and labelsTr.
-        tumour_class: Make the tumour a separate class; otherwise it counts as pancreas.
+        raw: the folder with dataset.json, imagesTr and labelsTr.
+        tumour_class: make the tumour a separate class; otherwise it counts as pancreas.
 
     Raises:
-        InputNotFoundError: The folder has no dataset.json.
-        ConfigError: It is not JSON, or lists no cases.
+        InputNotFoundError: the folder has no dataset.json.
+        ConfigError: it is not JSON, or lists no cases.
     """
     raw = Path(raw)
     path = raw / "dataset.json"

@@ -50,12 +50,12 @@ def find_cases(raw: str | Path, output: str | Path, labels: str | Path | None = 
     """Find the cases in ``raw``: DICOM folders ``PANCREAS_0001``, and label files ``label0001.nii.gz``.
 
     Args:
-        raw: The data set.
-        output: The datalist to write; labels that were corrected for it earlier are ignored.
-        labels: Folder of the labels, if not in ``raw``.
+        raw: the data set.
+        output: the datalist to write; labels that were corrected for it earlier are ignored.
+        labels: folder of the labels, if not in ``raw``.
 
     Raises:
-        InputNotFoundError: No such folder, or no such file, is found.
+        InputNotFoundError: no such folder, or no such file, is found.
     """
     raw = Path(raw)
     corrected = os.path.abspath(labels_folder(output))
@@ -84,7 +84,7 @@ def place_label(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name: st
     """Align a label with its CT: by its header, or by index in the orientation that fits the CT clearly better.
 
     Raises:
-        GeometryError: The shapes differ, or no orientation is clearly best.
+        GeometryError: the shapes differ, or no orientation is clearly best.
     """
     placed = True
     try:

@@ -35,7 +35,7 @@ class Phantom:
         mask: uint8 (X, Y, Z), 1 = pancreas.
         organs: uint8 (X, Y, Z), see ``phantom_anatomy.NUMBERS``.
         affine: float64 (4, 4), from voxel indices to RAS+ mm.
-        record: Parameters, JSON-serializable: seed, spacing in mm, orientation, noise in HU, pancreas volume in mL, ...
+        record: parameters, JSON-serializable: seed, spacing in mm, orientation, noise in HU, pancreas volume in mL, ...
     """
 
     image: np.ndarray
@@ -136,16 +136,16 @@ def make_phantom(
     The patient only depends on ``seed``, not on the grid. Other arguments are by default drawn from the seed too.
 
     Args:
-        seed: Seed >= 0.
-        shape: By default the grid covers the patient's field of view (about 280 to 380 mm in-plane, 185 to 235 mm along
+        seed: seed >= 0.
+        shape: by default the grid covers the patient's field of view (about 280 to 380 mm in-plane, 185 to 235 mm along
             z). With ``spacing``, the grid has the same centre and may cut the patient.
         spacing: mm per voxel axis (by default 0.7 to 1.1 in-plane, 1.5 to 5 between slices; with ``shape`` alone field
             of view / shape).
         orientation: "RAS", "LAS", "LPS", or "oblique": LPS tilted by a few degrees.
-        noise_hu: Standard deviation of the noise.
+        noise_hu: standard deviation of the noise.
 
     Raises:
-        ConfigError: An argument is invalid.
+        ConfigError: an argument is invalid.
     """
     _check(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "an integer >= 0")
     if shape is not None:
@@ -199,22 +199,22 @@ def write_phantoms(
     two or more cases a validation case.
 
     Args:
-        output_dir: Folder of the files.
-        cases: Number of phantoms.
-        seed: Seed >= 0.
-        spacing: See ``make_phantom``, mm.
-        shape: See ``make_phantom``.
-        validation_fraction: Fraction of the cases for validation.
-        test_fraction: Fraction of the cases for test.
-        organs: Write label maps of all organs (``NUMBERS``; pancreas is 7, as the datalist says).
-        progress: Called with (cases done, cases).
+        output_dir: folder of the files.
+        cases: number of phantoms.
+        seed: seed >= 0.
+        spacing: see ``make_phantom``, mm.
+        shape: see ``make_phantom``.
+        validation_fraction: fraction of the cases for validation.
+        test_fraction: fraction of the cases for test.
+        organs: write label maps of all organs (``NUMBERS``; pancreas is 7, as the datalist says).
+        progress: called with (cases done, cases).
 
     Returns:
         Path of the datalist.
 
     Raises:
-        ConfigError: An argument is invalid.
-        OutputError: A file cannot be written.
+        ConfigError: an argument is invalid.
+        OutputError: a file cannot be written.
     """
     _check(isinstance(cases, int | np.integer) and 1 <= cases <= 9999, "cases", cases, "an integer in [1, 9999]")
     _check(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "an integer >= 0")

@@ -39,9 +39,9 @@ class Organ:
     """The union of its parts, painted in layers, such as a wall, then fluid in it, then gas.
 
     Attributes:
-        parts: Convex parts.
+        parts: convex parts.
         layers: (inset in mm, HU, clip) of each layer.
-        number: Label value, that of TotalSegmentator's classes; 0 for none.
+        number: label value, that of TotalSegmentator's classes; 0 for none.
     """
 
     parts: list[Part]

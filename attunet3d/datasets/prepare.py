@@ -47,7 +47,7 @@ def place_by_header(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name
     """Align a label by its header: permute and flip its axes like those of the CT.
 
     Raises:
-        GeometryError: The label is not on the CT's grid.
+        GeometryError: the label is not on the CT's grid.
     """
     return place_on(label, affine, ct.array.shape, ct.affine, f"the CT and {file_name}"), True
 
@@ -57,17 +57,17 @@ class RawData:
     """The cases found in a data set, before any voxel is read.
 
     Attributes:
-        root: Folder of the data set.
-        metadata: First entries of the datalist: "name", "description", "labels" (names of the label values; others
+        root: folder of the data set.
+        metadata: first entries of the datalist: "name", "description", "labels" (names of the label values; others
             that are found are added as "other") and "pancreas_labels" (label values of the pancreas: ``[1, 2]`` as one
             class, ``[[1], [2]]`` as two).
-        cases: Pairs of CT and label.
-        allowed: Values that label files may hold; None for any.
-        hint: End of the error message about other values.
-        arguments: Arguments that the hint names.
-        refused: Names and reasons of cases that are incomplete or ambiguous.
-        left_out: Names and reasons of cases that are not used.
-        place: Function that aligns a label with its CT.
+        cases: pairs of CT and label.
+        allowed: values that label files may hold; None for any.
+        hint: end of the error message about other values.
+        arguments: arguments that the hint names.
+        refused: names and reasons of cases that are incomplete or ambiguous.
+        left_out: names and reasons of cases that are not used.
+        place: function that aligns a label with its CT.
     """
 
     root: Path
@@ -96,10 +96,10 @@ def pair_up(
     """Pair images and labels by case name.
 
     Args:
-        images: Images by case name.
-        labels: Labels by case name.
-        hint: Remedy for two images, or two labels, of a case.
-        arguments: Arguments that the hint names.
+        images: images by case name.
+        labels: labels by case name.
+        hint: remedy for two images, or two labels, of a case.
+        arguments: arguments that the hint names.
 
     Returns:
         The cases with one image and one label, and the names and reasons of all others.
@@ -152,16 +152,16 @@ def prepare(
     datalist; the raw data are not changed. The datalist is written last.
 
     Args:
-        data: The data set.
-        output: The datalist to write. Paths in it are relative to the data set, or absolute if they are outside.
-        folds, seed, test: As in ``split_cases``.
-        report: Called with ("refused", "left out" or "warning", "<case>: <reason>").
-        progress: Called with (cases done, number of cases, name of the next one).
+        data: the data set.
+        output: the datalist to write. Paths in it are relative to the data set, or absolute if they are outside.
+        folds, seed, test: as in ``split_cases``.
+        report: called with ("refused", "left out" or "warning", "<case>: <reason>").
+        progress: called with (cases done, number of cases, name of the next one).
 
     Raises:
-        InputNotFoundError: No case can be used.
-        ConfigError: There are too few cases, or an invalid number of folds.
-        OutputError: The datalist or a label cannot be written.
+        InputNotFoundError: no case can be used.
+        ConfigError: there are too few cases, or an invalid number of folds.
+        OutputError: the datalist or a label cannot be written.
     """
     output = Path(output)
     if output.is_dir():
@@ -210,7 +210,7 @@ def _check(case: RawCase, data: RawData, seen: _Seen) -> tuple[Volume, np.ndarra
         The CT, the label on its grid, whether the label's header is right, and warnings.
 
     Raises:
-        AttUNet3dError: The case is refused.
+        AttUNet3dError: the case is refused.
     """
     same = seen.by_path.get(os.path.abspath(case.image))
     if same is not None:

@@ -62,17 +62,17 @@ def load_cases(
     "labelled", the organs that are labelled if not all are, by the names in the config's ``classes``.
 
     Args:
-        datalist: A datalist in MONAI's format.
-        dataset_dir: Folder that the datalist's paths are relative to.
+        datalist: a datalist in MONAI's format.
+        dataset_dir: folder that the datalist's paths are relative to.
         section: "training", "validation" or "test".
-        fold: The fold for validation.
-        every_fold: Load all cases under "training", of any fold, for comparison with others.
-        optional: Skip cases with a missing image or label; return none if the datalist or section does not exist.
-        warn: Called with warnings about unusual notation.
+        fold: the fold for validation.
+        every_fold: load all cases under "training", of any fold, for comparison with others.
+        optional: skip cases with a missing image or label; return none if the datalist or section does not exist.
+        warn: called with warnings about unusual notation.
 
     Raises:
-        InputNotFoundError: The datalist, or a file in it, does not exist.
-        ConfigError: It is not a datalist, has no such cases or no such fold, or an entry is invalid.
+        InputNotFoundError: the datalist, or a file in it, does not exist.
+        ConfigError: it is not a datalist, has no such cases or no such fold, or an entry is invalid.
     """
     if section not in SECTIONS:
         raise ConfigError(f"section must be {', '.join(SECTIONS[:-1])} or {SECTIONS[-1]}, got {section!r}")
@@ -96,7 +96,7 @@ def _as_fold(value: Any, where: str, warnings: _Warnings) -> int:
     """Return the number of a fold; notation such as 1.0 or "1" causes a warning.
 
     Raises:
-        ConfigError: It is not an integer >= 0.
+        ConfigError: it is not an integer >= 0.
     """
     number = value
     is_text = isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,6}\s*", value)

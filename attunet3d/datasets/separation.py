@@ -25,11 +25,11 @@ def check_cases(training: Sequence[Mapping[str, Any]], held_out: Mapping[str, Se
     their first slices, and only read as a whole if these are equal.
 
     Args:
-        training: Cases {"image": path, "label": path}.
-        held_out: Cases for validation or test, by section.
+        training: cases {"image": path, "label": path}.
+        held_out: cases for validation or test, by section.
 
     Raises:
-        ConfigError: A held-out CT is trained on.
+        ConfigError: a held-out CT is trained on.
     """
     cases = [*training, *(case for cases in held_out.values() for case in cases)]
     image_of: dict[Hashable, str] = {}

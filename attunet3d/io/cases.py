@@ -22,9 +22,9 @@ class SeriesCase(os.PathLike[str]):
     """One series of a DICOM folder. As a path it is the folder, but readers read only this series.
 
     Attributes:
-        folder: The folder, as given.
-        number: Number of the series in ``attunet3d inspect FOLDER``, from 1.
-        series: Its headers, which are not read again.
+        folder: the folder, as given.
+        number: number of the series in ``attunet3d inspect FOLDER``, from 1.
+        series: its headers, which are not read again.
     """
 
     folder: Path
@@ -44,11 +44,11 @@ def segmentable_series(folder: str | os.PathLike[str]) -> list[SeriesCase]:
     Localizers, derived series and other modalities are left out, see ``candidate_series``.
 
     Args:
-        folder: Searched recursively; only headers are read.
+        folder: searched recursively; only headers are read.
 
     Raises:
-        AmbiguousSeriesError: The folder holds CTs of several patients.
-        InputNotFoundError, UnreadableInputError, UnsupportedImageError: It holds no DICOM, or no CT.
+        AmbiguousSeriesError: the folder holds CTs of several patients.
+        InputNotFoundError, UnreadableInputError, UnsupportedImageError: it holds no DICOM, or no CT.
     """
     return partition_series(folder)[0]
 
@@ -114,8 +114,8 @@ def find_cases(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
     A folder without either is itself taken as that of a DICOM series.
 
     Raises:
-        InputNotFoundError: The folder does not exist or is empty.
-        ConfigError: The masks of two CTs would have the same name.
+        InputNotFoundError: the folder does not exist or is empty.
+        ConfigError: the masks of two CTs would have the same name.
     """
     root = Path(folder)
     if not root.is_dir():

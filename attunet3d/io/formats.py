@@ -13,7 +13,7 @@ def is_gzip(path: Path) -> bool:
     """Return whether a file starts with gzip's magic number.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: it cannot be read.
     """
     with path.open("rb") as f:
         return f.read(2) == GZIP
@@ -23,7 +23,7 @@ def format_of(path: Path) -> str | None:
     """Return the format of a file, see ``format_of_start``.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: it cannot be read.
     """
     with path.open("rb") as f:
         return format_of_start(f.read(ENOUGH))

@@ -113,7 +113,7 @@ def check_hu(path: Path, values: ValueCounts, low: float, high: float) -> list[s
     """Return warnings about the HU of a CT with values from ``low`` to ``high``.
 
     Raises:
-        UnsupportedImageError: The values are not HU.
+        UnsupportedImageError: the values are not HU.
     """
     found = _Distribution(values)
     doubts: list[str] = []

@@ -29,8 +29,8 @@ def input_files(ct: str | os.PathLike[str], leave_out: str | os.PathLike[str] | 
     Missing and inaccessible files are left out. As in the readers, links to folders are not followed.
 
     Args:
-        ct: A file or a DICOM folder.
-        leave_out: A subfolder to skip, such as the one for results.
+        ct: a file or a DICOM folder.
+        leave_out: a subfolder to skip, such as the one for results.
     """
     path = os.fspath(ct)
     if os.path.isdir(path):
@@ -53,9 +53,9 @@ def input_sha256(
     Names and UIDs cannot be recovered from it. It changes when the input is moved or rewritten.
 
     Args:
-        ct: The input as given; a link counts as its target.
-        series_uid: Series of a DICOM folder; not needed for a ``SeriesCase``.
-        files: From ``input_files``, if already known.
+        ct: the input as given; a link counts as its target.
+        series_uid: series of a DICOM folder; not needed for a ``SeriesCase``.
+        files: from ``input_files``, if already known.
     """
     if series_uid is None and isinstance(ct, SeriesCase):
         series_uid = ct.series.uid

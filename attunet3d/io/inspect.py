@@ -26,18 +26,18 @@ class Finding:
     """A series, a stack of a series, or an image file. Values missing in the headers are None.
 
     Attributes:
-        number: Position in the list, from 1.
-        uid: Of the series, see ``Series``.
-        kind: Such as "CT", "CT localizer" or "NIfTI".
-        files: Number of files.
-        size: Columns, rows and slices.
-        spacing_mm: Between columns, rows and slices.
+        number: position in the list, from 1.
+        uid: of the series, see ``Series``.
+        kind: such as "CT", "CT localizer" or "NIfTI".
+        files: number of files.
+        size: columns, rows and slices.
+        spacing_mm: between columns, rows and slices.
         plane: "axial", "coronal", "sagittal" or "oblique".
-        axes: Directions of increasing column, row and slice index, such as "LPS".
-        gantry_tilt_deg: Angle between the slice step and the slice normal.
-        usable: Whether it can be segmented, according to its headers.
+        axes: directions of increasing column, row and slice index, such as "LPS".
+        gantry_tilt_deg: angle between the slice step and the slice normal.
+        usable: whether it can be segmented, according to its headers.
         verdict: "can be segmented", or why not. Voxels are not read: pixels may still be damaged, or not in HU.
-        warnings: Those of the reader.
+        warnings: those of the reader.
     """
 
     number: int
@@ -60,8 +60,8 @@ def inspect_path(path: str | os.PathLike[str]) -> list[Finding]:
     Only headers are read.
 
     Raises:
-        InputNotFoundError: The path does not exist, or the folder has no DICOM.
-        AttUNet3dError: A file cannot be used, see ``open_ct``.
+        InputNotFoundError: the path does not exist, or the folder has no DICOM.
+        AttUNet3dError: a file cannot be used, see ``open_ct``.
     """
     path = existing(path)
     if path.is_dir():

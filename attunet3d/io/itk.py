@@ -20,9 +20,9 @@ def open_itk(path: Path) -> StoredImage:
     A separate data file must be in the folder of the header.
 
     Raises:
-        UnreadableInputError: The file is damaged, or its data file is missing.
-        UnsupportedImageError: Not a single 3D scalar image, or the data file is in another folder.
-        GeometryError: Lengths in units other than mm.
+        UnreadableInputError: the file is damaged, or its data file is missing.
+        UnsupportedImageError: not a single 3D scalar image, or the data file is in another folder.
+        GeometryError: lengths in units other than mm.
     """
     try:
         by_content = format_of(path)

@@ -38,8 +38,8 @@ def data_file(path: Path, kind: str) -> Path:
     """Return the file with the voxels of a "metaimage" or "nrrd": ``path`` itself, or another in its folder.
 
     Raises:
-        UnreadableInputError: The header is malformed, or names no data file, or one that does not exist.
-        UnsupportedImageError: The header names a file elsewhere, or several.
+        UnreadableInputError: the header is malformed, or names no data file, or one that does not exist.
+        UnsupportedImageError: the header names a file elsewhere, or several.
     """
     start = _start(path)
     end = _END[kind].search(start)
@@ -83,7 +83,7 @@ def check_units(path: Path, kind: str) -> None:
     """Check that the header of a "metaimage" or "nrrd" has lengths in mm.
 
     Raises:
-        GeometryError: It names another unit.
+        GeometryError: it names another unit.
     """
     for given in _UNITS.findall(_header(path, kind)):
         text = given.decode("utf-8", "replace").strip()
@@ -100,7 +100,7 @@ def skipped_bytes(path: Path, kind: str, data: Path) -> int:
     """Return how many uncompressed bytes precede the voxels according to the header of a "metaimage" or "nrrd".
 
     Raises:
-        UnreadableInputError: The voxels would begin within the header, or before the file.
+        UnreadableInputError: the voxels would begin within the header, or before the file.
     """
     header, total = _header(path, kind), 0
     for field, given in _SKIPS.findall(header):
@@ -123,7 +123,7 @@ def most_bytes(path: Path, data: Path) -> int:
     """Return the maximum bytes of voxels that the file ``data`` can hold in the encoding of the header ``path``.
 
     Raises:
-        UnreadableInputError: The header claims more compressed bytes than there are.
+        UnreadableInputError: the header claims more compressed bytes than there are.
     """
     start = _start(path)
     size = data.stat().st_size

@@ -30,11 +30,11 @@ def locked(folder: Path, required: bool = True) -> Iterator[None]:
     Runs on other machines are kept out if the folder's storage supports locks across machines.
 
     Args:
-        folder: To be locked.
-        required: Raise if the storage has no locks; otherwise this is only logged.
+        folder: to be locked.
+        required: raise if the storage has no locks; otherwise this is only logged.
 
     Raises:
-        OutputError: Another run has the lock, or the folder cannot be written or locked.
+        OutputError: another run has the lock, or the folder cannot be written or locked.
     """
     path = make_folder(folder) / LOCK
     try:
@@ -71,7 +71,7 @@ def hold_folder(folder: str | Path) -> None:
     A folder that is already locked by this process stays locked.
 
     Raises:
-        OutputError: Another process has the lock, or the folder cannot be written.
+        OutputError: another process has the lock, or the folder cannot be written.
     """
     key = os.path.realpath(folder)
     if key not in _held:
@@ -89,8 +89,8 @@ def _lock(file: IO[str]) -> None:
     """Lock an open file until it is closed, at the latest when the process ends.
 
     Raises:
-        BlockingIOError: Another process has locked it.
-        OSError: The storage, or the system, does not support locks.
+        BlockingIOError: another process has locked it.
+        OSError: the storage, or the system, does not support locks.
     """
     try:
         import fcntl

@@ -103,7 +103,7 @@ class AtomicNibabelWriter(NibabelWriter):
         """Write like MONAI's writer, but atomically.
 
         Raises:
-            OutputError: The file cannot be written. ``SaveImage`` quotes it in a RuntimeError.
+            OutputError: the file cannot be written. ``SaveImage`` quotes it in a RuntimeError.
         """
         ImageWriter.write(self, filename, verbose=verbose)
         image = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **obj_kwargs)

@@ -44,9 +44,9 @@ def open_nifti(path: Path) -> StoredImage:
     """Open a .nii or .nii.gz file, and read its header. Trailing dimensions of size 1 are dropped.
 
     Raises:
-        UnreadableInputError: The file is damaged.
-        UnsupportedImageError: Not a single 3D scalar image.
-        GeometryError: Lengths in units other than mm.
+        UnreadableInputError: the file is damaged.
+        UnsupportedImageError: not a single 3D scalar image.
+        GeometryError: lengths in units other than mm.
     """
     disabled = nibabel_logger.disabled
     nibabel_logger.disabled = True  # it logs each header field that it repairs

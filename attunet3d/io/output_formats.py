@@ -31,11 +31,11 @@ class MaskSource:
     """The CT and the weights that a mask is computed from.
 
     Attributes:
-        ct: The CT as given, for messages.
-        affine: From voxel indices to RAS+ mm, for the CT and the mask.
-        metadata: Metadata of the CT, see ``StoredImage``; a format may add to its list of "warnings".
+        ct: the CT as given, for messages.
+        affine: from voxel indices to RAS+ mm, for the CT and the mask.
+        metadata: metadata of the CT, see ``StoredImage``; a format may add to its list of "warnings".
         files, frames: DICOM images of the CT, see ``StoredImage``.
-        checkpoint_sha256: Hash of the weights.
+        checkpoint_sha256: hash of the weights.
     """
 
     ct: PathLike
@@ -51,16 +51,16 @@ class OutputFormat:
     """An output format.
 
     Attributes:
-        name: Value of ``output_format``.
-        suffix: End of the file name, after the name of the case.
-        prepare: Called before the network runs; returns the function that writes a mask, uint8 (X, Y, Z), to a path.
+        name: value of ``output_format``.
+        suffix: end of the file name, after the name of the case.
+        prepare: called before the network runs; returns the function that writes a mask, uint8 (X, Y, Z), to a path.
             Raises an AttUNet3dError if the mask of this CT cannot be written in this format.
-        check_header: Called with a CT of which only the header has been read; raises UnsupportedImageError if its
+        check_header: called with a CT of which only the header has been read; raises UnsupportedImageError if its
             mask cannot be written in this format. None if that of any CT can.
-        library: Optional dependency that writes it.
-        extra: Extra of this package that installs the library.
-        mask_copies: Masks in memory while one is written, itself included.
-        library_bytes: Memory that the library takes.
+        library: optional dependency that writes it.
+        extra: extra of this package that installs the library.
+        mask_copies: masks in memory while one is written, itself included.
+        library_bytes: memory that the library takes.
     """
 
     name: str
@@ -80,7 +80,7 @@ class OutputFormat:
         """Check that the library is installed.
 
         Raises:
-            ConfigError: It is not.
+            ConfigError: it is not.
         """
         if self.library is not None and importlib.util.find_spec(self.library) is None:
             raise ConfigError(
@@ -145,7 +145,7 @@ def find_formats(names: str | list[str] | tuple[str, ...]) -> tuple[OutputFormat
     """Look up output formats by name, one or several.
 
     Raises:
-        ConfigError: A format does not exist, its library is not installed, or two would be written to one file.
+        ConfigError: a format does not exist, its library is not installed, or two would be written to one file.
     """
     names = names if isinstance(names, list | tuple) else [names]
     unknown = [name for name in names if not isinstance(name, str) or name not in FORMATS]

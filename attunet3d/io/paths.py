@@ -17,7 +17,7 @@ def files_below(folder: Path) -> tuple[list[Path], int]:
     since reading them may never end. Broken links are included: a missing slice must not go unnoticed.
 
     Raises:
-        UnreadableInputError: A folder cannot be listed: it may hold a part of the scan.
+        UnreadableInputError: a folder cannot be listed: it may hold a part of the scan.
     """
     found: list[Path] = []
     links = 0
@@ -39,7 +39,7 @@ def existing(path: PathLike) -> Path:
     """Return ``path`` as a ``Path``.
 
     Raises:
-        InputNotFoundError: It does not exist.
+        InputNotFoundError: it does not exist.
     """
     path = Path(path)
     if not os.path.exists(path):  # not Path.exists, which raises for names that are too long

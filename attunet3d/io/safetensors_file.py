@@ -28,8 +28,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Read the metadata in the header of a safetensors file, without its tensors.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: The header is truncated, too long, or not that of a safetensors file.
+        OSError: the file cannot be read.
+        ValueError: the header is truncated, too long, or not that of a safetensors file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -41,8 +41,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file into memory, and verify its checksum if it has one.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: It is damaged, or not a safetensors file.
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or not a safetensors file.
     """
     content = path.read_bytes()
     if _metadata(_header(content)).get(_CHECKSUM, digest := _digest(content)) != digest:
@@ -60,8 +60,8 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """Return the content of a safetensors file for these tensors.
 
     Args:
-        tensors: Dense tensors, which may share memory; their values are kept bit for bit.
-        metadata: Texts; the checksum of the whole content is added as "sha256".
+        tensors: dense tensors, which may share memory; their values are kept bit for bit.
+        metadata: texts; the checksum of the whole content is added as "sha256".
     """
     import torch
     from safetensors.torch import save

@@ -52,16 +52,16 @@ class StoredImage:
     """A 3D image as stored in a file, before its voxels are read.
 
     Attributes:
-        path: The file or DICOM folder.
+        path: the file or DICOM folder.
         shape: (X, Y, Z).
-        affine: From voxel indices to RAS+ mm.
-        metadata: See ``Volume``; "warnings" is a list.
-        slabs: Yields Z arrays (X, Y) in order, with scale and offset applied.
-        files: The DICOM images of a series in the order of Z; empty for other formats.
-        frames: The slices' frame numbers in a multi-frame DICOM file; empty otherwise.
+        affine: from voxel indices to RAS+ mm.
+        metadata: see ``Volume``; "warnings" is a list.
+        slabs: yields Z arrays (X, Y) in order, with scale and offset applied.
+        files: the DICOM images of a series in the order of Z; empty for other formats.
+        frames: the slices' frame numbers in a multi-frame DICOM file; empty otherwise.
 
     Raises:
-        UnsupportedImageError: More than MOST_VOXELS voxels; raised before any is read or memory is allocated.
+        UnsupportedImageError: more than MOST_VOXELS voxels; raised before any is read or memory is allocated.
     """
 
     path: Path
@@ -88,8 +88,8 @@ def to_hu(image: StoredImage) -> np.ndarray:
     ``image.metadata``.
 
     Raises:
-        GeometryError: The affine is unusable.
-        UnsupportedImageError: A single slice, non-finite voxels, or values that cannot be HU.
+        GeometryError: the affine is unusable.
+        UnsupportedImageError: a single slice, non-finite voxels, or values that cannot be HU.
     """
     if min(image.shape) < 2:
         raise UnsupportedImageError(
@@ -127,8 +127,8 @@ def to_labels(image: StoredImage) -> np.ndarray:
     """Read the voxels as a label map, uint8 (X, Y, Z), in Fortran order.
 
     Raises:
-        GeometryError: The affine is unusable.
-        UnsupportedImageError: Values are not integers in 0..255, apart from the rounding of a file's scale.
+        GeometryError: the affine is unusable.
+        UnsupportedImageError: values are not integers in 0..255, apart from the rounding of a file's scale.
     """
     check_affine(image.path, image.affine)
     labels = np.empty(image.shape, np.uint8, order="F")
@@ -156,7 +156,7 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
     """Check that an affine (4, 4), from voxel indices to mm, is finite, invertible and plausible.
 
     Raises:
-        GeometryError: It is not.
+        GeometryError: it is not.
     """
     if not np.all(np.isfinite(affine)):
         raise GeometryError(f"{path}: the affine holds non-finite values; save the image again with a valid header")
@@ -195,7 +195,7 @@ def check_file_size(path: Path, expected: int, *, compressed: bool) -> None:
     """Check that a file can hold as many bytes as its header says: a damaged one may claim terabytes.
 
     Raises:
-        UnreadableInputError: It cannot hold ``expected`` bytes.
+        UnreadableInputError: it cannot hold ``expected`` bytes.
     """
     size = path.stat().st_size
     if size * (DEFLATE_MAX_RATIO if compressed else 1) < expected:

@@ -33,7 +33,7 @@ def temporary_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``, with its suffix; a file there is removed when the block ends.
 
     Raises:
-        OutputError: The folder does not exist, or the block, which should only write, raises an OSError.
+        OutputError: the folder does not exist, or the block, which should only write, raises an OSError.
     """
     path = Path(path)
     if os.path.isdir(path):  # not Path.is_dir, which raises for names that are too long
@@ -81,8 +81,8 @@ def replace_as_one(new: Sequence[tuple[Path, Path]], former: Sequence[Path] = ()
     failure.
 
     Args:
-        new: Temporary paths of complete files, and their final paths.
-        former: Other files of the old result, which are removed; they need not exist.
+        new: temporary paths of complete files, and their final paths.
+        former: other files of the old result, which are removed; they need not exist.
     """
     temporary, main = new[-1]
     for file, _ in new:
@@ -133,8 +133,8 @@ def remove_left_behind(folder: str | os.PathLike[str], exclusive: bool = False) 
     No file takes a week to write.
 
     Args:
-        folder: Searched without its subfolders; need not exist.
-        exclusive: No other process writes to the folder: all temporary files are removed.
+        folder: searched without its subfolders; need not exist.
+        exclusive: no other process writes to the folder: all temporary files are removed.
     """
     try:
         found = [(entry, TEMPORARY.fullmatch(entry.name)) for entry in os.scandir(folder)]
@@ -174,7 +174,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     """Create an output folder, with its parents, if it does not exist.
 
     Raises:
-        OutputError: It cannot be created.
+        OutputError: it cannot be created.
     """
     folder = Path(path)
     try:
@@ -188,7 +188,7 @@ def no_link(path: str, flags: int) -> int:
     """Open a file, as ``opener`` of ``open``, unless it is a symbolic link, which may lead anywhere.
 
     Raises:
-        OSError: It is a link, or cannot be opened.
+        OSError: it is a link, or cannot be opened.
     """
     if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):  # Windows
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
@@ -199,7 +199,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
     """Write UTF-8 text atomically; undecodable bytes of file names in it are kept.
 
     Raises:
-        OutputError: The file cannot be written.
+        OutputError: the file cannot be written.
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
@@ -216,15 +216,15 @@ def write_mask(
     """Write a mask atomically as NIfTI.
 
     Args:
-        path: A .nii.gz or .nii file.
+        path: a .nii.gz or .nii file.
         mask: uint8 (X, Y, Z).
-        affine: From voxel indices to RAS+ mm.
+        affine: from voxel indices to RAS+ mm.
         metadata: ``Volume.metadata`` of the CT. If that was NIfTI, its geometry fields are copied, so that every
             viewer shows the mask exactly on the CT. Otherwise the sform is the affine with code 1 (scanner), and so is
             the qform unless the affine is sheared.
 
     Raises:
-        OutputError: The mask or the name is unsuitable, or the file cannot be written.
+        OutputError: the mask or the name is unsuitable, or the file cannot be written.
     """
     path = Path(path)
     if not path.name.lower().endswith((".nii.gz", ".nii")):

@@ -45,8 +45,8 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
     Files other than DICOM are ignored, and so is DICOMDIR.
 
     Raises:
-        InputNotFoundError: The folder has no DICOM file.
-        UnreadableInputError: All DICOM files are damaged, or one cannot be opened.
+        InputNotFoundError: the folder has no DICOM file.
+        UnreadableInputError: all DICOM files are damaged, or one cannot be opened.
     """
     here = read_folder(folder)
     found: dict[tuple[Any, ...], list[SliceHeader]] = {}
@@ -127,9 +127,9 @@ def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
     """Return the series with this UID ("1.2.3", or "1.2.3#2" for a stack of it), or the only CT to segment.
 
     Raises:
-        AmbiguousSeriesError: The folder has several CT series or patients.
-        UnsupportedImageError: It has no CT.
-        InputNotFoundError: No series has this UID.
+        AmbiguousSeriesError: the folder has several CT series or patients.
+        UnsupportedImageError: it has no CT.
+        InputNotFoundError: no series has this UID.
     """
     if uid is not None:
         return _with_uid(series, uid, _folder(series))
@@ -156,8 +156,8 @@ def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, 
     pages), images derived from the scanner's slices (MIPs, reformats, screenshots), and images that are not axial.
 
     Raises:
-        AmbiguousSeriesError: The folder has several patients.
-        UnsupportedImageError: It has no CT.
+        AmbiguousSeriesError: the folder has several patients.
+        UnsupportedImageError: it has no CT.
     """
     cts = [s for s in series if s.is_ct]
     left_out = {s.uid: f"{s.kind}, no CT images" for s in series if not s.is_ct}

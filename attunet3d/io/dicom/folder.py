@@ -22,10 +22,10 @@ class Folder:
     """The files of a folder and its subfolders.
 
     Attributes:
-        headers: Those of the DICOM files, in the order of their paths; several for a multi-frame file.
+        headers: those of the DICOM files, in the order of their paths; several for a multi-frame file.
         damaged: DICOM files whose header cannot be read.
-        others: Files that are not DICOM.
-        links: Number of links to folders, which are not followed.
+        others: files that are not DICOM.
+        links: number of links to folders, which are not followed.
     """
 
     headers: list[SliceHeader] = field(default_factory=list)
@@ -54,7 +54,7 @@ def read_folder(folder: str | os.PathLike[str]) -> Folder:
     """Read the headers of all files in a folder and its subfolders, without DICOMDIR.
 
     Raises:
-        UnreadableInputError: A file cannot be opened, a folder cannot be listed, or a link is broken.
+        UnreadableInputError: a file cannot be opened, a folder cannot be listed, or a link is broken.
     """
     files, links = files_below(Path(folder))
     found = Folder(links=links)

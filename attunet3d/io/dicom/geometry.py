@@ -37,14 +37,14 @@ def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
     """Open a CT series as an image whose voxels are not yet decoded. A tilted gantry gives a sheared affine.
 
     Args:
-        series: The series.
-        allow_uneven: Interpolate linearly between slices with uneven spacing or gaps, with a warning in the metadata.
+        series: the series.
+        allow_uneven: interpolate linearly between slices with uneven spacing or gaps, with a warning in the metadata.
             ``StoredImage.files`` is empty then.
 
     Raises:
-        UnsupportedImageError: Not a CT in HU, or of several patients.
-        GeometryError: Slices are missing, duplicate, or not on one grid.
-        UnreadableInputError: Pixels or headers are damaged, or a decoder is missing.
+        UnsupportedImageError: not a CT in HU, or of several patients.
+        GeometryError: slices are missing, duplicate, or not on one grid.
+        UnreadableInputError: pixels or headers are damaged, or a decoder is missing.
     """
     if series.damaged:
         raise UnreadableInputError(
@@ -142,7 +142,7 @@ def _only_images(series: Series, warnings: list[str]) -> list[SliceHeader]:
     """Return the slices without localizers.
 
     Raises:
-        UnsupportedImageError: They cannot make up a CT volume in HU.
+        UnsupportedImageError: they cannot make up a CT volume in HU.
     """
     slices = list(series.slices)
     if series.is_ct and series.is_localizer:
@@ -197,7 +197,7 @@ def _without_copies(slices: list[SliceHeader], warnings: list[str]) -> list[Slic
     """Drop duplicates: images with the same SOPInstanceUID, position and pixels.
 
     Raises:
-        UnsupportedImageError: Images with the same SOPInstanceUID and position have different pixels.
+        UnsupportedImageError: images with the same SOPInstanceUID and position have different pixels.
     """
     seen: dict[tuple[Any, ...], SliceHeader] = {}
     for s in slices:
@@ -226,7 +226,7 @@ def _in_order(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]
     """Sort the slices along their common normal; also return their positions (Z, 3), LPS+ mm.
 
     Raises:
-        GeometryError: A position is missing or occurs twice, or the slices are not parallel and of one size.
+        GeometryError: a position is missing or occurs twice, or the slices are not parallel and of one size.
     """
     for s in slices:
         for name, value in (
@@ -287,7 +287,7 @@ def _even_planes(
     slice indices.
 
     Raises:
-        GeometryError: Slices are off the line, missing or unevenly spaced, or a gap is too wide to interpolate.
+        GeometryError: slices are off the line, missing or unevenly spaced, or a gap is too wide to interpolate.
     """
     n = len(slices)
     travel = positions[-1] - positions[0]

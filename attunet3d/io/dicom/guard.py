@@ -81,8 +81,8 @@ def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.FileDataset
     """Read a file like ``pydicom.dcmread``, but with no more memory than the file, or its inflated data, has bytes.
 
     Raises:
-        UnreadableInputError: More than ``MAX_INFLATED_BYTES`` of inflated data.
-        Exception: Any type that pydicom or zlib raises for a damaged file.
+        UnreadableInputError: more than ``MAX_INFLATED_BYTES`` of inflated data.
+        Exception: any type that pydicom or zlib raises for a damaged file.
     """
     with _opened(path) as file:
         try:
@@ -122,7 +122,7 @@ def check_size(path: os.PathLike[str], rows: int, columns: int) -> None:
     """Check that an image has from 1 to ``MAX_SIDE`` rows and columns.
 
     Raises:
-        UnsupportedImageError: It does not.
+        UnsupportedImageError: it does not.
     """
     if not (1 <= rows <= MAX_SIDE and 1 <= columns <= MAX_SIDE):
         raise UnsupportedImageError(
@@ -134,7 +134,7 @@ def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
     """Check that the size and bits of the pixels match the header.
 
     Raises:
-        UnreadableInputError: They do not.
+        UnreadableInputError: they do not.
     """
     syntax = str(ds.file_meta.TransferSyntaxUID)
     if syntax in NATIVE:

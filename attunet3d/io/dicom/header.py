@@ -135,7 +135,7 @@ def read_headers(path: Path) -> list[SliceHeader]:
     """Read a header for each frame of a multi-frame file, one for any other DICOM file, and none if it is not DICOM.
 
     Raises:
-        Exception: Any type that pydicom raises for a damaged header.
+        Exception: any type that pydicom raises for a damaged header.
     """
     with path.open("rb") as f:
         start = f.read(132)

@@ -29,12 +29,12 @@ def hu_slabs(slices: Sequence[SliceHeader], warnings: list[str]) -> Iterator[np.
     Padding with values outside the HU scale is set to air.
 
     Args:
-        slices: The images.
-        warnings: New ones are added to this list when all slices have been yielded.
+        slices: the images.
+        warnings: new ones are added to this list when all slices have been yielded.
 
     Raises:
-        UnreadableInputError: A file is damaged, or a decoder is missing.
-        UnsupportedImageError: The meaning of the stored values is unclear.
+        UnreadableInputError: a file is damaged, or a decoder is missing.
+        UnsupportedImageError: the meaning of the stored values is unclear.
     """
     padded = 0
     files: dict[Path, list[SliceHeader]] = {}
@@ -161,8 +161,8 @@ class _StoredBits:
         """Return the stored values and the mask of padding.
 
         Raises:
-            UnreadableInputError: The decoded words are of an unexpected type.
-            UnsupportedImageError: Values need more bits than the header gives them.
+            UnreadableInputError: the decoded words are of an unexpected type.
+            UnsupportedImageError: values need more bits than the header gives them.
         """
         if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize * 8 < self.width:
             raise UnreadableInputError(f"{self.path}: pixels decode to {pixels.dtype}; {EXPORT_AGAIN}")

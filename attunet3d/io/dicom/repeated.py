@@ -102,7 +102,7 @@ def repeated(header: pydicom.Dataset) -> pydicom.Dataset:
     """Return the elements of an image that a SEG repeats, as stored.
 
     Raises:
-        UnsupportedImageError: One of them is damaged.
+        UnsupportedImageError: one of them is damaged.
     """
     named = {tag_for_keyword(name) for name in _REPEATED}
     series = {tag_for_keyword(name) for name in _OF_THE_SERIES}
@@ -122,9 +122,9 @@ def stand_in(header: pydicom.Dataset, slices: Sequence[SliceHeader], thickness: 
     """Return an image for highdicom to refer to, with the UIDs, size and geometry of ``header``, but no patient data.
 
     Args:
-        header: Header of the image.
-        slices: The image, or those of its frames that are used, see ``read_headers``.
-        thickness: Slice thickness in mm if the image has none, as a SEG must have one.
+        header: header of the image.
+        slices: the image, or those of its frames that are used, see ``read_headers``.
+        thickness: slice thickness in mm if the image has none, as a SEG must have one.
     """
     first = slices[0]
     image = pydicom.Dataset()

@@ -29,7 +29,7 @@ def check_images(image: StoredImage) -> None:
     """Check that each slice of a CT is a DICOM image or frame that a SEG can refer to.
 
     Raises:
-        UnsupportedImageError: The CT is not DICOM, has interpolated slices, or frames of several files.
+        UnsupportedImageError: the CT is not DICOM, has interpolated slices, or frames of several files.
     """
     if image.metadata["format"] != "dicom":
         raise UnsupportedImageError(
@@ -59,10 +59,10 @@ class SourceImages:
     """The images that a SEG refers to.
 
     Attributes:
-        folder: Folder of the images, for messages.
-        images: A stand-in for each image, in the order of the slices, or for the single multi-frame image.
+        folder: folder of the images, for messages.
+        images: a stand-in for each image, in the order of the slices, or for the single multi-frame image.
         series: SeriesInstanceUID of each image.
-        repeated: Elements of the first image that the SEG repeats.
+        repeated: elements of the first image that the SEG repeats.
     """
 
     folder: Path
@@ -83,17 +83,17 @@ def source_headers(
     """Read the headers of the images that a SEG will refer to, and test them by making a SEG of a single voxel.
 
     Args:
-        source: The CT as given, for messages.
-        files: The images in the order of the slices, see ``check_images``; a multi-frame image counts once.
-        affine: Affine of the CT from voxel indices to RAS+ mm.
-        warnings: New ones are added to this list.
-        frames: See ``StoredImage``; only these frames of a multi-frame image are referred to.
-        segmentation_type: See ``save_seg``.
+        source: the CT as given, for messages.
+        files: the images in the order of the slices, see ``check_images``; a multi-frame image counts once.
+        affine: affine of the CT from voxel indices to RAS+ mm.
+        warnings: new ones are added to this list.
+        frames: see ``StoredImage``; only these frames of a multi-frame image are referred to.
+        segmentation_type: see ``save_seg``.
 
     Raises:
-        UnsupportedImageError: An image lacks a UID that a SEG must repeat, the images are of several studies, or have
+        UnsupportedImageError: an image lacks a UID that a SEG must repeat, the images are of several studies, or have
             elements that cannot be repeated.
-        UnreadableInputError: An image can no longer be read.
+        UnreadableInputError: an image can no longer be read.
         OutputError: highdicom refuses the images.
     """
     images: list[pydicom.Dataset] = []
@@ -184,18 +184,18 @@ def save_seg(
     those of the images, byte for byte.
 
     Args:
-        path: A temporary path (see ``atomic_path``), which is not cleaned up here, or a buffer.
+        path: a temporary path (see ``atomic_path``), which is not cleaned up here, or a buffer.
         mask: uint8 (X, Y, Z), 1 is pancreas.
-        affine: From voxel indices to RAS+ mm.
-        sources: The Z images, or the single multi-frame image, see ``source_headers``.
-        frames: Frame number of each of the Z slices in a multi-frame image.
-        checkpoint_sha256: Hash of the weights, 64 hexadecimal digits; with the version it identifies the algorithm.
+        affine: from voxel indices to RAS+ mm.
+        sources: the Z images, or the single multi-frame image, see ``source_headers``.
+        frames: frame number of each of the Z slices in a multi-frame image.
+        checkpoint_sha256: hash of the weights, 64 hexadecimal digits; with the version it identifies the algorithm.
         segmentation_type: "BINARY", one bit per voxel, or "LABELMAP", one byte: a newer storage class that fewer
             programs read.
 
     Raises:
         OutputError: highdicom refuses the images, or the file read back is not the mask.
-        OSError: The file cannot be written.
+        OSError: the file cannot be written.
     """
     try:
         seg = _segmentation(mask, sources.images, checkpoint_sha256, segmentation_type)

@@ -78,10 +78,10 @@ class Series:
     Attributes:
         uid: SeriesInstanceUID, the first if a scan has several (see ``merge_scattered``). "1.2.3#2" is the second stack
             of 1.2.3, and "no-uid-1" the first series without UID.
-        slices: Headers of the images.
+        slices: headers of the images.
         damaged: DICOM files in the same folders whose header cannot be read.
-        strays: Images alone in their series, located where the next slice of this one would be.
-        not_dicom: Files in the same folders that are named like DICOM, but are not.
+        strays: images alone in their series, located where the next slice of this one would be.
+        not_dicom: files in the same folders that are named like DICOM, but are not.
     """
 
     uid: str
