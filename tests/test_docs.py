@@ -30,10 +30,18 @@ NAMED = sorted(
     {name for page in PAGES for name in re.findall(r"`(test_\w+(?:\[[^`]+\])?)`", page.read_text(encoding="utf-8"))}
 )
 # In docstrings and comments: names of other programs and libraries, and of files.
-OTHERS = (
-    "LoadImage SaveImage ScaleIntensityRange compute_average_surface_distance compute_hausdorff_distance "
-    "compute_surface_dice isatty nohup sha256sum ulimit"
-).split()
+OTHERS = {
+    "LoadImage",
+    "SaveImage",
+    "ScaleIntensityRange",
+    "compute_average_surface_distance",
+    "compute_hausdorff_distance",
+    "compute_surface_dice",
+    "isatty",
+    "nohup",
+    "sha256sum",
+    "ulimit",
+}
 QUOTED = re.compile(r"(?<!`)`{1,2}([A-Za-z_]\w*(?:\.\w+)*)(?:\([^`]*\))?`{1,2}(?!`)")
 FILES = re.compile(r"\.(csv|dcm|gz|html|json|md|pt|py|yaml)$|^case_7$")
 MADE = re.compile(r"`((?:attunet3d|docs|tests|configs|bundles|examples)/[\w./-]*)`(?! \(new\))")
@@ -118,7 +126,7 @@ def test_names_in_docstrings_and_comments_exist() -> None:
     sources = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("attunet3d/**/*.py"))}
     trees = {path: ast.parse(text) for path, text in sources.items()}
     known = {name for tree in trees.values() for name in identifiers(tree)} | {path.stem for path in sources}
-    known |= {*OTHERS} | {path.parent.name for path in sources}
+    known |= OTHERS | {path.parent.name for path in sources}
     classes = dict(pair for tree in trees.values() for pair in members(tree))
     wrong = []
     for path, text in sources.items():
