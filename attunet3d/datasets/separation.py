@@ -58,8 +58,8 @@ def voxel_digest(shape: Sequence[int], slabs: Iterable[np.ndarray]) -> bytes:
 def _leak(image: str, section: str, other: str) -> ConfigError:
     twin = "" if image == other else f", as {other}"
     return ConfigError(
-        f"{image}: is under {section} and trained on as well{twin}: it would say nothing of other patients; take it "
-        "out of one of them (to see whether a network learns what it is shown: validate_on_training=True)",
+        f"{image}: is under {section} and also trained on{twin}, so its metrics would not hold for other patients; "
+        "remove it from one of the two (to test whether a network overfits: validate_on_training=True)",
         arguments=("validate_on_training",),
     )
 

@@ -135,9 +135,9 @@ def _why_not_hu(found: _Distribution, doubts: list[str]) -> str:
     below_air = found.share(-_LIMIT, BELOW_AIR_HU)
     few = 1 / found.total if found.drawn else A_FEW  # a synthetic image may have one voxel of a tissue
     if natural_low < few and not found.constant_share(PADDING_HU, FAT_OR_AIR_HU):
-        return f"nothing is as low as fat or air ({FAT_OR_AIR_HU} or less); {_looks_like(found)}"
+        return f"no value is as low as fat or air ({FAT_OR_AIR_HU} or less); {_looks_like(found)}"
     if found.share(SOFT_TISSUE_HU, _LIMIT) < few and not found.constant_share(SOFT_TISSUE_HU, _LIMIT):
-        return f"nothing is as high as soft tissue ({SOFT_TISSUE_HU} or more); {_looks_like(found)}"
+        return f"no value is as high as soft tissue ({SOFT_TISSUE_HU} or more); {_looks_like(found)}"
     if found.fractional > 0.05 and found.span(0.005)[1] - found.span(0.005)[0] <= _NARROW:
         return _looks_like(found)
     if below_air >= 0.05:
@@ -165,7 +165,7 @@ def _why_not_hu(found: _Distribution, doubts: list[str]) -> str:
         lowest, highest = found.span(0)
         picture = lowest == 0 and lowest in found.constants and highest <= 255
         if picture or found.share(300, _LIMIT) > 0.3:  # no part of the body has so much bone
-            return f"apart from a constant, nothing is as low as fat or air; {_looks_like(found)}"
+            return f"apart from a constant, no value is as low as fat or air; {_looks_like(found)}"
         doubts.append("apart from padding, no value is as low as fat or air; check that the CT is in HU")
     return ""
 

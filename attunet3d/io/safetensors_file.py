@@ -46,7 +46,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     content = path.read_bytes()
     if _metadata(_header(content)).get(_CHECKSUM, digest := _digest(content)) != digest:
-        raise ValueError("it is not as it was written")
+        raise ValueError("its checksum does not match")
     from safetensors.torch import load
 
     try:
@@ -88,7 +88,7 @@ def _header(content: bytes) -> dict[str, Any]:
 def _header_length(start: bytes, size: int) -> int:
     length = int.from_bytes(start[:_LENGTH], "little")
     if length > size - _LENGTH:
-        raise ValueError(f"cut short: {size} bytes, and its header alone has {length}")
+        raise ValueError(f"truncated: {size} bytes, of which the header alone would need {length}")
     if length > MOST_HEADER_BYTES:
         raise ValueError(f"its header has {length} bytes, more than {MOST_HEADER_BYTES}")
     return length
@@ -97,12 +97,12 @@ def _header_length(start: bytes, size: int) -> int:
 def _parsed(header: bytes) -> dict[str, Any]:
     content = parse_json(header.decode("utf-8"))
     if not isinstance(content, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     return content
 
 
 def _metadata(header: Mapping[str, Any]) -> dict[str, str]:
     metadata = header.get(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise ValueError("its metadata are no texts")
+        raise ValueError("its metadata are not texts")
     return metadata

@@ -170,7 +170,9 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
         )
     farthest = float(np.abs(affine[:3, 3]).max())
     if farthest > MAX_ORIGIN_MM:
-        raise GeometryError(f"{path}: the first voxel lies {farthest:.4g} mm off; correct the origin in the header")
+        raise GeometryError(
+            f"{path}: the first voxel is {farthest:.4g} mm from the scanner's origin; correct the origin in the header"
+        )
     # Volume relative to an orthogonal voxel of the same edges: 1 without shear, 0 when two axes are parallel.
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         raise GeometryError(

@@ -31,10 +31,10 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         ) from error
     if chosen.type == "cuda" and not (torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()):
         raise ConfigError(
-            f'device "{device}" is not there: torch sees {torch.cuda.device_count()} CUDA devices; use "cpu"'
+            f'device "{device}" is not available: torch finds {torch.cuda.device_count()} CUDA devices; use "cpu"'
         )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f'device "{device}" is not there: torch sees no GPU of Apple; use "cpu"')
+        raise ConfigError(f'device "{device}" is not available: torch finds no Apple GPU; use "cpu"')
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f'device "{device}" is not supported: use "auto", "cpu", "cuda" or "mps"')
     return chosen

@@ -254,8 +254,8 @@ def _in_order(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]
         k = int(np.flatnonzero(close)[0])
         shared = int((np.append(close, False) | np.insert(close, 0, False)).sum())
         raise GeometryError(
-            f"{first.path.parent}: {shared} of {len(slices)} slices do not advance, such as {_named(slices[k])} and "
-            f"{_named(slices[k + 1])}, both at {_shown(slices[k].position)}; "
+            f"{first.path.parent}: {shared} of {len(slices)} slices coincide with another, such as {_named(slices[k])} "
+            f"and {_named(slices[k + 1])}, both at {_shown(slices[k].position)}; "
             "if the series mixes phases or reconstructions, export them separately; if one is a duplicate, remove it"
         )
     return slices, positions
