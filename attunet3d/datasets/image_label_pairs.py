@@ -12,14 +12,14 @@ from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io import case_name
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
-LABEL_ENDINGS = ("_label", "_seg", "_mask", "_pancreas")
-NNUNET_CHANNEL = "_0000"
+_LABEL_ENDINGS = ("_label", "_seg", "_mask", "_pancreas")
+_NNUNET_CHANNEL = "_0000"
 
 # Patterns of images and labels; the first layout in which both are found is used.
 LAYOUTS = (
     (("images/*",), ("labels/*",)),
     (("imagesTr/*",), ("labelsTr/*",)),
-    (("*",), tuple(f"*{ending}.*" for ending in LABEL_ENDINGS)),
+    (("*",), tuple(f"*{ending}.*" for ending in _LABEL_ENDINGS)),
     (
         ("*/image", "*/image.*", "*/ct", "*/ct.*", "*/dicom"),
         ("*/label.*", "*/seg.*", "*/mask.*", "*/pancreas.*", "*/segmentations/pancreas.*"),
@@ -64,9 +64,9 @@ def find_cases(
             f"{raw}: no CTs with labels (looked for {looked}); say where with images and labels",
             arguments=("images", "labels"),
         )
-    labels_of = _by_name(masks, LABEL_ENDINGS)
+    labels_of = _by_name(masks, _LABEL_ENDINGS)
     # nnU-Net appends the channel to the name of an image; but a case may also be called 0000.
-    named = {path: name if name in labels_of else name.removesuffix(NNUNET_CHANNEL) for path, name in cts.items()}
+    named = {path: name if name in labels_of else name.removesuffix(_NNUNET_CHANNEL) for path, name in cts.items()}
     cases, refused = pair_up(_by_name(named), labels_of, "say which with images and labels", ("images", "labels"))
     values = sorted(set(pancreas_labels)) or [1]
     metadata = {

@@ -21,9 +21,9 @@ from attunet3d.io.writer import make_folder
 from attunet3d.transforms.grid import voxel_ml
 
 ORIENTATIONS = ("RAS", "LAS", "LPS", "oblique")
-SPACING_RANGE_MM = (0.3, 20.0)
-SHAPE_RANGE = (8, 2048)
-SLAB_VOXELS = 2**19  # working memory is about 100 bytes per slab voxel, for volumes of any size
+_SPACING_RANGE_MM = (0.3, 20.0)
+_SHAPE_RANGE = (8, 2048)
+_SLAB_VOXELS = 2**19  # working memory is about 100 bytes per slab voxel, for volumes of any size
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _render(
     edge_mm = float(np.linalg.norm(body_from_voxel[:3, :3], axis=0).mean()) + 0.4
     pad_mm = edge_mm + sum(amplitude for amplitude, _ in WAVES_MM)
     boxes = [_voxel_boxes(organ, np.linalg.inv(body_from_voxel), shape, pad_mm) for organ in patient.organs]
-    depth = max(1, SLAB_VOXELS // (shape[0] * shape[1]))
+    depth = max(1, _SLAB_VOXELS // (shape[0] * shape[1]))
     last_noise = rng.standard_normal((*shape[:2], 1), np.float32)
     for start in range(0, shape[2], depth):
         stop = min(start + depth, shape[2])
@@ -149,11 +149,11 @@ def make_phantom(
     """
     _check(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "an integer >= 0")
     if shape is not None:
-        whole = all(isinstance(n, int | np.integer) and SHAPE_RANGE[0] <= n <= SHAPE_RANGE[1] for n in shape)
-        _check(len(shape) == 3 and whole, "shape", shape, f"three integers in {list(SHAPE_RANGE)}")
+        whole = all(isinstance(n, int | np.integer) and _SHAPE_RANGE[0] <= n <= _SHAPE_RANGE[1] for n in shape)
+        _check(len(shape) == 3 and whole, "shape", shape, f"three integers in {list(_SHAPE_RANGE)}")
     if spacing is not None:
-        ranged = all(SPACING_RANGE_MM[0] <= mm <= SPACING_RANGE_MM[1] for mm in spacing)
-        _check(len(spacing) == 3 and ranged, "spacing", spacing, f"three numbers in {list(SPACING_RANGE_MM)} mm")
+        ranged = all(_SPACING_RANGE_MM[0] <= mm <= _SPACING_RANGE_MM[1] for mm in spacing)
+        _check(len(spacing) == 3 and ranged, "spacing", spacing, f"three numbers in {list(_SPACING_RANGE_MM)} mm")
     _check(orientation in (None, *ORIENTATIONS), "orientation", orientation, f"one of {list(ORIENTATIONS)}")
     _check(noise_hu is None or 0 <= noise_hu <= 500, "noise_hu", noise_hu, "in [0, 500] HU")
 

@@ -12,10 +12,10 @@ import numpy as np
 
 WAVES_MM = ((2.0, 110.0), (0.8, 38.0))  # (amplitude, wavelength) of the waves that make organ surfaces irregular
 FAR = 1.0e3  # mm: outside everything
-GAS_HU = -900.0
+_GAS_HU = -900.0
 # Portal-venous phase; each patient varies by a few percent.
-MEAN_HU = {"muscle": 60, "fat": -100, "liver": 105, "spleen": 120, "kidney": 160, "pancreas": 95, "gut wall": 85}
-MEAN_HU |= {"aorta": 150, "vein": 165, "cava": 140, "bone": 600, "marrow": 200, "lung": -850}
+_MEAN_HU = {"muscle": 60, "fat": -100, "liver": 105, "spleen": 120, "kidney": 160, "pancreas": 95, "gut wall": 85}
+_MEAN_HU |= {"aorta": 150, "vein": 165, "cava": 140, "bone": 600, "marrow": 200, "lung": -850}
 
 # Label values of organs: the numbers of TotalSegmentator's "total" task, version 2.
 NUMBERS = {"spleen": 1, "right kidney": 2, "left kidney": 3, "gallbladder": 4, "liver": 5, "stomach": 6, "pancreas": 7}
@@ -129,7 +129,7 @@ class _Drawing:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.organs: list[Organ] = []
-        self.hu = {name: self.vary(mean, 0.07) for name, mean in MEAN_HU.items()}
+        self.hu = {name: self.vary(mean, 0.07) for name, mean in _MEAN_HU.items()}
         self.scale, self.fat_mm, self.wall_mm = rng.uniform(0.9, 1.1), rng.uniform(8, 24), rng.uniform(8, 12)
         self.a, self.b = self.vary(146, 0.04), self.vary(104, 0.04)  # half axes of the trunk, mm
         a, b = self.a - self.fat_mm - self.wall_mm, self.b - 0.8 * self.fat_mm - self.wall_mm
@@ -167,7 +167,7 @@ class _Drawing:
             parts,
             (0, self.vary(self.hu["gut wall"], 0.1), self.inside(2)),
             (wall, content, self.inside(2 + wall)),
-            (wall, GAS_HU, gas),
+            (wall, _GAS_HU, gas),
             name=name,
         )
 

@@ -14,7 +14,7 @@ from attunet3d.datasets.datalist import read_datalist
 from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io.paths import path_as_listed
 
-SECTIONS = ("training", "validation", "test")
+_SECTIONS = ("training", "validation", "test")
 # MONAI's Auto3DSeg calls "test" so.
 _TESTING = "testing"
 # Other common names of sections, which are refused with a hint.
@@ -74,8 +74,8 @@ def load_cases(
         InputNotFoundError: the datalist, or a file in it, does not exist.
         ConfigError: it is not a datalist, has no such cases or no such fold, or an entry is invalid.
     """
-    if section not in SECTIONS:
-        raise ConfigError(f"section must be {', '.join(SECTIONS[:-1])} or {SECTIONS[-1]}, got {section!r}")
+    if section not in _SECTIONS:
+        raise ConfigError(f"section must be {', '.join(_SECTIONS[:-1])} or {_SECTIONS[-1]}, got {section!r}")
     if optional and not Path(datalist).is_file():
         return []
     warnings = _Warnings()
@@ -123,7 +123,7 @@ def _sections(content: Mapping[str, Any], datalist: str | Path, warnings: _Warni
             raise ConfigError(f'{datalist}: has "test" and "{_TESTING}"; put all cases for test under "test"')
         content = {**content, "test": content[_TESTING]}
     sections = {}
-    for section in SECTIONS:
+    for section in _SECTIONS:
         entries = content.get(section, [])
         if not isinstance(entries, list):
             raise ConfigError(f'{datalist}: no cases under "{section}", which must be a list of cases')
@@ -136,13 +136,13 @@ def _sections(content: Mapping[str, Any], datalist: str | Path, warnings: _Warni
 
 def _section_meant(name: str, value: Any) -> str | None:
     """Return what to do about a key that holds cases but is no section; None for other keys."""
-    if name in SECTIONS or name == _TESTING or not isinstance(value, list | dict):
+    if name in _SECTIONS or name == _TESTING or not isinstance(value, list | dict):
         return None
-    meant = _MEANT.get(_letters(name)) or next((s for s in SECTIONS if _is_misspelt(_letters(name), s)), None)
+    meant = _MEANT.get(_letters(name)) or next((s for s in _SECTIONS if _is_misspelt(_letters(name), s)), None)
     if meant is not None:
         return f'call it "{meant}"'
     if isinstance(value, list) and any(isinstance(v, dict) and {"image", "label"} <= v.keys() for v in value):
-        return f"call it {', '.join(SECTIONS[:-1])} or {SECTIONS[-1]}"
+        return f"call it {', '.join(_SECTIONS[:-1])} or {_SECTIONS[-1]}"
     return None
 
 

@@ -20,7 +20,7 @@ _GPU_BATCH_VOXELS = 4_000_000
 # A network of five levels needs 16 voxels; below twice that, windows have too little context.
 SMALLEST_SIDE = 32
 # No axis of a CT is longer on a 2 mm grid, and for much longer windows torch takes many times the planned memory.
-LARGEST_SIDE = 1024
+_LARGEST_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class SlidingWindow:
         single_logit: bool = True,
     ) -> None:
         sides = [roi_size] if isinstance(roi_size, int) else list(roi_size)
-        if not sides or any(type(side) is not int or side == 0 or not -1 <= side <= LARGEST_SIDE for side in sides):
+        if not sides or any(type(side) is not int or side == 0 or not -1 <= side <= _LARGEST_SIDE for side in sides):
             raise ConfigError(
-                f"roi_size must be voxels, or -1 for a whole axis, and at most {LARGEST_SIDE}, got {roi_size}"
+                f"roi_size must be voxels, or -1 for a whole axis, and at most {_LARGEST_SIDE}, got {roi_size}"
             )
         if not _is_number(overlap) or not 0.0 <= overlap < 1.0:
             raise ConfigError(f"overlap must be in [0, 1), got {overlap}")

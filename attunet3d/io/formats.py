@@ -4,7 +4,7 @@ import re
 import zlib
 from pathlib import Path
 
-GZIP = b"\x1f\x8b"
+_GZIP = b"\x1f\x8b"
 ENOUGH = 1024  # bytes to recognize every format
 _META_IMAGE = re.compile(rb"^[ \t]*NDims[ \t]*=", re.M)
 
@@ -16,7 +16,7 @@ def is_gzip(path: Path) -> bool:
         OSError: it cannot be read.
     """
     with path.open("rb") as f:
-        return f.read(2) == GZIP
+        return f.read(2) == _GZIP
 
 
 def format_of(path: Path) -> str | None:
@@ -31,7 +31,7 @@ def format_of(path: Path) -> str | None:
 
 def format_of_start(start: bytes) -> str | None:
     """Return "nifti" (gzipped or not), "nrrd", "metaimage", "dicom" or None, by a file's first ``ENOUGH`` bytes."""
-    if start[:2] == GZIP:
+    if start[:2] == _GZIP:
         try:
             inflated = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, ENOUGH)
         except zlib.error:

@@ -21,7 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 from attunet3d.errors import OutputError
 
 # Largest difference in mm (or mm per voxel) between an affine and its qform, which is stored as float32.
-QFORM_TOLERANCE = 1e-4
+_QFORM_TOLERANCE = 1e-4
 # Name of a temporary file: random part, host and process that write it; before version 0.6 only the random part.
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(?:(?P<host>[0-9a-f]{8})-(?P<process>\d+)-)?.+", re.DOTALL)
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.4)  # seconds
@@ -276,5 +276,5 @@ def set_geometry(image: nib.Nifti1Image, affine: np.ndarray, metadata: Mapping[s
         image.header.set_qform(affine, code=1)
     except HeaderDataError:
         image.header["qform_code"] = 0
-    if not np.allclose(image.header.get_qform(), affine, rtol=0, atol=QFORM_TOLERANCE):
+    if not np.allclose(image.header.get_qform(), affine, rtol=0, atol=_QFORM_TOLERANCE):
         image.header["qform_code"] = 0

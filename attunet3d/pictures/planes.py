@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 WINDOW_HU = (-160.0, 240.0)
 # Distinguishable with any colour vision; line styles distinguish them in greyscale prints.
 PREDICTION, REFERENCE = "#ffb000", "#3fc8ff"
-HEAT_COLOURS, HEAT_OPACITY = "magma", 0.5  # perceptually uniform: equal steps of a map look equal
+HEAT_COLOURS, _HEAT_OPACITY = "magma", 0.5  # perceptually uniform: equal steps of a map look equal
 
 Index = tuple[int, int, int]
 
@@ -30,7 +30,7 @@ class View(NamedTuple):
     right: str
 
 
-VIEWS = (View("axial", 2, "R", "L"), View("coronal", 1, "R", "L"), View("sagittal", 0, "A", "P"))
+_VIEWS = (View("axial", 2, "R", "L"), View("coronal", 1, "R", "L"), View("sagittal", 0, "A", "P"))
 
 
 class Outline(NamedTuple):
@@ -83,7 +83,7 @@ def ras_spacing(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
 def three_planes(box: Sequence[slice], shape: Sequence[int], spacing: np.ndarray, middle: Index) -> list[Plane]:
     """Return the axial, coronal and sagittal plane through a voxel, cropped to a box."""
     planes = []
-    for view in VIEWS:
+    for view in _VIEWS:
         across, up = (a for a in range(3) if a != view.axis)
         mm = (float(spacing[up]), float(spacing[across]))
         planes.append(Plane(view, middle[view.axis], shape[view.axis], box[up], box[across], mm))
@@ -121,7 +121,7 @@ def draw_plane(
     aspect = plane.spacing[0] / plane.spacing[1]
     axes.imshow(hu, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect, interpolation="bilinear")
     if heat is not None:
-        look = {"cmap": HEAT_COLOURS, "vmin": 0, "vmax": 1, "alpha": HEAT_OPACITY, "interpolation": "bilinear"}
+        look = {"cmap": HEAT_COLOURS, "vmin": 0, "vmax": 1, "alpha": _HEAT_OPACITY, "interpolation": "bilinear"}
         axes.imshow(heat, origin="lower", aspect=aspect, **look)
     for outline in outlines:
         inside = (outline.plane != 0).astype(np.float32)

@@ -10,7 +10,7 @@ from attunet3d.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -56,13 +56,13 @@ def choose_precision(precision: str, device: torch.device, training: bool = Fals
         if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
             return torch.bfloat16
         return torch.float32
-    if precision not in PRECISIONS:
-        raise ConfigError(f'precision {precision!r} is not known: use "auto", {", ".join(PRECISIONS)}')
+    if precision not in _PRECISIONS:
+        raise ConfigError(f'precision {precision!r} is not known: use "auto", {", ".join(_PRECISIONS)}')
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError('precision "fp16" is for GPUs: on a CPU use "auto", "bf16" or "fp32"')
     if precision == "fp16" and training:
         raise ConfigError('precision "fp16" is for inference: train with "auto", "bf16" or "fp32"')
-    return PRECISIONS[precision]
+    return _PRECISIONS[precision]
 
 
 def wait_for(device: torch.device) -> None:

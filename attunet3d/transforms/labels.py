@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # Pancreas, with its fat, vessels, cysts and tumours, in any phase; some voxels may be gas or a metal stent.
 BODY_HU = (-150, 300)
-MIN_IN_BODY = 0.9
-PLAUSIBLE_ML = (10.0, 300.0)
+_MIN_IN_BODY = 0.9
+_PLAUSIBLE_ML = (10.0, 300.0)
 _MOST_LISTED = 12
 
 
@@ -126,16 +126,16 @@ def check_place(path: str | Path, label: np.ndarray, hu: np.ndarray, values: Lab
     """
     mask = np.isin(label, values.pancreas)
     share = share_in_body(hu, mask)
-    if share < MIN_IN_BODY:
+    if share < _MIN_IN_BODY:
         low, high = BODY_HU
         raise UnsupportedImageError(
             f"{path}: {share:.0%} of the mask lies in tissue of {low} to {high} HU, expected at least "
-            f"{MIN_IN_BODY:.0%}; is it the label of this CT?"
+            f"{_MIN_IN_BODY:.0%}; is it the label of this CT?"
         )
     volume_ml = float(np.count_nonzero(mask) * voxel_ml)
-    if PLAUSIBLE_ML[0] <= volume_ml <= PLAUSIBLE_ML[1]:
+    if _PLAUSIBLE_ML[0] <= volume_ml <= _PLAUSIBLE_ML[1]:
         return []
-    return [f"pancreas of {volume_ml:.1f} mL; {PLAUSIBLE_ML[0]:g} to {PLAUSIBLE_ML[1]:g} mL are plausible"]
+    return [f"pancreas of {volume_ml:.1f} mL; {_PLAUSIBLE_ML[0]:g} to {_PLAUSIBLE_ML[1]:g} mL are plausible"]
 
 
 def share_in_body(hu: np.ndarray, mask: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from attunet3d.errors import GeometryError
 # Voxel centres coincide if they are at most this far apart (mm): float32 affines and DICOM's decimal strings differ by
 # less. Up to a fraction of a voxel the grids are still treated as equal: programs write headers with few digits.
 _SAME_PLACE_MM = 0.01
-MOST_VOXELS_APART = 0.1
+_MOST_VOXELS_APART = 0.1
 
 
 def place_on(
@@ -40,7 +40,7 @@ def place_on(
             "resample one to the other's grid first"
         )
     distance, voxels = _apart(label.shape, affine, target_affine)
-    if distance > _SAME_PLACE_MM and voxels > MOST_VOXELS_APART:
+    if distance > _SAME_PLACE_MM and voxels > _MOST_VOXELS_APART:
         raise GeometryError(
             f"{what} lie {distance:.2f} mm apart in the patient: {_describe(shape, target_affine)} and "
             f"{_describe(label.shape, affine)}; are they of one CT?"

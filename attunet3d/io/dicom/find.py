@@ -28,7 +28,7 @@ from attunet3d.io.dicom.stacks import (
 )
 from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES, MIN_SPACING_MM
 
-MOST_LISTED = 20  # series listed in a message
+_MOST_LISTED = 20  # series listed in a message
 
 # If some series have such a property, those without it are left out unless selected: the property, and the reason.
 _PREFERRED = (
@@ -242,5 +242,5 @@ def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:
 
 
 def _listed(series: Sequence[Series]) -> str:
-    more = f"; and {len(series) - MOST_LISTED} more" if len(series) > MOST_LISTED else ""
-    return "; ".join(str(s) for s in series[:MOST_LISTED]) + more
+    more = f"; and {len(series) - _MOST_LISTED} more" if len(series) > _MOST_LISTED else ""
+    return "; ".join(str(s) for s in series[:_MOST_LISTED]) + more

@@ -23,14 +23,14 @@ from attunet3d.io.slabs import LPS_TO_RAS, MAX_SPACING_MM, MIN_SPACING_MM, Store
 # Largest distance of a slice from its position by the affine: mm, or fraction of the spacing. Positions rounded to 0.1
 # mm stay within it, and it is far below the resolution of a mask. A missing slice displaces another by at least half a
 # spacing, so the limit for thin slices detects each missing one.
-MAX_DISPLACEMENT_MM = 0.1 + 1e-6
-MAX_DISPLACEMENT_OF_THICK = 0.025
-MAX_DISPLACEMENT_OF_THIN = 0.25
+_MAX_DISPLACEMENT_MM = 0.1 + 1e-6
+_MAX_DISPLACEMENT_OF_THICK = 0.025
+_MAX_DISPLACEMENT_OF_THIN = 0.25
 
-UNIT_TOLERANCE = 5e-3  # for direction cosines rounded to three decimals
+_UNIT_TOLERANCE = 5e-3  # for direction cosines rounded to three decimals
 TILT_WARNING_DEG = 0.1  # above the effect of rounded positions
-FARTHEST_MM = 1e5  # from the scanner's origin: 100 m
-HIGHEST_SLOPE, HIGHEST_INTERCEPT = 1e3, 1e6  # HU
+_FARTHEST_MM = 1e5  # from the scanner's origin: 100 m
+_HIGHEST_SLOPE, _HIGHEST_INTERCEPT = 1e3, 1e6  # HU
 
 
 def open_series(series: Series, *, allow_uneven: bool = False) -> StoredImage:
@@ -181,7 +181,7 @@ def _only_images(series: Series, warnings: list[str]) -> list[SliceHeader]:
                 f"{s.path}: only some images of the series give rescale slope and intercept; {EXPORT_AGAIN}"
             )
         slope, intercept = s.rescale or (1.0, 0.0)
-        if not (0 < slope <= HIGHEST_SLOPE and abs(intercept) <= HIGHEST_INTERCEPT):
+        if not (0 < slope <= _HIGHEST_SLOPE and abs(intercept) <= _HIGHEST_INTERCEPT):
             raise UnsupportedImageError(
                 f"{s.path}: rescale slope and intercept {_shown((slope, intercept))} are incomplete or invalid; "
                 f"{EXPORT_AGAIN}"
@@ -234,14 +234,14 @@ def _in_order(slices: list[SliceHeader]) -> tuple[list[SliceHeader], np.ndarray]
             ("ImageOrientationPatient", s.orientation),
             ("PixelSpacing", s.spacing),
         ):
-            if value is None or max(map(abs, value)) > FARTHEST_MM or (name == "PixelSpacing" and min(value) < 0):
+            if value is None or max(map(abs, value)) > _FARTHEST_MM or (name == "PixelSpacing" and min(value) < 0):
                 raise GeometryError(f"{s.path}: {name} is missing or invalid; {EXPORT_AGAIN}, from the original images")
     if len(slices) < 2:
         raise GeometryError(f"{slices[0].path}: single slice; a CT volume needs at least 2: give the whole series")
     _check_uniform(slices)
     first = slices[0]
     axes = np.array(first.orientation).reshape(2, 3)
-    if not np.allclose(axes @ axes.T, np.eye(2), atol=UNIT_TOLERANCE):
+    if not np.allclose(axes @ axes.T, np.eye(2), atol=_UNIT_TOLERANCE):
         raise GeometryError(
             f"{first.path}: ImageOrientationPatient {_shown(first.orientation)} is not two perpendicular unit vectors; "
             f"{EXPORT_AGAIN}"
@@ -295,7 +295,9 @@ def _even_planes(
     along = (positions - positions[0]) @ travel / length  # (Z,), mm along the line from the first to the last
     gaps = np.diff(along)
     typical = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower median, which is one of the gaps
-    tolerance = min(max(MAX_DISPLACEMENT_MM, MAX_DISPLACEMENT_OF_THICK * typical), MAX_DISPLACEMENT_OF_THIN * typical)
+    tolerance = min(
+        max(_MAX_DISPLACEMENT_MM, _MAX_DISPLACEMENT_OF_THICK * typical), _MAX_DISPLACEMENT_OF_THIN * typical
+    )
     offset = np.linalg.norm(positions - positions[0] - np.outer(along, travel) / length, axis=1)
     if offset.max() > tolerance:
         k = int(offset.argmax())
@@ -306,7 +308,7 @@ def _even_planes(
     displaced = np.abs(along - np.linspace(0, length, n))
     if displaced.max() <= tolerance:
         return None
-    unusual = np.flatnonzero(np.abs(gaps - typical) > MAX_DISPLACEMENT_OF_THIN * typical)
+    unusual = np.flatnonzero(np.abs(gaps - typical) > _MAX_DISPLACEMENT_OF_THIN * typical)
     missing = np.rint(gaps[unusual] / typical).astype(int) - 1
     whole = len(unusual) > 0 and bool(
         np.all(missing > 0) and np.allclose(gaps[unusual] / typical, missing + 1, atol=0.1)
@@ -340,7 +342,7 @@ def _even_planes(
     planes = np.interp(np.linspace(0, length, round(length / step) + 1), along, np.arange(n))
     nearest = np.rint(planes)
     off = np.abs(planes - nearest) * gaps[np.minimum(planes.astype(int), n - 2)]
-    return np.where(off <= min(tolerance, MAX_DISPLACEMENT_MM), nearest, planes)  # an existing slice is kept as it is
+    return np.where(off <= min(tolerance, _MAX_DISPLACEMENT_MM), nearest, planes)  # an existing slice is kept as it is
 
 
 def _describe_gaps(

@@ -21,10 +21,10 @@ from pydicom.uid import (
 
 from attunet3d.errors import UnreadableInputError, UnsupportedImageError
 
-MAX_SIDE = 8192  # rows or columns: eight times those of the finest CT
+_MAX_SIDE = 8192  # rows or columns: eight times those of the finest CT
 MAX_INFLATED_BYTES = 256 * 2**20  # of a deflated file: a slice has half a megabyte, up to a few
-MAX_BITS_ALLOCATED = 32
-RLE_MAX_RATIO = 64  # PackBits cannot expand by more: two bytes encode up to 128
+_MAX_BITS_ALLOCATED = 32
+_RLE_MAX_RATIO = 64  # PackBits cannot expand by more: two bytes encode up to 128
 
 _PIECE = 2**20
 _SMALL = 2**15  # bytes; a slice of 512 x 512 has half a million
@@ -119,14 +119,14 @@ def _syntax_as_read(ds: pydicom.Dataset) -> UID:
 
 
 def check_size(path: os.PathLike[str], rows: int, columns: int) -> None:
-    """Check that an image has from 1 to ``MAX_SIDE`` rows and columns.
+    """Check that an image has from 1 to ``_MAX_SIDE`` rows and columns.
 
     Raises:
         UnsupportedImageError: it does not.
     """
-    if not (1 <= rows <= MAX_SIDE and 1 <= columns <= MAX_SIDE):
+    if not (1 <= rows <= _MAX_SIDE and 1 <= columns <= _MAX_SIDE):
         raise UnsupportedImageError(
-            f"{path}: Rows x Columns {rows} x {columns}; a CT has 1 to {MAX_SIDE} of each: export the series again"
+            f"{path}: Rows x Columns {rows} x {columns}; a CT has 1 to {_MAX_SIDE} of each: export the series again"
         )
 
 
@@ -148,14 +148,14 @@ def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
     if syntax not in (RLE, *_JPEG, *_JPEG_2000):
         return
     claimed = _Size(int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel), int(ds.BitsAllocated))
-    if claimed.bits > MAX_BITS_ALLOCATED:
+    if claimed.bits > _MAX_BITS_ALLOCATED:
         raise _contradicts(path, f"{claimed.bits} bits a pixel")
     frames = 0
     for frame in _frames(ds):
         frames += 1
         if syntax == RLE:
             size = claimed.rows * claimed.columns * claimed.samples * (claimed.bits // 8)
-            if size > len(frame) * RLE_MAX_RATIO:
+            if size > len(frame) * _RLE_MAX_RATIO:
                 raise _contradicts(path, f"{len(frame)} bytes of RLE for an image of {size}")
             continue
         found = _jpeg_2000_size(frame) if syntax in _JPEG_2000 else _jpeg_size(frame)

@@ -23,7 +23,7 @@ from attunet3d.io.printable import printable_start
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced, legacy converted enhanced
-MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
+_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 
 # Fields that distinguish scans of the same positions, in the order in which they are tried, see stacks.py. "stack" and
 # "instance" occur in multi-frame files only.
@@ -75,7 +75,7 @@ _TEXT = ("CS", "DS", "IS", "LO", "PN", "SH", "TM", "UI")
 _PADDING_INSIDE = re.compile(r"^ | \\|\\ ")
 _HASH_KEY = secrets.token_bytes(16)
 
-MOST = 1e9  # limit for all numbers
+_MOST = 1e9  # limit for all numbers
 MOST_CHARACTERS = 64  # limit for UIDs and all other texts
 
 
@@ -152,7 +152,7 @@ def read_headers(path: Path) -> list[SliceHeader]:
             return []
         raise
     meta = getattr(ds, "file_meta", None)
-    if meta and text_of(meta, "MediaStorageSOPClassUID") == MEDIA_DIRECTORY:
+    if meta and text_of(meta, "MediaStorageSOPClassUID") == _MEDIA_DIRECTORY:
         return []
     if not (text_of(ds, "SOPClassUID") or _value(ds, "Modality") or _value(ds, "Rows")):
         if bare:
@@ -317,7 +317,7 @@ def _values(ds: pydicom.Dataset, name: str) -> list[Any]:
 
 
 def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """Return the ``count`` numbers of an element; None if missing, invalid, or larger than ``MOST``.
+    """Return the ``count`` numbers of an element; None if missing, invalid, or larger than ``_MOST``.
 
     Numbers stored as text under another VR, such as ST or UN, are read too.
     """
@@ -325,7 +325,7 @@ def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | N
         found = tuple(float(v) for v in _parts(ds, name))
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if len(found) == count and all(abs(v) <= MOST for v in found) else None
+    return found if len(found) == count and all(abs(v) <= _MOST for v in found) else None
 
 
 def _parts(ds: pydicom.Dataset, name: str) -> list[Any]:

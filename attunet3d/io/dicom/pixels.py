@@ -14,7 +14,7 @@ from attunet3d.io.dicom.header import SliceHeader, numbers
 from attunet3d.io.slabs import read_failed
 
 AIR_HU = -1024  # what CT scanners write outside the scanned field
-HIGHEST_HU = 3071  # of the 12-bit CT scale
+_HIGHEST_HU = 3071  # of the 12-bit CT scale
 EXPORT_AGAIN = "export the complete series again"
 
 # Retired JPEG processes that pydicom refuses, though its decoder for the process on the right reads them.
@@ -52,7 +52,7 @@ def hu_slabs(slices: Sequence[SliceHeader], warnings: list[str]) -> Iterator[np.
         else:
             hu = pixels * slope + intercept
         # Only padding that cannot be tissue: some writers declare a padding value that they also use as HU.
-        outside = padding & ((hu < AIR_HU) | (hu > HIGHEST_HU))
+        outside = padding & ((hu < AIR_HU) | (hu > _HIGHEST_HU))
         if outside.any():
             hu[outside] = AIR_HU
             padded += int(outside.sum())

@@ -23,7 +23,7 @@ from attunet3d.io.dicom.header import SliceHeader, numbers, text_of
 # Required in a SEG: they tie it to its study, to the frame of reference, and to each image.
 UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
 # A SEG must have these, though they may be empty, as in de-identified images.
-EMPTY_IF_MISSING = (
+_EMPTY_IF_MISSING = (
     "PatientName",
     "PatientID",
     "PatientBirthDate",
@@ -130,7 +130,7 @@ def stand_in(header: pydicom.Dataset, slices: Sequence[SliceHeader], thickness: 
     image = pydicom.Dataset()
     for name in UIDS:
         setattr(image, name, uid_of(header, name))
-    for name in EMPTY_IF_MISSING:
+    for name in _EMPTY_IF_MISSING:
         setattr(image, name, "")
     for name in _EQUIPMENT:
         with suppress(Exception):  # unreadable elements are left out

@@ -18,10 +18,10 @@ from attunet3d.io.dicom.stacks import (
 from attunet3d.io.grouping import Key, KeyIndex, grouped
 from attunet3d.io.slabs import MIN_SPACING_MM
 
-MOST_IN_A_PART = 5  # slices: more are a separate scan
-FEWEST_PARTS = 3  # the spacing of two images is always even
-USUAL_GAPS = 0.75  # fraction: slices may be missing, and the reader reports where
-SAME_GAP = 0.1  # relative
+_MOST_IN_A_PART = 5  # slices: more are a separate scan
+_FEWEST_PARTS = 3  # the spacing of two images is always even
+_USUAL_GAPS = 0.75  # fraction: slices may be missing, and the reader reports where
+_SAME_GAP = 0.1  # relative
 
 _Scan = tuple[list[Series], Series]  # its parts, and the merged series
 
@@ -36,7 +36,7 @@ def merge_scattered(series: Sequence[Series]) -> list[Series]:
     """
     found = list(series)
     for key, same in ((_key_with_space, _same_scan_and_space), (_key, _same_scan)):
-        parts = [s for s in found if (_is_nameless(s) or len(s.images) <= MOST_IN_A_PART) and _is_uniform(s)]
+        parts = [s for s in found if (_is_nameless(s) or len(s.images) <= _MOST_IN_A_PART) and _is_uniform(s)]
         part_of = {id(s.images[0]): s for s in parts}
         scans: list[_Scan] = []
         for group in grouped([s.images[0] for s in parts], key, same):
@@ -79,7 +79,7 @@ def _can_hold(host: Series, nameless: Series) -> bool:
     return between and _same_scan_and_space(a, b) and a.series_number == b.series_number
 
 
-def _scans_among(group: Sequence[Series], fewest: int = FEWEST_PARTS) -> list[_Scan]:
+def _scans_among(group: Sequence[Series], fewest: int = _FEWEST_PARTS) -> list[_Scan]:
     """Find the scans in a group: the parts of each, in their order, and the merged series."""
     if len(group) < fewest:
         return []
@@ -138,7 +138,7 @@ def _is_even(scan: Sequence[SliceHeader]) -> bool:
     travel = positions[order[-1]] - positions[order[0]]
     along = (heights - heights[order[0]]) / (heights[order[-1]] - heights[order[0]])
     offset = np.linalg.norm(positions - positions[order[0]] - np.outer(along, travel), axis=1)
-    return bool(np.mean(np.abs(gaps - typical) <= SAME_GAP * typical) >= USUAL_GAPS and offset.max() < typical / 4)
+    return bool(np.mean(np.abs(gaps - typical) <= _SAME_GAP * typical) >= _USUAL_GAPS and offset.max() < typical / 4)
 
 
 def _same_scan(a: SliceHeader, b: SliceHeader) -> bool:

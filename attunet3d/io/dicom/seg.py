@@ -22,7 +22,7 @@ from attunet3d.io.dicom.repeated import UIDS, add_to, repeated, stand_in, uid_of
 from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 from attunet3d.version import __version__
 
-SERIES_NUMBER = 1000  # beyond those of scanners
+_SERIES_NUMBER = 1000  # beyond those of scanners
 
 
 def check_images(image: StoredImage) -> None:
@@ -267,7 +267,7 @@ def _segmentation(
         segmentation_type=segmentation_type,
         segment_descriptions=[pancreas],
         series_instance_uid=hd.UID(),
-        series_number=SERIES_NUMBER,
+        series_number=_SERIES_NUMBER,
         sop_instance_uid=hd.UID(),
         instance_number=1,
         manufacturer="attunet3d",

@@ -9,9 +9,9 @@ from attunet3d.io.dicom.header import MARKS, SliceHeader
 from attunet3d.io.grouping import Key, grouped
 from attunet3d.io.slabs import MIN_SPACING_MM
 
-SAME_COSINE = 1e-3  # 0.06 degrees: 0.4 mm at the edge of a 400 mm field, less than a voxel
-SAME_SPACING = 1e-3  # relative
-SAME_THICKNESS = 1.25  # times: thin and thick reconstructions differ by more
+_SAME_COSINE = 1e-3  # 0.06 degrees: 0.4 mm at the edge of a 400 mm field, less than a voxel
+_SAME_SPACING = 1e-3  # relative
+_SAME_THICKNESS = 1.25  # times: thin and thick reconstructions differ by more
 
 # Times differ within a scan too: they are only compared if positions are scanned repeatedly.
 _TIMES = ("TriggerTime", "AcquisitionTime")
@@ -73,14 +73,14 @@ def same_spacing(a: SliceHeader, b: SliceHeader) -> bool:
     """Return whether pixel spacings are equal up to rounding, or one is missing."""
     if a.spacing is None or b.spacing is None:
         return True
-    return all(abs(x - y) <= SAME_SPACING * abs(y) for x, y in zip(a.spacing, b.spacing, strict=True))
+    return all(abs(x - y) <= _SAME_SPACING * abs(y) for x, y in zip(a.spacing, b.spacing, strict=True))
 
 
 def same_orientation(a: SliceHeader, b: SliceHeader) -> bool:
     """Return whether directions of rows and columns are equal up to rounding, or missing in one image."""
     if a.orientation is None or b.orientation is None:
         return True
-    return all(abs(x - y) <= SAME_COSINE for x, y in zip(a.orientation, b.orientation, strict=True))
+    return all(abs(x - y) <= _SAME_COSINE for x, y in zip(a.orientation, b.orientation, strict=True))
 
 
 # Fields that these functions require to be equal unless one is missing.
@@ -119,7 +119,7 @@ def _by_mark(slices: _Slices, k: int, name: str) -> list[_Slices]:
         return [list(group) for _, group in groupby(ordered, key=lambda s: s.marks[k])]
     groups: list[_Slices] = []
     for s in ordered:
-        if not groups or float(s.marks[k] or 0) > SAME_THICKNESS * float(groups[-1][-1].marks[k] or 0):
+        if not groups or float(s.marks[k] or 0) > _SAME_THICKNESS * float(groups[-1][-1].marks[k] or 0):
             groups.append([])
         groups[-1].append(s)
     return groups
