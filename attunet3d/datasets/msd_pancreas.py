@@ -45,7 +45,7 @@ def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
         image, label = (path_as_listed(raw, value) if isinstance(value, str) else "" for value in paths)
         name = case_name(image) if image else f"case {number} of dataset.json"
         if os.path.basename(image).startswith("._"):
-            continue  # a resource fork of macOS, one for each file of the archive
+            continue  # macOS writes one beside each file of the archive
         if not image or not label:
             refused.append((name, f"{path}: lacks the path of its image or label"))
         elif outside := [value for value in (image, label) if _leads_outside(value)]:

@@ -148,8 +148,8 @@ def prepare(
 ) -> Prepared:
     """Check every case, one at a time, and write a datalist of the valid ones.
 
-    Labels with wrong headers are rewritten with the CT's affine, to ``<datalist's name>_labels`` in the folder of the
-    datalist; the raw data are not changed. The datalist is written last.
+    Labels that are not placed by their own header are rewritten with the CT's affine to ``<datalist's name>_labels``
+    beside the datalist; the raw data are not changed. The datalist is written last.
 
     Args:
         data: the data set.

@@ -1,4 +1,4 @@
-"""Infer the arguments of an ``AttentionUNet`` from the names and shapes in a state dict."""
+"""Which ``AttentionUNet`` weights belong to, by the names and shapes in their state dict."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ UNSEEN = ("dropout", "input_mean", "input_std")
 
 
 def arguments_of(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Return the arguments, without ``UNSEEN``, of the ``AttentionUNet`` that weights fit; None if they fit none."""
+    """Return the arguments of the ``AttentionUNet`` that a state dict fits, without ``UNSEEN``; None if none."""
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
     try:
         arguments = _guess(shapes)
-        with torch.device("meta"):  # takes no memory, even for shapes of terabytes
+        with torch.device("meta"):  # no memory, however large the shapes say that it is
             network = AttentionUNet(**arguments)
     except (KeyError, IndexError, ValueError, RuntimeError):
         return None

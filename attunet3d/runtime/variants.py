@@ -1,4 +1,4 @@
-"""Variants of a network at inference, among which ``FastNetwork`` chooses.
+"""Variants of a network at inference: what ``FastNetwork`` chooses from.
 
 A backend is a module with a function ``builders(device_type, dtype) -> list[VariantBuilder]``, and an entry in
 ``_BACKENDS`` of ``fast_network``.
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from attunet3d.runtime.device import dtype_name
 
 Run = Callable[[Tensor], Tensor]
-# Limits of the self-test: some forty successive roundings of 2^-9 in bf16, 2^-12 in fp16 and TF32. Broken variants have
-# errors as large as the logits.
+# Limits of the self-test. One rounding is 2^-9 of a value in bf16, 2^-12 in fp16 and TF32, and some forty follow each
+# other; what is broken is wrong by the size of the logits.
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
