@@ -23,7 +23,7 @@ from attunet3d.io import read_label, read_volume, write_mask
 from attunet3d.io.writer import make_folder
 from attunet3d.transforms.grid import voxel_ml
 from attunet3d.transforms.labels import LabelValues, check_place, check_values, values_in
-from attunet3d.transforms.placing import misalignment_warning, place_on
+from attunet3d.transforms.placing import little_apart, place_on
 
 if TYPE_CHECKING:
     from attunet3d.io import Volume
@@ -218,7 +218,7 @@ def _check(case: RawCase, data: RawData, seen: _Seen) -> tuple[Volume, np.ndarra
     ct = read_volume(case.image)
     label, affine = read_label(case.label)
     check_values(case.label, label, data.values)
-    apart = misalignment_warning(label.shape, affine, ct.affine, f"the CT and {case.label.name}")
+    apart = little_apart(label.shape, affine, ct.affine, f"the CT and {case.label.name}")
     label, placed = data.place(ct, label, affine, case.label.name)
     warnings = [*ct.metadata["warnings"], *([apart] if placed and apart else [])]
     warnings += check_place(case.label, label, ct.array, data.values, voxel_ml(ct.affine))

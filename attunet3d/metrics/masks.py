@@ -14,7 +14,7 @@ import numpy as np
 from attunet3d.errors import ConfigError, GeometryError
 from attunet3d.transforms.boxes import bounding_box
 from attunet3d.transforms.grid import voxel_ml
-from attunet3d.transforms.placing import misalignment_warning, place_on
+from attunet3d.transforms.placing import little_apart, place_on
 
 METRICS = (
     "dice",
@@ -86,7 +86,7 @@ def score(
         warn(f"{prediction}: is both prediction and reference")
     names = f"{prediction} and {reference}"
     masks[1] = place_on(masks[1], affines[1], masks[0].shape, affines[0], names)
-    if apart := misalignment_warning(label.shape, affines[1], affines[0], names):
+    if apart := little_apart(label.shape, affines[1], affines[0], names):
         warn(apart)
     return compare_masks(masks[0], masks[1], affines[0], tolerance_mm=tolerance_mm)
 

@@ -16,7 +16,7 @@ from monai.utils import ensure_tuple_rep
 from attunet3d.errors import ConfigError, GeometryError
 from attunet3d.transforms.components import keep_largest_component
 from attunet3d.transforms.grid import Grid, model_grid
-from attunet3d.transforms.placing import misalignment_warning, place_on
+from attunet3d.transforms.placing import little_apart, place_on
 from attunet3d.transforms.resample import AIR_HU, class_map, mask_from_logits, resample_image, resample_label
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class PlaceOnImaged(MapTransform):
             names = " and ".join(str(item.meta.get("filename_or_obj", "")) for item in (d[self.image], label))
             values, affine = label.as_tensor()[0].cpu().numpy(), grid_of(label).affine
             placed = place_on(values, affine, target.shape, target.affine, names)
-            if apart := misalignment_warning(values.shape, affine, target.affine, names):
+            if apart := little_apart(values.shape, affine, target.affine, names):
                 logger.warning("%s", apart)
             values = torch.from_numpy(placed.copy(order="K"))[None]
             d[key] = MetaTensor(values, affine=torch.as_tensor(target.affine), meta=_meta_without_affine(label))

@@ -39,7 +39,7 @@ def place_on(
             f"{what} have different voxels: {_describe(shape, target_affine)} and {_describe(label.shape, affine)}; "
             "resample one to the other's grid first"
         )
-    distance, voxels = _misalignment(label.shape, affine, target_affine)
+    distance, voxels = _apart(label.shape, affine, target_affine)
     if distance > _SAME_PLACE_MM and voxels > _MOST_VOXELS_APART:
         raise GeometryError(
             f"{what} lie {distance:.2f} mm apart in the patient: {_describe(shape, target_affine)} and "
@@ -48,20 +48,20 @@ def place_on(
     return turned
 
 
-def misalignment_warning(shape: tuple[int, ...], affine: np.ndarray, target_affine: np.ndarray, what: str) -> str:
+def little_apart(shape: tuple[int, ...], affine: np.ndarray, target_affine: np.ndarray, what: str) -> str:
     """Return a warning if the headers differ, but by so little that ``place_on`` accepts them; otherwise "".
 
     Args:
         shape: of the label map as stored.
         affine, target_affine, what: as in ``place_on``.
     """
-    distance, voxels = _misalignment(shape, affine, target_affine)
+    distance, voxels = _apart(shape, affine, target_affine)
     if distance <= _SAME_PLACE_MM:
         return ""
     return f"{what} lie {distance:.2f} mm ({voxels:.2f} voxels) apart according to their headers: treated as aligned"
 
 
-def _misalignment(shape: tuple[int, ...], affine: np.ndarray, target_affine: np.ndarray) -> tuple[float, float]:
+def _apart(shape: tuple[int, ...], affine: np.ndarray, target_affine: np.ndarray) -> tuple[float, float]:
     """Return the largest distance of corresponding grid corners, in mm and in voxels of the target."""
     turn = io_orientation(np.linalg.inv(target_affine) @ affine)
     turned_affine = affine @ inv_ornt_aff(turn, shape)
