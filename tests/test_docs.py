@@ -1,5 +1,6 @@
 """What the documentation says is there, is there. ``make docs``, which builds it, also checks anchors."""
 
+import ast
 import importlib.util
 import re
 import sys
@@ -28,6 +29,21 @@ TESTS = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "test
 NAMED = sorted(
     {name for page in PAGES for name in re.findall(r"`(test_\w+(?:\[[^`]+\])?)`", page.read_text(encoding="utf-8"))}
 )
+# In docstrings and comments: names of other programs and libraries, and of files.
+OTHERS = {
+    "LoadImage",
+    "SaveImage",
+    "ScaleIntensityRange",
+    "compute_average_surface_distance",
+    "compute_hausdorff_distance",
+    "compute_surface_dice",
+    "isatty",
+    "nohup",
+    "sha256sum",
+    "ulimit",
+}
+QUOTED = re.compile(r"(?<!`)`{1,2}([A-Za-z_]\w*(?:\.\w+)*)(?:\([^`]*\))?`{1,2}(?!`)")
+FILES = re.compile(r"\.(csv|dcm|gz|html|json|md|pt|py|yaml)$|^case_7$")
 MADE = re.compile(r"`((?:attunet3d|docs|tests|configs|bundles|examples)/[\w./-]*)`(?! \(new\))")
 
 
@@ -84,6 +100,42 @@ def test_pages_that_code_names_exist() -> None:
     }
     assert named
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def identifiers(tree: ast.AST) -> Iterator[str]:
+    """The names in code and in its texts, without docstrings."""
+    bodies = [node.body for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
+    for node in ast.walk(tree):
+        names = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "asname", "module")]
+        if isinstance(node, ast.Constant) and id(node) not in docstrings:
+            names.append(node.value)
+        for name in names:
+            if isinstance(name, str):
+                yield from re.findall(r"\w+", name)
+
+
+def members(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
+    """The classes in a module, and the names in each of them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            yield node.name, set(identifiers(node))
+
+
+def test_names_in_docstrings_and_comments_exist() -> None:
+    sources = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("attunet3d/**/*.py"))}
+    trees = {path: ast.parse(text) for path, text in sources.items()}
+    known = {name for tree in trees.values() for name in identifiers(tree)} | {path.stem for path in sources}
+    known |= OTHERS | {path.parent.name for path in sources}
+    classes = dict(pair for tree in trees.values() for pair in members(tree))
+    wrong = []
+    for path, text in sources.items():
+        for name in QUOTED.findall(text):
+            first, *rest = name.split(".")
+            missing = {first, *rest} - known or set(rest) - classes.get(first, known)
+            if missing and not FILES.search(name):
+                wrong.append(f"{path.relative_to(ROOT)}: {name}")
+    assert not wrong
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -20,16 +20,16 @@ def split_cases(
     """Draw ``test`` cases at random, and split the others into ``folds`` folds whose sizes differ by at most one.
 
     Args:
-        cases: Data dicts; their order is kept within each part.
-        folds: From 2 to the number of cases not for test.
-        seed: The same seed gives the same folds.
-        test: Number of cases kept out of all folds.
+        cases: data dicts; their order is kept within each part.
+        folds: from 2 to the number of cases not for test.
+        seed: the same seed gives the same folds.
+        test: number of cases kept out of all folds.
 
     Returns:
         The training cases, each with its "fold" (as in MONAI's Auto3DSeg), and the test cases.
 
     Raises:
-        ConfigError: There are too few cases, or an invalid number of folds.
+        ConfigError: there are too few cases, or an invalid number of folds.
     """
     check_split(len(cases), folds, test)
     order = np.random.default_rng(seed).permutation(len(cases)).tolist()
@@ -39,7 +39,11 @@ def split_cases(
 
 
 def check_split(cases: int, folds: int, test: int = 0) -> None:
-    """Raise ConfigError unless ``cases`` can be split into at least 2 folds of at least one case."""
+    """Check that so many cases, without those for test, can be split into so many folds.
+
+    Raises:
+        ConfigError: there are fewer than 2 folds or cases, or fewer cases than folds.
+    """
     left = cases - test
     if left < 2:
         raise ConfigError(f"cases: {cases}, of them for test: {test}; at least 2 must be left, for 2 folds")
@@ -65,8 +69,8 @@ def write_datalist(
         folds, seed, test: As in ``split_cases``.
 
     Raises:
-        ConfigError: There are too few cases, or an invalid number of folds.
-        OutputError: The file cannot be written.
+        ConfigError: there are too few cases, or an invalid number of folds.
+        OutputError: the file cannot be written.
     """
     training, held_out = split_cases(cases, folds, seed, test)
     content = {
@@ -85,12 +89,11 @@ def read_datalist(path: str | Path) -> dict[str, Any]:
     """Read a datalist: JSON in UTF-8, or UTF-16 as written by Windows, with or without a byte order mark.
 
     Raises:
-        InputNotFoundError: There is no such file.
-        ConfigError: It cannot be read, is not JSON that ``parse_json`` accepts, or not a mapping.
+        InputNotFoundError: there is no such file.
+        ConfigError: it cannot be read, or is not a mapping in JSON, see ``parse_json``.
     """
     if not Path(path).is_file():
         raise InputNotFoundError(f"{path}: no such datalist; `attunet3d prepare` writes one, `attunet3d phantom` too")
-
     try:
         content = parse_json(Path(path).read_bytes())
     except ValueError as error:
@@ -108,7 +111,7 @@ def pancreas_labels(datalist: str | Path) -> list[Any]:
     Without "pancreas_labels" it is the value that "labels" calls pancreas, or else 1.
 
     Raises:
-        ConfigError: The file is not a datalist, or its "pancreas_labels" is invalid.
+        ConfigError: the file is not a datalist, or its "pancreas_labels" is invalid.
     """
     if not Path(datalist).is_file():  # MONAI Label trains without one
         return [1]
@@ -125,10 +128,10 @@ def pancreas_labels(datalist: str | Path) -> list[Any]:
 
 
 def named_labels(datalist: str | Path) -> list[int]:
-    """Return the label values in "labels" of a datalist, sorted; an empty list if there is no such file.
+    """Return the label values in "labels" of a datalist, sorted; an empty list if the file does not exist.
 
     Raises:
-        ConfigError: The file is not a datalist.
+        ConfigError: the file is not a datalist.
     """
     return sorted(names_of_labels(read_datalist(datalist))) if Path(datalist).is_file() else []
 
@@ -150,8 +153,8 @@ def label_groups(pancreas: Sequence[Any], organs: Mapping[str, Sequence[int]]) -
     """Return the label values of each class from 1 on: of the pancreas, then of the other organs, in their order.
 
     Args:
-        pancreas: From ``pancreas_labels``.
-        organs: Label values by name of the organ.
+        pancreas: from ``pancreas_labels``.
+        organs: label values by name of the organ.
 
     Raises:
         ConfigError: ``organs`` is invalid.
@@ -169,9 +172,16 @@ def label_groups(pancreas: Sequence[Any], organs: Mapping[str, Sequence[int]]) -
 def check_classes(
     labels: Sequence[Any], num_classes: int, organs: Mapping[str, Any] | None = None, auxiliary: int = 0
 ) -> None:
-    """Raise ConfigError unless ``num_classes`` of a network matches the label's classes and the background.
+    """Check that the channels of a network match the classes of the labels.
 
-    ``auxiliary`` channels must match these classes and ``organs``, unless 0.
+    Args:
+        labels: from ``pancreas_labels``.
+        num_classes: classes of the network, background included.
+        organs: label values of the organs of the auxiliary task, by name.
+        auxiliary: auxiliary channels of the network: 0, or those of all classes and organs.
+
+    Raises:
+        ConfigError: they do not match.
     """
     found = 1 + (len(labels) if all(isinstance(value, Sequence) for value in labels) else 1)
     if found != num_classes:

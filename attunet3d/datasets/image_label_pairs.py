@@ -1,4 +1,4 @@
-"""Any folder of CTs and label files that are paired by their names."""
+"""Find the CTs and label files in any folder, and pair them by their names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from attunet3d.errors import ConfigError, InputNotFoundError
 from attunet3d.io import case_name
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 
-LABEL_ENDINGS = ("_label", "_seg", "_mask", "_pancreas")
-NNUNET_CHANNEL = "_0000"
+_LABEL_ENDINGS = ("_label", "_seg", "_mask", "_pancreas")
+_NNUNET_CHANNEL = "_0000"
 
 # Patterns of images and labels; the first layout in which both are found is used.
 LAYOUTS = (
     (("images/*",), ("labels/*",)),
     (("imagesTr/*",), ("labelsTr/*",)),
-    (("*",), tuple(f"*{ending}.*" for ending in LABEL_ENDINGS)),
+    (("*",), tuple(f"*{ending}.*" for ending in _LABEL_ENDINGS)),
     (
         ("*/image", "*/image.*", "*/ct", "*/ct.*", "*/dicom"),
         ("*/label.*", "*/seg.*", "*/mask.*", "*/pancreas.*", "*/segmentations/pancreas.*"),
@@ -36,15 +36,16 @@ def find_cases(
     """Find pairs of CT and label in ``raw``.
 
     Args:
-        raw: The folder.
-        images: Folder or pattern of the CTs, such as ``*/ct.nii.gz``, relative to ``raw``; matching folders are DICOM
+        raw: the folder.
+        images: folder or pattern of the CTs, such as ``*/ct.nii.gz``, relative to ``raw``; matching folders are DICOM
             series. Without it, and without ``labels``, common layouts are tried (``LAYOUTS``).
-        labels: The same for the labels.
-        pancreas_labels: Label values of the pancreas; other values are allowed then. By default 1, and no others.
+        labels: like ``images``, for the labels.
+        pancreas_labels: label values of the pancreas, in files with other structures too. By default, the value of the
+            pancreas is 1 and other values are refused.
 
     Raises:
-        InputNotFoundError: There is no such folder, or no pair in it.
-        ConfigError: Only one of images and labels is given.
+        InputNotFoundError: there is no such folder, or no pair in it.
+        ConfigError: only one of images and labels is given.
     """
     raw = Path(raw)
     if not raw.is_dir():
@@ -63,9 +64,9 @@ def find_cases(
             f"{raw}: no CTs with labels (looked for {looked}); say where with images and labels",
             arguments=("images", "labels"),
         )
-    labels_of = _by_name(masks, LABEL_ENDINGS)
+    labels_of = _by_name(masks, _LABEL_ENDINGS)
     # nnU-Net appends the channel to the name of an image; but a case may also be called 0000.
-    named = {path: name if name in labels_of else name.removesuffix(NNUNET_CHANNEL) for path, name in cts.items()}
+    named = {path: name if name in labels_of else name.removesuffix(_NNUNET_CHANNEL) for path, name in cts.items()}
     cases, refused = pair_up(_by_name(named), labels_of, "say which with images and labels", ("images", "labels"))
     values = sorted(set(pancreas_labels)) or [1]
     metadata = {
@@ -85,9 +86,9 @@ def _pattern(raw: Path, pattern: str) -> str:
 
 
 def _matching(raw: Path, patterns: Sequence[str]) -> dict[Path, str]:
-    """Return matching image files and folders, without hidden ones, and the case name of each.
+    """Return the matching image files and folders, except hidden ones, and the case name of each.
 
-    The name is the part that matches the last wildcard: for ``*/ct.nii.gz`` that of the folder.
+    The name is the part of the path that matches the last wildcard: for ``*/ct.nii.gz`` that of the folder.
     """
     found = {}
     for pattern in patterns:

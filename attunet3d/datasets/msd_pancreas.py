@@ -1,4 +1,4 @@
-"""Task07_Pancreas of the Medical Segmentation Decathlon (arXiv:1902.09063): NIfTI, 1 pancreas, 2 tumour."""
+"""Find the cases of Task07_Pancreas, Medical Segmentation Decathlon (arXiv:1902.09063): labels 1 pancreas, 2 tumour."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def find_cases(raw: str | Path, tumour_class: bool = False) -> RawData:
     """Find the training cases of ``dataset.json``; those without labels (imagesTs) are ignored.
 
     Args:
-        raw: The folder with dataset.json, imagesTr and labelsTr.
-        tumour_class: Make the tumour a separate class; otherwise it counts as pancreas.
+        raw: the folder with dataset.json, imagesTr and labelsTr.
+        tumour_class: make the tumour a separate class; otherwise it counts as pancreas.
 
     Raises:
-        InputNotFoundError: There is no dataset.json.
-        ConfigError: It is not JSON, or lists no cases.
+        InputNotFoundError: the folder has no dataset.json.
+        ConfigError: it is not JSON, or lists no cases.
     """
     raw = Path(raw)
     cases, refused = listed_cases(raw, "Task07_Pancreas", ("training",))

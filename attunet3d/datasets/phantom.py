@@ -1,9 +1,8 @@
 """Synthetic abdominal CTs with exact pancreas masks, for tests, benchmarks and first steps.
 
-A patient is a list of organs made of ellipsoids and tubes in a body frame (mm; x to the patient's right, y anterior,
-z superior; origin in front of the spine near L1). Any grid can sample the same patient: voxel centres are mapped by the
-affine to world (RAS+ mm), then to the body frame, and the mask is the analytic inside test there. The anatomy is
-schematic and its variation invented: phantoms support no claim about patients.
+A patient is a list of organs made of ellipsoids and tubes in a body frame, see ``phantom_anatomy``. Any grid can sample
+the same patient: voxel centres are mapped by the affine to world (RAS+ mm), then to the body frame, where the mask is
+an analytic inside test. The anatomy is schematic and its variation invented: phantoms support no claim about patients.
 """
 
 import json
@@ -22,9 +21,9 @@ from attunet3d.io.writer import make_folder
 from attunet3d.transforms.grid import voxel_ml
 
 ORIENTATIONS = ("RAS", "LAS", "LPS", "oblique")
-SPACING_RANGE_MM = (0.3, 20.0)
-SHAPE_RANGE = (8, 2048)
-SLAB_VOXELS = 2**19  # working memory is about 100 bytes per slab voxel, whatever the size of the volume
+_SPACING_RANGE_MM = (0.3, 20.0)
+_SHAPE_RANGE = (8, 2048)
+_SLAB_VOXELS = 2**19  # working memory is about 100 bytes per slab voxel, for volumes of any size
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Phantom:
         mask: uint8 (X, Y, Z), 1 = pancreas.
         organs: uint8 (X, Y, Z), see ``phantom_anatomy.NUMBERS``.
         affine: float64 (4, 4), from voxel indices to RAS+ mm.
-        record: Parameters, JSON-serializable: seed, spacing in mm, orientation, noise in HU, pancreas volume in mL, ...
+        record: parameters, JSON-serializable: seed, spacing in mm, orientation, noise in HU, pancreas volume in mL, ...
     """
 
     image: np.ndarray
@@ -65,7 +64,7 @@ def _render(
     edge_mm = float(np.linalg.norm(body_from_voxel[:3, :3], axis=0).mean()) + 0.4
     pad_mm = edge_mm + sum(amplitude for amplitude, _ in WAVES_MM)
     boxes = [_voxel_boxes(organ, np.linalg.inv(body_from_voxel), shape, pad_mm) for organ in patient.organs]
-    depth = max(1, SLAB_VOXELS // (shape[0] * shape[1]))
+    depth = max(1, _SLAB_VOXELS // (shape[0] * shape[1]))
     last_noise = rng.standard_normal((*shape[:2], 1), np.float32)
     for start in range(0, shape[2], depth):
         stop = min(start + depth, shape[2])
@@ -134,27 +133,27 @@ def make_phantom(
 ) -> Phantom:
     """Make a synthetic portal-venous abdominal CT with its exact pancreas mask.
 
-    The patient only depends on ``seed``, whatever the grid. All other arguments are drawn from the seed by default.
+    The patient only depends on ``seed``, not on the grid. Other arguments are by default drawn from the seed too.
 
     Args:
-        seed: Seed >= 0.
-        shape: By default the grid covers the patient's field of view (about 280 to 380 mm in-plane, 185 to 235 mm along
+        seed: seed >= 0.
+        shape: by default the grid covers the patient's field of view (about 280 to 380 mm in-plane, 185 to 235 mm along
             z). With ``spacing``, the grid has the same centre and may cut the patient.
         spacing: mm per voxel axis (by default 0.7 to 1.1 in-plane, 1.5 to 5 between slices; with ``shape`` alone field
             of view / shape).
         orientation: "RAS", "LAS", "LPS", or "oblique": LPS tilted by a few degrees.
-        noise_hu: Standard deviation of the noise.
+        noise_hu: standard deviation of the noise.
 
     Raises:
-        ConfigError: An argument is invalid.
+        ConfigError: an argument is invalid.
     """
     _check(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "an integer >= 0")
     if shape is not None:
-        whole = all(isinstance(n, int | np.integer) and SHAPE_RANGE[0] <= n <= SHAPE_RANGE[1] for n in shape)
-        _check(len(shape) == 3 and whole, "shape", shape, f"three integers in {list(SHAPE_RANGE)}")
+        whole = all(isinstance(n, int | np.integer) and _SHAPE_RANGE[0] <= n <= _SHAPE_RANGE[1] for n in shape)
+        _check(len(shape) == 3 and whole, "shape", shape, f"three integers in {list(_SHAPE_RANGE)}")
     if spacing is not None:
-        ranged = all(SPACING_RANGE_MM[0] <= mm <= SPACING_RANGE_MM[1] for mm in spacing)
-        _check(len(spacing) == 3 and ranged, "spacing", spacing, f"three numbers in {list(SPACING_RANGE_MM)} mm")
+        ranged = all(_SPACING_RANGE_MM[0] <= mm <= _SPACING_RANGE_MM[1] for mm in spacing)
+        _check(len(spacing) == 3 and ranged, "spacing", spacing, f"three numbers in {list(_SPACING_RANGE_MM)} mm")
     _check(orientation in (None, *ORIENTATIONS), "orientation", orientation, f"one of {list(ORIENTATIONS)}")
     _check(noise_hu is None or 0 <= noise_hu <= 500, "noise_hu", noise_hu, "in [0, 500] HU")
 
@@ -200,22 +199,22 @@ def write_phantoms(
     two or more cases a validation case.
 
     Args:
-        output_dir: Folder of the files.
-        cases: Number of phantoms.
-        seed: Seed >= 0.
-        spacing: See ``make_phantom``, mm.
-        shape: See ``make_phantom``.
-        validation_fraction: Fraction of the cases for validation.
-        test_fraction: Fraction of the cases for test.
-        organs: Write label maps of all organs (``NUMBERS``; pancreas is 7, as the datalist says).
-        progress: Called with (cases done, cases).
+        output_dir: folder of the files.
+        cases: number of phantoms.
+        seed: seed >= 0.
+        spacing: see ``make_phantom``, mm.
+        shape: see ``make_phantom``.
+        validation_fraction: fraction of the cases for validation.
+        test_fraction: fraction of the cases for test.
+        organs: write label maps of all organs (``NUMBERS``; pancreas is 7, as the datalist says).
+        progress: called with (cases done, cases).
 
     Returns:
         Path of the datalist.
 
     Raises:
-        ConfigError: An argument is invalid.
-        OutputError: A file cannot be written.
+        ConfigError: an argument is invalid.
+        OutputError: a file cannot be written.
     """
     _check(isinstance(cases, int | np.integer) and 1 <= cases <= 9999, "cases", cases, "an integer in [1, 9999]")
     _check(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "an integer >= 0")

@@ -12,10 +12,10 @@ import numpy as np
 
 WAVES_MM = ((2.0, 110.0), (0.8, 38.0))  # (amplitude, wavelength) of the waves that make organ surfaces irregular
 FAR = 1.0e3  # mm: outside everything
-GAS_HU = -900.0
+_GAS_HU = -900.0
 # Portal-venous phase; each patient varies by a few percent.
-MEAN_HU = {"muscle": 60, "fat": -100, "liver": 105, "spleen": 120, "kidney": 160, "pancreas": 95, "gut wall": 85}
-MEAN_HU |= {"aorta": 150, "vein": 165, "cava": 140, "bone": 600, "marrow": 200, "lung": -850}
+_MEAN_HU = {"muscle": 60, "fat": -100, "liver": 105, "spleen": 120, "kidney": 160, "pancreas": 95, "gut wall": 85}
+_MEAN_HU |= {"aorta": 150, "vein": 165, "cava": 140, "bone": 600, "marrow": 200, "lung": -850}
 
 # Label values of organs: the numbers of TotalSegmentator's "total" task, version 2.
 NUMBERS = {"spleen": 1, "right kidney": 2, "left kidney": 3, "gallbladder": 4, "liver": 5, "stomach": 6, "pancreas": 7}
@@ -39,9 +39,9 @@ class Organ:
     """The union of its parts, painted in layers, such as a wall, then fluid in it, then gas.
 
     Attributes:
-        parts: Convex parts.
+        parts: convex parts.
         layers: (inset in mm, HU, clip) of each layer.
-        number: Label value, that of TotalSegmentator's classes; 0 for none.
+        number: label value, that of TotalSegmentator's classes; 0 for none.
     """
 
     parts: list[Part]
@@ -51,6 +51,8 @@ class Organ:
 
 @dataclass(frozen=True)
 class Patient:
+    """A patient: organs in the body frame, and their pose in the world, RAS+ mm."""
+
     body_to_world: np.ndarray  # (4, 4): scale, small rotation, shift
     fov_mm: np.ndarray  # (3,) field of view centred on the world's origin
     waves: list[tuple[int, float, np.ndarray]]  # axis, amplitude, (3 wave numbers, phase)
@@ -121,175 +123,227 @@ def rotation(degrees: Any) -> np.ndarray:
     return about_z @ about_y @ about_x
 
 
-def draw_patient(seed: np.random.SeedSequence) -> Patient:
-    """Draw one patient. Later organs are painted over earlier ones."""
-    rng = np.random.default_rng(seed)
+class _Drawing:
+    """A patient while it is drawn: its random numbers, HU, size, and organs so far."""
 
-    def vary(value: float, by: float) -> float:
-        return float(value * rng.uniform(1 - by, 1 + by))
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.organs: list[Organ] = []
+        self.hu = {name: self.vary(mean, 0.07) for name, mean in _MEAN_HU.items()}
+        self.scale, self.fat_mm, self.wall_mm = rng.uniform(0.9, 1.1), rng.uniform(8, 24), rng.uniform(8, 12)
+        self.a, self.b = self.vary(146, 0.04), self.vary(104, 0.04)  # half axes of the trunk, mm
+        a, b = self.a - self.fat_mm - self.wall_mm, self.b - 0.8 * self.fat_mm - self.wall_mm
+        self.cavity = _trunk(a, b, 4 - 0.2 * self.fat_mm)
 
-    def near(points: Any, by_mm: float) -> np.ndarray:
+    def vary(self, value: float, by: float) -> float:
+        """Vary a value by up to the fraction ``by``."""
+        return float(value * self.rng.uniform(1 - by, 1 + by))
+
+    def near(self, points: Any, by_mm: float) -> np.ndarray:
+        """Move points (..., 3 or more) by up to ``by_mm`` along x, y and z."""
         points = np.array(points, float)
-        points[..., :3] += rng.uniform(-by_mm, by_mm, points[..., :3].shape)
+        points[..., :3] += self.rng.uniform(-by_mm, by_mm, points[..., :3].shape)
         return points
 
-    hu = {name: vary(mean, 0.07) for name, mean in MEAN_HU.items()}
-    scale, fat_mm, wall_mm = rng.uniform(0.9, 1.1), rng.uniform(8, 24), rng.uniform(8, 12)
-    a, b = vary(146, 0.04), vary(104, 0.04)
-    cavity = _trunk(a - fat_mm - wall_mm, b - 0.8 * fat_mm - wall_mm, 4 - 0.2 * fat_mm)
-    organs: list[Organ] = []
+    def inside(self, margin: float) -> Level:
+        """Return the level of the cavity, shrunk by a margin in mm."""
+        return lambda x, y, z: self.cavity.level(x, y, z) + margin
 
-    def inside(margin: float) -> Level:
-        return lambda x, y, z: cavity.level(x, y, z) + margin
+    def add(self, parts: list[Part], *layers: tuple[float, float, Level | None], name: str = "") -> None:
+        """Add an organ."""
+        self.organs.append(Organ(parts, list(layers), NUMBERS.get(name, 0)))
 
-    def add(parts: list[Part], *layers: tuple[float, float, Level | None], name: str = "") -> None:
-        organs.append(Organ(parts, list(layers), NUMBERS.get(name, 0)))
+    def fill(self, parts: list[Part], value: float, margin: float | None = None, name: str = "") -> None:
+        """Add an organ of a single HU value, within the cavity if a margin is given."""
+        self.add(parts, (0, value, None if margin is None else self.inside(margin)), name=name)
 
-    def fill(parts: list[Part], value: float, margin: float | None = None, name: str = "") -> None:
-        add(parts, (0, value, None if margin is None else inside(margin)), name=name)
-
-    def add_gut(parts: list[Part], wall: float, gas_from_y: float, content: float, name: str) -> None:
+    def add_gut(self, parts: list[Part], wall: float, gas_from_y: float, content: float, name: str) -> None:
         """Add wall, content, and gas above a plane of constant y, since the patient is supine."""
 
         def gas(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-            return np.maximum(gas_from_y - y, cavity.level(x, y, z) + 2 + wall)
+            return np.maximum(gas_from_y - y, self.cavity.level(x, y, z) + 2 + wall)
 
-        add(
+        self.add(
             parts,
-            (0, vary(hu["gut wall"], 0.1), inside(2)),
-            (wall, content, inside(2 + wall)),
-            (wall, GAS_HU, gas),
+            (0, self.vary(self.hu["gut wall"], 0.1), self.inside(2)),
+            (wall, content, self.inside(2 + wall)),
+            (wall, _GAS_HU, gas),
             name=name,
         )
 
-    # Trunk: skin and fat, muscle wall, a cavity filled with fat; lungs above a dome, mediastinum, heart.
-    add([_trunk(a, b, 0)], (0, 40.0, None), (2, hu["fat"], None))
-    fill([_trunk(a - fat_mm, b - 0.7 * fat_mm, -0.2 * fat_mm)], hu["muscle"])
-    fill([cavity], hu["fat"])
-    top = rng.uniform(70, 84)
+
+def draw_patient(seed: np.random.SeedSequence) -> Patient:
+    """Draw one patient. Later organs are painted over earlier ones."""
+    rng = np.random.default_rng(seed)
+    d = _Drawing(rng)
+    _draw_trunk(d)
+    _draw_skeleton(d)
+    course = _draw_course(d)
+    _draw_solid_organs(d, course)
+    stomach = _draw_gut(d)
+    _draw_vessels(d, course)
+    _draw_duodenum(d, course, stomach)
+    _draw_pancreas(d, course)
+    waves = _draw_waves(d)
+    pose = np.eye(4)
+    pose[:3, :3] = d.scale * rotation(rng.uniform((-3, -3, -6), (3, 3, 6)))
+    pose[:3, 3] = rng.uniform(-6, 6, 3)
+    across = 2 * d.a * d.scale + rng.uniform(24, 44)
+    record = {"scale": float(d.scale), "fat_mm": float(d.fat_mm), "hu": d.hu}
+    return Patient(pose, np.array([across, across, rng.uniform(185, 235)]), waves, d.organs, record)
+
+
+def _draw_trunk(d: _Drawing) -> None:
+    """Draw skin and fat, the muscle wall, a cavity filled with fat; lungs above a dome, mediastinum and heart."""
+    d.add([_trunk(d.a, d.b, 0)], (0, 40.0, None), (2, d.hu["fat"], None))
+    d.fill([_trunk(d.a - d.fat_mm, d.b - 0.7 * d.fat_mm, -0.2 * d.fat_mm)], d.hu["muscle"])
+    d.fill([d.cavity], d.hu["fat"])
+    top = d.rng.uniform(70, 84)
 
     def lungs(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        dome = top - 45 * (np.square(x / (a - fat_mm)) + np.square(y / b))
-        return np.maximum(0.7 * (dome - z), cavity.level(x, y, z) + 2)
+        dome = top - 45 * (np.square(x / (d.a - d.fat_mm)) + np.square(y / d.b))
+        return np.maximum(0.7 * (dome - z), d.cavity.level(x, y, z) + 2)
 
-    fill([Part(cavity.box.clip([-FAR, -FAR, 10], FAR), lungs)], hu["lung"])
-    fill(_tube([(0, -28, 40, 26), (0, -28, 220, 26)]), hu["fat"])
-    fill([_ellipsoid(near((-20, 38, top + 42), 4), (56, 40, 44), 15)], hu["aorta"], 6, "heart")
+    d.fill([Part(d.cavity.box.clip([-FAR, -FAR, 10], FAR), lungs)], d.hu["lung"])
+    d.fill(_tube([(0, -28, 40, 26), (0, -28, 220, 26)]), d.hu["fat"])
+    d.fill([_ellipsoid(d.near((-20, 38, top + 42), 4), (56, 40, 44), 15)], d.hu["aorta"], 6, "heart")
 
-    # Muscles of the back, spine with discs and canal, ribs running down and forward inside the muscle wall.
+
+def _draw_skeleton(d: _Drawing) -> None:
+    """Draw muscles of the back, the spine with discs and canal, and ribs inside the muscle wall."""
     for side in (-1, 1):
-        fill([_ellipsoid((34 * side, -75, 0), (27, 17, FAR))], hu["muscle"])
-        fill([_ellipsoid((36 * side, -47, -75), (17, 17, 72), 8 * side)], hu["muscle"])
-    period, phase = vary(36, 0.06), rng.uniform(0, 36)
+        d.fill([_ellipsoid((34 * side, -75, 0), (27, 17, FAR))], d.hu["muscle"])
+        d.fill([_ellipsoid((36 * side, -47, -75), (17, 17, 72), 8 * side)], d.hu["muscle"])
+    period, phase = d.vary(36, 0.06), d.rng.uniform(0, 36)
 
     def vertebra(margin: float) -> Level:
         return lambda x, y, z: np.abs((z - phase) % period - period / 2) - (0.38 * period - margin)
 
-    bone, marrow = hu["bone"], hu["marrow"]
-    add([_ellipsoid((0, -84, 0), (4, 10, FAR))], (0, bone, vertebra(2)), name="vertebra")
-    add([_ellipsoid((0, -72, 0), (17, 13, FAR))], (0, bone, vertebra(-1)), (3, marrow, vertebra(3)), name="vertebra")
-    fill([_ellipsoid((0, -72, 0), (10, 8, FAR))], 35.0, name="spinal canal")
-    body = _ellipsoid((0, -48, 0), (vary(21, 0.08), vary(16, 0.08), FAR))
-    add([body], (0, 85.0, None), (0, bone, vertebra(0)), (2.5, marrow, vertebra(2.5)), name="vertebra")
+    bone, marrow = d.hu["bone"], d.hu["marrow"]
+    d.add([_ellipsoid((0, -84, 0), (4, 10, FAR))], (0, bone, vertebra(2)), name="vertebra")
+    d.add([_ellipsoid((0, -72, 0), (17, 13, FAR))], (0, bone, vertebra(-1)), (3, marrow, vertebra(3)), name="vertebra")
+    d.fill([_ellipsoid((0, -72, 0), (10, 8, FAR))], 35.0, name="spinal canal")
+    body = _ellipsoid((0, -48, 0), (d.vary(21, 0.08), d.vary(16, 0.08), FAR))
+    d.add([body], (0, 85.0, None), (0, bone, vertebra(0)), (2.5, marrow, vertebra(2.5)), name="vertebra")
     for side in (-1, 1):
         for k in range(7):
             angle = np.linspace(0.35, 1.4 if k < 2 else 2.3, 9)
-            x = side * (a - fat_mm - wall_mm / 2) * np.sin(angle)
-            y = 2 - 0.2 * fat_mm - (b - 0.75 * fat_mm - wall_mm / 2) * np.cos(angle)
+            x = side * (d.a - d.fat_mm - d.wall_mm / 2) * np.sin(angle)
+            y = 2 - 0.2 * d.fat_mm - (d.b - 0.75 * d.fat_mm - d.wall_mm / 2) * np.cos(angle)
             rib = np.stack([x, y, 26 + 25 * k - 32 * angle, np.full(9, 5.0)], axis=1)
-            add(_tube(rib, 2), (0, bone, None), (2.2, marrow, None))
+            d.add(_tube(rib, 2), (0, bone, None), (2.2, marrow, None))
 
-    # The course of the pancreas, head to tail; its neighbours are placed along it.
-    rise, bow = rng.uniform(-8, 14), rng.uniform(-5, 6)
-    course = near([
+
+def _draw_course(d: _Drawing) -> np.ndarray:
+    """Draw the course of the pancreas, head to tail, which places its neighbours: rows of (x, y, z, radius) in mm."""
+    rise, bow = d.rng.uniform(-8, 14), d.rng.uniform(-5, 6)
+    course = d.near([
         (36, 2, -42, 11), (42, 6, -24, 14), (25, 17 + bow, -8, 10), (0, 23 + bow, 2, 8.6),
         (-28, 14 + bow, 8 + 0.4 * rise, 8.8), (-54, 0, 15 + 0.8 * rise, 8.4), (-73, -11, 20 + rise, 6.6),
     ], 4)  # fmt: skip
-    course[:, 3] *= rng.uniform(1.06, 1.24) * rng.uniform(0.94, 1.06, 7)
-    head, neck = course[1, :3], course[2, :3]
+    course[:, 3] *= d.rng.uniform(1.06, 1.24) * d.rng.uniform(0.94, 1.06, 7)
+    return course
 
-    # Solid organs, with the liver's veins, and a fat plane of varying width round the pancreas.
+
+def _draw_solid_organs(d: _Drawing, course: np.ndarray) -> None:
+    """Draw kidneys, spleen, liver with its veins, gallbladder, and a fat plane of varying width round the pancreas."""
     for side, z in ((1, -36), (-1, -18)):
-        c = near((60 * side, -42, z), 5)
-        kidney = _ellipsoid(c, (vary(28, 0.1), vary(25, 0.1), vary(52, 0.1)), 10 * side)
+        c = d.near((60 * side, -42, z), 5)
+        kidney = _ellipsoid(c, (d.vary(28, 0.1), d.vary(25, 0.1), d.vary(52, 0.1)), 10 * side)
         name = "right kidney" if side > 0 else "left kidney"
-        add([kidney], (0, hu["kidney"], inside(3)), (9, 0.85 * hu["kidney"], inside(9)), name=name)
-        fill([_ellipsoid(c - (13 * side, -4, 0), (11, 9, 24), 10 * side)], hu["fat"])
-    fill(
-        [_ellipsoid(near((-93, -24, 36), 5), (vary(28, 0.12), vary(46, 0.1), vary(44, 0.12)), -15)],
-        hu["spleen"],
+        d.add([kidney], (0, d.hu["kidney"], d.inside(3)), (9, 0.85 * d.hu["kidney"], d.inside(9)), name=name)
+        d.fill([_ellipsoid(c - (13 * side, -4, 0), (11, 9, 24), 10 * side)], d.hu["fat"])
+    d.fill(
+        [_ellipsoid(d.near((-93, -24, 36), 5), (d.vary(28, 0.12), d.vary(46, 0.1), d.vary(44, 0.12)), -15)],
+        d.hu["spleen"],
         2,
         "spleen",
     )
-    right_lobe = _ellipsoid(near((90, 4, 20), 4), (vary(53, 0.06), vary(74, 0.06), vary(64, 0.06)), -20)
-    left_lobe = _ellipsoid(near((12, 50, 42), 6), (vary(62, 0.1), vary(32, 0.1), vary(28, 0.1)), 12)
-    fill([right_lobe, left_lobe], hu["liver"], 2, "liver")
-    for x, y, z in near([(100, -25, 45), (95, 25, 40), (45, 45, 45)], 8):
-        fill(
-            _tube([(28, -8, 62, 5.5), (x / 2 + 14, y / 2 - 4, z / 2 + 35, 4.5), (x, y, z, 2)]), hu["vein"], name="liver"
+    right_lobe = _ellipsoid(d.near((90, 4, 20), 4), (d.vary(53, 0.06), d.vary(74, 0.06), d.vary(64, 0.06)), -20)
+    left_lobe = _ellipsoid(d.near((12, 50, 42), 6), (d.vary(62, 0.1), d.vary(32, 0.1), d.vary(28, 0.1)), 12)
+    d.fill([right_lobe, left_lobe], d.hu["liver"], 2, "liver")
+    for x, y, z in d.near([(100, -25, 45), (95, 25, 40), (45, 45, 45)], 8):
+        d.fill(
+            _tube([(28, -8, 62, 5.5), (x / 2 + 14, y / 2 - 4, z / 2 + 35, 4.5), (x, y, z, 2)]),
+            d.hu["vein"],
+            name="liver",
         )
-    fill([_ellipsoid(near((64, 44, -28), 4), (14, 17, vary(26, 0.2)))], 12.0, 3, "gallbladder")
-    fill(_tube(course + np.array([0, 0, 0, rng.uniform(1.5, 6)])), hu["fat"])
+    d.fill([_ellipsoid(d.near((64, 44, -28), 4), (14, 17, d.vary(26, 0.2)))], 12.0, 3, "gallbladder")
+    d.fill(_tube(course + np.array([0, 0, 0, d.rng.uniform(1.5, 6)])), d.hu["fat"])
 
-    # Stomach, small bowel, colon: they may touch the pancreas, and collapsed loops have about its HU.
-    stomach = near([(-58, 2, 56, 33), (-66, 32, 34, 30), (-46, 54, 6, 24), (-8, 58, -12, 18), (28, 42, -12, 12)], 4)
-    stomach[:, 3] *= rng.uniform(0.75, 1.1)
-    add_gut(_tube(stomach), 4, rng.uniform(45, 70), vary(25, 0.5), "stomach")
+
+def _draw_gut(d: _Drawing) -> np.ndarray:
+    """Draw stomach, small bowel and colon, and return the course of the stomach.
+
+    They may touch the pancreas, and collapsed loops have about its HU.
+    """
+    stomach = d.near([(-58, 2, 56, 33), (-66, 32, 34, 30), (-46, 54, 6, 24), (-8, 58, -12, 18), (28, 42, -12, 12)], 4)
+    stomach[:, 3] *= d.rng.uniform(0.75, 1.1)
+    d.add_gut(_tube(stomach), 4, d.rng.uniform(45, 70), d.vary(25, 0.5), "stomach")
     centers = "-66 22 -22  -36 34 -32  -62 14 -70  -20 36 -85  24 44 -72  52 24 -98  0 14 -122"
     for x, y, z in np.array(centers.split(), float).reshape(-1, 3):
-        sweep = np.linspace(-22, 22, 5) * rng.choice((-1, 1))
-        loop = near(np.stack([x + sweep, *np.full((3, 5), [[y], [z], [vary(10.5, 0.2)]])], axis=1), 20)
-        add_gut(_tube(loop), 2.5, y + rng.uniform(2, 40), rng.uniform(20, 90), "small bowel")
-    colon = near([
+        sweep = np.linspace(-22, 22, 5) * d.rng.choice((-1, 1))
+        loop = d.near(np.stack([x + sweep, *np.full((3, 5), [[y], [z], [d.vary(10.5, 0.2)]])], axis=1), 20)
+        d.add_gut(_tube(loop), 2.5, y + d.rng.uniform(2, 40), d.rng.uniform(20, 90), "small bowel")
+    colon = d.near([
         (96, 0, -150, 20), (92, 8, -90, 21), (88, 30, -56, 19), (48, 66, -50, 18), (0, 74, -56, 17),
         (-50, 68, -38, 17), (-92, 22, 0, 16), (-98, -12, -40, 14), (-96, -10, -90, 14), (-94, 0, -150, 14),
     ], 5)  # fmt: skip
-    add_gut(_tube(colon), 2.5, rng.uniform(15, 70), vary(40, 0.4), "colon")
+    d.add_gut(_tube(colon), 2.5, d.rng.uniform(15, 70), d.vary(40, 0.4), "colon")
+    return stomach
 
-    # Vessels: aorta, inferior vena cava, renal veins, splenic and portal vein, superior mesenteric vein and artery.
-    fill(
-        _tube(near([(-4, -18, -170, 9), (-6, -18, -70, 9.5), (-5, -18, 0, 10), (-2, -22, 170, 11)], 2)),
-        hu["aorta"],
+
+def _draw_vessels(d: _Drawing, course: np.ndarray) -> None:
+    """Draw aorta, inferior vena cava, renal, splenic, portal and superior mesenteric veins, and mesenteric artery."""
+    neck = course[2, :3]
+    d.fill(
+        _tube(d.near([(-4, -18, -170, 9), (-6, -18, -70, 9.5), (-5, -18, 0, 10), (-2, -22, 170, 11)], 2)),
+        d.hu["aorta"],
         name="aorta",
     )
-    cava = near([(20, -17, -170, 11), (20, -17, -40, 11), (22, -14, 20, 12), (26, -6, 70, 12), (22, 8, 130, 12)], 2)
-    fill(_tube(cava), hu["cava"], name="cava")
+    cava = d.near([(20, -17, -170, 11), (20, -17, -40, 11), (22, -14, 20, 12), (26, -6, 70, 12), (22, 8, 130, 12)], 2)
+    d.fill(_tube(cava), d.hu["cava"], name="cava")
     for side, z in ((1, -36), (-1, -18)):
         renal = [(8 + 10 * side, -20, z + 6, 4), (28 * side + 8, -28, z + 4, 4), (50 * side, -40, z, 4)]
-        fill(_tube(renal), hu["vein"])
+        d.fill(_tube(renal), d.hu["vein"])
     confluence = neck - (8, 0.95 * course[2, 3] + 4, -2)
     splenic = [(x, y - 0.95 * r - 3, z, 4) for x, y, z, r in course[3:]]
-    fill(_tube([(*confluence, 5), *splenic]), hu["vein"], name="portal vein")
+    d.fill(_tube([(*confluence, 5), *splenic]), d.hu["vein"], name="portal vein")
     hilum = (*(confluence + np.array([16, 2, 20])), 6.5)
-    fill(_tube([(*confluence, 6.5), hilum, (56, 8, 34, 6), (84, 10, 38, 4)]), hu["vein"], name="portal vein")
+    d.fill(_tube([(*confluence, 6.5), hilum, (56, 8, 34, 6), (84, 10, 38, 4)]), d.hu["vein"], name="portal vein")
     below = (*(confluence + np.array([-4, 0, -22])), 5.5)
-    fill(_tube([(*confluence, 6), below, (6, 14, -70, 5), (10, 26, -120, 4)]), hu["vein"])
+    d.fill(_tube([(*confluence, 6), below, (6, 14, -70, 5), (10, 26, -120, 4)]), d.hu["vein"])
     mesenteric_artery = [(-5, -14, -2, 4), (-7, -3, -10, 4), (-8, 3, -40, 3.6), (-8, 14, -80, 3), (-4, 24, -120, 2.5)]
-    fill(_tube(mesenteric_artery), hu["aorta"])
+    d.fill(_tube(mesenteric_artery), d.hu["aorta"])
 
-    # Duodenum: the C round the head, then the pancreas over everything, with lobules of lower HU.
-    r = vary(11.5, 0.12)
+
+def _draw_duodenum(d: _Drawing, course: np.ndarray, stomach: np.ndarray) -> None:
+    """Draw the duodenum, a C round the head of the pancreas."""
+    head = course[1, :3]
+    r = d.vary(11.5, 0.12)
     upper, lower = course[1::-1, :3] + (course[1::-1, 3:] + r - 1) * np.array([0.9, -0.35, -0.1])
     arc = [stomach[-1, :3], head - (-18, -18, -18), upper, lower - (0, 0, 8), course[0, :3] - (4, 4, 27)]
     duodenum = [*((*point, r) for point in arc), (-8, 3, -68, 0.8 * r), (-34, 12, -52, r)]
-    add_gut(_tube(duodenum), 3, rng.uniform(5, 60), rng.uniform(20, 70), "duodenum")
-    px, py, pz = 2 * np.pi / rng.uniform(9, 14, 3)
+    d.add_gut(_tube(duodenum), 3, d.rng.uniform(5, 60), d.rng.uniform(20, 70), "duodenum")
+
+
+def _draw_pancreas(d: _Drawing, course: np.ndarray) -> None:
+    """Draw the pancreas over everything else, with lobules of lower HU."""
+    px, py, pz = 2 * np.pi / d.rng.uniform(9, 14, 3)
 
     def lobules(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         return 4 * (0.3 - np.sin(px * x) * np.sin(py * y) * np.sin(pz * z))
 
-    fatty = hu["pancreas"] - rng.uniform(0, 25)
-    add(_tube(course, 6), (0, hu["pancreas"], None), (0, fatty, lobules), name="pancreas")
+    fatty = d.hu["pancreas"] - d.rng.uniform(0, 25)
+    d.add(_tube(course, 6), (0, d.hu["pancreas"], None), (0, fatty, lobules), name="pancreas")
 
+
+def _draw_waves(d: _Drawing) -> list[tuple[int, float, np.ndarray]]:
+    """Draw the waves that make organ surfaces irregular, see ``Patient``."""
     waves = []
     for amplitude, length in WAVES_MM:
         for axis in range(3):
-            direction = rng.normal(size=3)
-            numbers = direction * (2 * np.pi / vary(length, 0.2) / np.linalg.norm(direction))
-            waves.append((axis, amplitude, np.append(numbers, rng.uniform(0, 2 * np.pi))))
-    pose = np.eye(4)
-    pose[:3, :3] = scale * rotation(rng.uniform((-3, -3, -6), (3, 3, 6)))
-    pose[:3, 3] = rng.uniform(-6, 6, 3)
-    across = 2 * a * scale + rng.uniform(24, 44)
-    record = {"scale": float(scale), "fat_mm": float(fat_mm), "hu": hu}
-    return Patient(pose, np.array([across, across, rng.uniform(185, 235)]), waves, organs, record)
+            direction = d.rng.normal(size=3)
+            numbers = direction * (2 * np.pi / d.vary(length, 0.2) / np.linalg.norm(direction))
+            waves.append((axis, amplitude, np.append(numbers, d.rng.uniform(0, 2 * np.pi))))
+    return waves

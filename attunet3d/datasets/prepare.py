@@ -1,6 +1,6 @@
-"""Make a datalist of a data set on disk: check every case, whatever the data set.
+"""Check every case of a data set on disk, and write a datalist of the valid ones.
 
-Modules for the data sets know their layouts, and describe what they find as ``RawData``.
+The modules for the data sets find the cases in their layouts, as ``RawData``.
 """
 
 from __future__ import annotations
@@ -49,32 +49,36 @@ class RawCase:
     labelled: Sequence[str] | None = None
 
 
-# (CT, label (X, Y, Z), its affine, the label's file name) -> the label on the CT's grid, and whether its own header
-# places it there. Raises GeometryError.
+# (CT, label (X, Y, Z), its affine, its file name) -> the label on the CT's grid, and whether its header is right, so
+# that the file is used unchanged. Raises GeometryError.
 Place = Callable[["Volume", np.ndarray, np.ndarray, str], tuple[np.ndarray, bool]]
 
 
 def place_by_header(ct: Volume, label: np.ndarray, affine: np.ndarray, file_name: str) -> tuple[np.ndarray, bool]:
-    """Align a label by its header: reorder its axes like the CT's; GeometryError if it is not on the CT's grid."""
+    """Align a label by its header: permute and flip its axes like those of the CT.
+
+    Raises:
+        GeometryError: the label is not on the CT's grid.
+    """
     return place_on(label, affine, ct.array.shape, ct.affine, f"the CT and {file_name}"), True
 
 
 @dataclass(frozen=True)
 class RawData:
-    """The cases of a data set by its layout, before any voxel is read.
+    """The cases found in a data set, before any voxel is read.
 
     Attributes:
-        root: Folder of the data set.
-        metadata: First entries of the datalist: "name", "description", "labels" (names of the label values; others
+        root: folder of the data set.
+        metadata: first entries of the datalist: "name", "description", "labels" (names of the label values; others
             that are found are added as "other") and "pancreas_labels" (label values of the pancreas: ``[1, 2]`` as one
             class, ``[[1], [2]]`` as two).
-        cases: Pairs of CT and label.
-        allowed: Values that label files may hold; None for any.
-        hint: End of the message about another value.
-        arguments: Arguments that the hint names.
-        refused: Names and reasons of cases that are incomplete or ambiguous.
-        left_out: Names and reasons of cases that are not used.
-        place: Aligns a label with its CT.
+        cases: pairs of CT and label.
+        allowed: values that label files may hold; None for any.
+        hint: end of the error message about other values.
+        arguments: arguments that the hint names.
+        refused: names and reasons of cases that are incomplete or ambiguous.
+        left_out: names and reasons of cases that are not used.
+        place: function that aligns a label with its CT.
     """
 
     root: Path
@@ -89,7 +93,7 @@ class RawData:
 
     @property
     def values(self) -> LabelValues:
-        """Meaning of the values in the label files."""
+        """The meaning of the values in the label files."""
         values = LabelValues.of(self.metadata["pancreas_labels"])
         return replace(values, allowed=self.allowed, hint=self.hint, arguments=self.arguments)
 
@@ -103,10 +107,10 @@ def pair_up(
     """Pair images and labels by case name.
 
     Args:
-        images: Images by case name.
-        labels: Labels by case name.
-        hint: What to do about two images, or labels, of a case.
-        arguments: Arguments that the hint names.
+        images: images by case name.
+        labels: labels by case name.
+        hint: remedy for two images, or two labels, of a case.
+        arguments: arguments that the hint names.
 
     Returns:
         The cases with one image and one label, and the names and reasons of all others.
@@ -126,7 +130,7 @@ def pair_up(
 
 @dataclass(frozen=True)
 class Prepared:
-    """Path of the datalist, and numbers of cases: in it, for test among them, refused, and left out."""
+    """Result of ``prepare``: path of the datalist, and numbers of cases, of those accepted also for test."""
 
     path: Path
     accepted: int
@@ -159,16 +163,16 @@ def prepare(
     ``<datalist's name>_labels`` beside the datalist; the raw data are not changed. The datalist is written last.
 
     Args:
-        data: The data set.
-        output: The datalist to write. Paths in it are relative to the data set, or absolute if they are outside.
-        folds, seed, test: As in ``split_cases``.
-        report: Called with ("refused", "left out" or "warning", "<case>: <reason>").
-        progress: Called with (cases done, number of cases, name of the next one).
+        data: the data set.
+        output: the datalist to write. Paths in it are relative to the data set, or absolute if they are outside.
+        folds, seed, test: as in ``split_cases``.
+        report: called with ("refused", "left out" or "warning", "<case>: <reason>").
+        progress: called with (cases done, number of cases, name of the next one).
 
     Raises:
-        InputNotFoundError: No case can be used.
-        ConfigError: There are too few cases, or an invalid number of folds.
-        OutputError: The datalist or a label cannot be written.
+        InputNotFoundError: no case can be used.
+        ConfigError: there are too few cases, or an invalid number of folds.
+        OutputError: the datalist or a label cannot be written.
     """
     output = Path(output)
     if output.is_dir():
@@ -214,12 +218,19 @@ def prepare(
 
 
 def labels_folder(datalist: str | Path) -> Path:
-    """Return the folder for labels that are corrected for a datalist."""
+    """Return the folder for the corrected labels of a datalist."""
     return Path(datalist).with_name(f"{Path(datalist).stem}_labels")
 
 
 def _check(case: RawCase, data: RawData, seen: _Seen) -> tuple[Volume, np.ndarray, bool, list[str]]:
-    """Return CT, label on its grid, whether the label's header places it there, and warnings. Raises if refused."""
+    """Read and check a case.
+
+    Returns:
+        The CT, the label on its grid, whether the label's header is right, and warnings.
+
+    Raises:
+        AttUNet3dError: the case is refused.
+    """
     same = seen.by_path.get(os.path.abspath(case.image))
     if same is not None:
         raise UnsupportedImageError(f"{case.image}: the same file as the CT of {same}")

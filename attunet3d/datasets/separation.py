@@ -1,4 +1,4 @@
-"""Check that cases for validation and test are not among those for training."""
+"""Check that no case for validation or test is also used for training."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _FIRST_SLICES = 8
 
 
 def check_cases(training: Sequence[Mapping[str, Any]], held_out: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Refuse held-out cases that are also trained on: the same file by any path or link, or a copy of the same CT.
+    """Check that no held-out CT is trained on, be it the same file by another path or link, or a copy.
 
-    Training cases may be repeated. A label file of two CTs gives a warning. CTs of the same shape are compared by their
-    first slices, and only read as a whole if these are equal.
+    Training cases may be repeated. A label file of two CTs causes a warning. CTs of the same shape are compared by
+    their first slices, and only read as a whole if these are equal.
 
     Args:
-        training: Cases {"image": path, "label": path}.
-        held_out: Cases for validation or test, by section.
+        training: cases {"image": path, "label": path}.
+        held_out: cases for validation or test, by section.
 
     Raises:
-        ConfigError: A held-out CT is trained on.
+        ConfigError: a held-out CT is trained on.
     """
     cases = [*training, *(case for cases in held_out.values() for case in cases)]
     image_of: dict[Hashable, str] = {}
@@ -48,7 +48,7 @@ def check_cases(training: Sequence[Mapping[str, Any]], held_out: Mapping[str, Se
 
 
 def voxel_digest(shape: Sequence[int], slabs: Iterable[np.ndarray]) -> bytes:
-    """Hash voxels, so that copies are found whatever their name, compression, affine or data type."""
+    """Hash voxels, so that copies match even with another name, compression, affine or data type."""
     digest = hashlib.sha256(repr(tuple(shape)).encode())
     for slab in slabs:
         digest.update(np.rint(slab.astype(np.float32)).tobytes())
@@ -58,8 +58,8 @@ def voxel_digest(shape: Sequence[int], slabs: Iterable[np.ndarray]) -> bytes:
 def _leak(image: str, section: str, other: str) -> ConfigError:
     twin = "" if image == other else f", as {other}"
     return ConfigError(
-        f"{image}: is under {section} and trained on as well{twin}: it would say nothing of other patients; take it "
-        "out of one of them (to see whether a network learns what it is shown: validate_on_training=True)",
+        f"{image}: is under {section} and also trained on{twin}, so its metrics would not hold for other patients; "
+        "remove it from one of the two (to test whether a network overfits: validate_on_training=True)",
         arguments=("validate_on_training",),
     )
 

@@ -19,13 +19,13 @@ class SlidingWindowInferer(SlidingWindow, Inferer):
     two classes it is the difference, foreground minus background, in one channel (``single_logit=False`` keeps both).
 
     Programs that use parts of a bundle, like MONAI Label, pass its ``network_def`` unprepared. With ``precision`` such
-    a network is first prepared as everywhere else (see ``prepare``), so that the voxels are the same; the result is
-    kept for the next call with the same network.
+    a network is first prepared (see ``prepare``), so that masks are the same voxel for voxel; the prepared network is
+    kept for the next call with the same one.
 
     Args:
         precision: "auto", "fp32", "bf16" or "fp16"; None runs each network unchanged.
         backend, scales, threshold: as in ``prepare``, for networks that have not been prepared.
-        settings: as in ``SlidingWindow``.
+        roi_size, args, settings: as in ``SlidingWindow``.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class SlidingWindowInferer(SlidingWindow, Inferer):
         self._prepared: tuple[nn.Module, MixedPrecision] | None = None
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Image (B, C, X, Y, Z) -> logits (B, classes, X, Y, Z), float32; (B, 1, X, Y, Z) for two classes."""
+        """Return logits (B, classes, X, Y, Z), float32, of an image (B, C, X, Y, Z); one channel for two classes."""
         if self.precision is not None and isinstance(network, nn.Module) and not isinstance(network, MixedPrecision):
             network = self._prepare(network, inputs, self.precision)
         return super().__call__(inputs, network, *args, **kwargs)

@@ -15,17 +15,17 @@ from attunet3d.transforms.boxes import bounding_box
 Progress = Callable[[int, int], None]
 Cancel = Callable[[], bool]
 Job = tuple[int, tuple[int, ...]]
-# The logit of background in voxels that no window covers; with a single channel its sign is reversed.
+# Logit of the background in voxels that no window covers; with one channel, that of the foreground is its negative.
 _BACKGROUND = 1.0
 
 
 def body_box(image: Tensor, above: float) -> tuple[slice, ...] | None:
-    """Find the smallest box of all voxels of an image (B, C, *spatial) above a value; None if there is none."""
+    """Return the smallest box with all voxels of an image (B, C, *spatial) above a value; None if it has none."""
     return bounding_box((image > above).flatten(0, 1).any(dim=0))
 
 
 def embed(logits: Tensor, box: Sequence[slice], region: Sequence[slice]) -> Tensor:
-    """Pad logits (B, C, *box) of a part of an image with background to those of a larger part (B, C, *region)."""
+    """Pad logits (B, C, *box) of a part of an image with background to a larger part, (B, C, *region)."""
     if tuple(box) == tuple(region):
         return logits
     shape = [s.stop - s.start for s in region]
@@ -60,11 +60,11 @@ def stitch(
         jobs: batch index and first voxel of each window to run.
         region: the part of the image to return logits for; by default all of it.
         sw_batch_size: windows per forward pass.
-        sigma_scale: standard deviation of the Gaussian as a share of the window.
+        sigma_scale: standard deviation of the Gaussian as a fraction of the window size.
         single_logit: for two classes, return only the difference of the logits, in one channel.
         background: logit of the background in voxels that no window covers; 0 if the network returns no logits.
         progress: called as ``progress(done, total)`` after each forward pass.
-        cancel: asked before each forward pass whether to stop.
+        cancel: called before each forward pass; true stops.
         args, kwargs: passed on to the network.
 
     Returns:
@@ -99,12 +99,12 @@ def stitch(
             if total is not None:
                 logits.zero_()
         for (b, start), values in zip(batch, out, strict=True):
-            there, here = _meet(start, roi, region)
+            in_region, in_window = _overlap(start, roi, region)
             if weight is None or total is None:  # the only window: nothing to blend
-                logits[b][there] = values[here]
+                logits[b][in_region] = values[in_window]
             else:
-                logits[b][there] += values[here] * weight[here[1:]]
-                total[b][there] += weight[here[1:]]
+                logits[b][in_region] += values[in_window] * weight[in_window[1:]]
+                total[b][in_region] += weight[in_window[1:]]
         if progress is not None:
             progress(step + 1, len(steps))
     if logits is None:
@@ -126,7 +126,7 @@ def _background(
 
 
 def gaussian(roi: Sequence[int], sigma_scale: float, device: torch.device | None = None) -> Tensor:
-    """Return the weights of a window, float32: a Gaussian around its centre, at least 0.001, so that corners count."""
+    """Return the weights of a window, float32: a Gaussian around its centre, and at least 0.001 in the corners."""
     weight = torch.ones((), device=device)
     for n in roi:
         distance = torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2
@@ -149,15 +149,15 @@ def _window(image: Tensor, start: Sequence[int], roi: Sequence[int]) -> Tensor:
     return part
 
 
-def _meet(
+def _overlap(
     start: Sequence[int], roi: Sequence[int], region: Sequence[slice]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Return the overlap of a window and the region: in the region (C, *region), and in the window (C, *roi)."""
-    there: list[slice] = [slice(None)]
-    here: list[slice] = [slice(None)]
+    in_region: list[slice] = [slice(None)]
+    in_window: list[slice] = [slice(None)]
     for s, r, side in zip(start, roi, region, strict=True):
         first, last = max(s, side.start), min(s + r, side.stop)
         last = max(first, last)
-        there.append(slice(first - side.start, last - side.start))
-        here.append(slice(first - s, last - s))
-    return tuple(there), tuple(here)
+        in_region.append(slice(first - side.start, last - side.start))
+        in_window.append(slice(first - s, last - s))
+    return tuple(in_region), tuple(in_window)

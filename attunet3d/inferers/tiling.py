@@ -1,4 +1,4 @@
-"""Positions of windows: MONAI's regular scan, or a box covered by few, large windows."""
+"""Choose the positions of windows: MONAI's regular scan, or few large windows that cover a box."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Choice = tuple[tuple[int, int], ...]  # per axis the number of windows and their size
+Choice = tuple[tuple[int, int], ...]  # number of windows and their size, for each axis
 # A network of five levels halves its input four times; windows that are multiples of this are halved exactly.
 _MULTIPLE = 16
 
@@ -45,17 +45,17 @@ def scan(box: Sequence[slice], roi: Sequence[int], overlap: float) -> Tiling:
 def cover(size: Sequence[int], box: Sequence[slice], roi: Sequence[int], overlap: float, max_voxels: int) -> Tiling:
     """Cover a box of an image with the windows that have the fewest voxels in total, then with the fewest windows.
 
-    Windows are ``roi`` or larger, at most ``max_voxels``, and overlap by at least ``overlap * roi`` voxels: blending
-    seams takes a length, not a share of the window. They start at multiples of 16 voxels from the start of the box, so
-    that a network of five levels pools the same voxels in all of them, whatever the overlap: a smaller shift changes
+    Windows are ``roi`` or larger, at most ``max_voxels``, and overlap by at least ``overlap * roi`` voxels, whatever
+    their size: blending needs a length, not a fraction of the window. They start at multiples of 16 voxels from the
+    start of the box, so that a network of five levels pools the same voxels in all of them: other shifts would change
     the mask. Windows larger than the box include the image around it.
 
     Args:
-        size: of the image, voxels.
-        box: the part to cover.
-        roi: smallest window; used even if ``max_voxels`` is smaller.
-        overlap: share of ``roi``, in [0, 1).
-        max_voxels: largest window.
+        size: size of the image, voxels.
+        box: part of the image to cover.
+        roi: size of the smallest window, which is used even if ``max_voxels`` is smaller.
+        overlap: fraction of ``roi``, in [0, 1).
+        max_voxels: voxels of the largest window.
     """
     axes = [_Axis(n, side, r, overlap) for n, side, r in zip(size, box, roi, strict=True)]
 

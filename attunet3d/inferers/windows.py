@@ -1,4 +1,4 @@
-"""Sliding-window inference without MONAI's base class: the settings, and the windows of an image."""
+"""Sliding-window inference: the settings, and the windows of an image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from attunet3d.errors import ConfigError
 from attunet3d.inferers.stitching import Cancel, Progress, body_box, embed, inside, stitch
 from attunet3d.inferers.tiling import cover, scan
 
-# This many voxels occupy a GPU; a single window occupies a CPU.
+# A batch of this many voxels keeps a GPU busy; a single window keeps a CPU busy.
 _GPU_BATCH_VOXELS = 4_000_000
 # A network of five levels needs 16 voxels; below twice that, windows have too little context.
 SMALLEST_SIDE = 32
-# No axis of a CT is longer on a grid of 2 mm, and for much longer windows torch takes many times the planned memory.
-LARGEST_SIDE = 1024
+# No axis of a CT is longer on a 2 mm grid, and for much longer windows torch takes many times the planned memory.
+_LARGEST_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class SlidingWindow:
         roi_size: window size in voxels, one number or one per axis, -1 for the whole axis; smaller images are padded
             with 0.
         sw_batch_size: windows per forward pass; None chooses for the device.
-        overlap: share of ``roi_size`` by which windows overlap, in [0, 1).
-        sigma_scale: standard deviation of the Gaussian weights as a share of the window size.
+        overlap: fraction of ``roi_size`` by which windows overlap, in [0, 1).
+        sigma_scale: standard deviation of the Gaussian weights as a fraction of the window size.
         skip_below: windows without a voxel above this value are not run, and their voxels are background. With the HU
-            window scaled to [0, 1], 0 is its lower end: such a window has no soft tissue. None: all are run.
-        body_threshold: windows cover the box of the voxels above this value; outside it all is background. None: the
-            whole image.
-        max_window_voxels: windows are ``roi_size`` or larger, up to this many voxels, and few; see ``cover``. None:
+            window scaled to [0, 1], 0 is its lower end: such a window has no soft tissue. None runs all windows.
+        body_threshold: windows cover the box of the voxels above this value; outside it all is background. None covers
+            the whole image.
+        max_window_voxels: use few windows of ``roi_size`` or larger, up to this many voxels, see ``cover``. None uses
             MONAI's windows of ``roi_size``.
         single_logit: for two classes, return only the difference of the logits, foreground minus background.
 
@@ -84,9 +84,9 @@ class SlidingWindow:
         single_logit: bool = True,
     ) -> None:
         sides = [roi_size] if isinstance(roi_size, int) else list(roi_size)
-        if not sides or any(type(side) is not int or side == 0 or not -1 <= side <= LARGEST_SIDE for side in sides):
+        if not sides or any(type(side) is not int or side == 0 or not -1 <= side <= _LARGEST_SIDE for side in sides):
             raise ConfigError(
-                f"roi_size must be voxels, or -1 for a whole axis, and at most {LARGEST_SIDE}, got {roi_size}"
+                f"roi_size must be voxels, or -1 for a whole axis, and at most {_LARGEST_SIDE}, got {roi_size}"
             )
         if not _is_number(overlap) or not 0.0 <= overlap < 1.0:
             raise ConfigError(f"overlap must be in [0, 1), got {overlap}")
@@ -107,7 +107,7 @@ class SlidingWindow:
         self._least = 1
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Image (B, C, X, Y, Z) -> logits (B, classes, X, Y, Z), float32; (B, 1, X, Y, Z) for two classes."""
+        """Return logits (B, classes, X, Y, Z), float32, of an image (B, C, X, Y, Z); one channel for two classes."""
         image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         plan = self.plan(image)
         logits = self.run(image, network, plan, args=args, kwargs=kwargs)
@@ -142,7 +142,7 @@ class SlidingWindow:
         return WindowPlan(tiling.roi, run, len(jobs) - len(run), box, batch)
 
     def most_voxels(self, size: Sequence[int], device: torch.device) -> int:
-        """Return the maximum of voxels per forward pass for any image of this size."""
+        """Return the maximum number of voxels per forward pass for images of this size."""
         roi = self._roi(size)
         window = math.prod(roi)
         if self.max_window_voxels is not None:
@@ -153,18 +153,23 @@ class SlidingWindow:
         return window * self._batch(window, device)
 
     def make_at_least(self, side: int) -> None:
-        """Pad windows over whole axes to the minimum size of a network.
+        """Set the minimum size of a network, to which windows over whole axes are padded.
 
         Raises:
-            ConfigError: ``roi_size`` itself is smaller along an axis.
+            ConfigError: ``roi_size`` is smaller along an axis.
         """
         sides = [self.roi_size] if isinstance(self.roi_size, int) else self.roi_size
-        if any(0 < own < side for own in sides):
+        if any(0 < n < side for n in sides):
             raise ConfigError(f"roi_size must be at least {side} voxels along each axis, got {self.roi_size}")
         self._least = side
 
     def least_voxels(self, size: Sequence[int], smaller: bool) -> int:
-        """Return the minimum of voxels per forward pass for an image of this size, with ``smaller`` windows or not."""
+        """Return the minimum number of voxels per forward pass for images of this size.
+
+        Args:
+            size: size of the image, voxels.
+            smaller: whether windows may be smaller than ``roi_size``, down to ``SMALLEST_SIDE``.
+        """
         whole = math.prod(self._roi(size))
         return min(whole, SMALLEST_SIDE ** len(size)) if smaller else whole
 
@@ -186,7 +191,7 @@ class SlidingWindow:
             network: window (b, C, *roi) -> logits (b, classes, *roi).
             plan: from ``plan``.
             progress: called as ``progress(done, total)`` after each forward pass.
-            cancel: asked before each forward pass whether to stop.
+            cancel: called before each forward pass; true stops.
             args, kwargs: passed on to the network.
 
         Returns:
@@ -218,7 +223,7 @@ class SlidingWindow:
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> Tensor:
-        """Like ``run``, for a network that returns maps instead of logits: all channels, 0 where no window is."""
+        """Run a network that returns maps instead of logits, like ``run``; all channels are kept, 0 outside windows."""
         return stitch(
             image,
             network,

@@ -22,9 +22,9 @@ class SeriesCase(os.PathLike[str]):
     """One series of a DICOM folder. As a path it is the folder, but readers read only this series.
 
     Attributes:
-        folder: The folder, as given.
-        number: Number of the series in ``attunet3d inspect FOLDER``, from 1.
-        series: Its headers, which are not read again.
+        folder: the folder, as given.
+        number: number of the series in ``attunet3d inspect FOLDER``, from 1.
+        series: its headers, which are not read again.
     """
 
     folder: Path
@@ -44,17 +44,17 @@ def segmentable_series(folder: str | os.PathLike[str]) -> list[SeriesCase]:
     Localizers, derived series and other modalities are left out, see ``candidate_series``.
 
     Args:
-        folder: Searched recursively; only headers are read.
+        folder: searched recursively; only headers are read.
 
     Raises:
-        AmbiguousSeriesError: The folder holds CTs of several patients.
-        InputNotFoundError, UnreadableInputError, UnsupportedImageError: It holds no DICOM, or no CT.
+        AmbiguousSeriesError: the folder holds CTs of several patients.
+        InputNotFoundError, UnreadableInputError, UnsupportedImageError: it holds no DICOM, or no CT.
     """
     return partition_series(folder)[0]
 
 
 def partition_series(folder: str | os.PathLike[str]) -> tuple[list[SeriesCase], list[str]]:
-    """Return what ``segmentable_series`` does, and a line for each other series that says why it is left out."""
+    """Return ``segmentable_series``, and for each other series a line with the reason why it is left out."""
     from attunet3d.io.dicom.find import candidate_series, find_series
     from attunet3d.io.paths import existing
 
@@ -102,7 +102,7 @@ def name_collisions(names: Sequence[str]) -> list[list[int]]:
 
 
 def quote_collision(names: Iterable[str]) -> str:
-    """Quote colliding names for a message: each once, and why they collide if they are not the same."""
+    """Quote colliding names for a message: each name once, with the reason if they are not identical."""
     different = list(dict.fromkeys(names))
     quoted = " and ".join(f'"{printable(name)}"' for name in different)
     return quoted if len(different) == 1 else f"{quoted}, which differ only in capitals or in how accents are encoded"
@@ -111,11 +111,11 @@ def quote_collision(names: Iterable[str]) -> str:
 def find_cases(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
     """List the CTs directly in a folder as MONAI data dicts {"image": path}: image files, and subfolders with DICOM.
 
-    A folder without either is taken as a DICOM series itself.
+    A folder without either is itself taken as that of a DICOM series.
 
     Raises:
-        InputNotFoundError: The folder does not exist or is empty.
-        ConfigError: The masks of two CTs would have the same name.
+        InputNotFoundError: the folder does not exist or is empty.
+        ConfigError: the masks of two CTs would have the same name.
     """
     root = Path(folder)
     if not root.is_dir():

@@ -12,7 +12,7 @@ MOST_TRIED = 100  # groups with matching keys: a patient and study has fewer kin
 
 
 class KeyIndex:
-    """Index of keys, to find those that match another: each field is equal, or missing in one of both."""
+    """Index of keys that finds those matching a given key: each field is equal, or missing in one of the two."""
 
     def __init__(self) -> None:
         self._keys: dict[tuple[bool, ...], list[tuple[int, Key]]] = {}  # by which fields are present
@@ -51,7 +51,7 @@ def _present(key: Key) -> tuple[bool, ...]:
 
 
 def grouped(items: Sequence[Item], key: Callable[[Item], Key], same: Callable[[Item, Item], bool]) -> list[list[Item]]:
-    """Put each item into the first group whose first item is the ``same``; only items with matching keys can be."""
+    """Put each item into the first group with ``same(its first item, item)``; only matching keys are compared."""
     groups: list[list[Item]] = []
     keys = KeyIndex()
     for item in items:

@@ -1,10 +1,10 @@
 """Check whether voxels are in Hounsfield units, by the distribution of their values and not by their extremes.
 
-Extremes say little: in a valid CT, padding lies below air, metal above bone, and spline interpolation overshoots both;
-and an 8-bit image with an offset and padding spans the whole HU scale. What no scanner, patient or window changes is
-where tissues lie on that scale: air at -1000, fat at -100, soft tissue at 0 to 100, hardly anything between lung and
-fat, and fewer and fewer voxels of bone above. Impossible distributions are refused, suspicious ones only give a
-warning: a valid CT must not be refused.
+Extremes are no evidence: in a valid CT, padding is below air, metal above bone, and spline interpolation overshoots
+both; and an 8-bit image with an offset and padding spans the whole HU scale. But the HU of tissues do not depend on
+scanner, patient or window: air at -1000, fat at -100, soft tissue at 0 to 100, hardly any voxels between lung and fat,
+and fewer and fewer of bone above. Impossible distributions are refused; suspicious ones only cause a warning, since a
+valid CT must not be refused.
 """
 
 import math
@@ -14,22 +14,22 @@ import numpy as np
 
 from attunet3d.errors import UnsupportedImageError
 
-FAT_OR_AIR_HU = -50  # fat is at -130 to -60 HU; only gas and lung are lower
-SOFT_TISSUE_HU = 0
+_FAT_OR_AIR_HU = -50  # fat is at -130 to -60 HU; only gas and lung are lower
+_SOFT_TISSUE_HU = 0
 BODY_HU = (-150, 200)  # fat, water, muscle and organs in any contrast phase but the first arterial seconds
-GAP_HU = (-600, -200)  # between lung and fat: partial volume only
-BELOW_AIR_HU = -1250  # air is at -1000 by definition; 80 HU of noise take 0.1 % of it so low, splines little more
-PADDING_HU = -1100  # a constant below is padding outside the reconstructed field
+_GAP_HU = (-600, -200)  # between lung and fat: partial volume only
+_BELOW_AIR_HU = -1250  # air is at -1000 by definition; 80 HU of noise take 0.1 % of it so low, splines little more
+_PADDING_HU = -1100  # a constant below is padding outside the reconstructed field
 
-A_FEW = 0.0005  # fraction of voxels: fewer may be metal, ringing or burned-in text, and are no evidence
-LEAST_BODY = 0.005  # fraction of voxels: a newborn in a field of view of 500 mm fills 1 %
-CONSTANT_SHARE, CONSTANT_RATIO = 0.01, 20  # fraction of voxels, and ratio to its neighbours: more than any noise allows
-NEIGHBOURS = 30  # HU
+_A_FEW = 0.0005  # fraction of voxels: fewer may be metal, ringing or burned-in text, and are no evidence
+_LEAST_BODY = 0.005  # fraction of voxels: a newborn in a field of view of 500 mm fills 1 %
+_CONSTANT_SHARE, _CONSTANT_RATIO = 0.01, 20  # fraction of voxels, and ratio to its neighbours; noise stays below both
+_NEIGHBOURS = 30  # HU
 
-_LIMIT = 36000  # values beyond are clipped to it: offsets of 32768 still show
+_LIMIT = 36000  # values are clipped to it; offsets of 32768 are still recognized
 _SAMPLES = 2**16  # per slice, for the histogram; of 512 x 512 pixels every second row and column is counted
 _OFFSETS = (1024, 2048, 8192, 32768)  # of stored pixels, once and twice, and of signed values stored as unsigned
-_NARROW = 10  # the noise of a CT alone spreads its values wider
+_NARROW = 10  # HU: by its noise alone a CT has a wider range
 _RINGING_HU = 150  # a spline overshoots a window of 400 HU by less
 _SCALE_HU = (-900, 3000)  # limits beyond are those of the scale itself, such as -1024, -1000 and 3071
 
@@ -62,22 +62,22 @@ class _Distribution:
         self.constants = self._constants()
         self.natural = self.counts.copy()
         self.natural[[v + _LIMIT for v in self.constants]] = 0
-        self.padding = sum(int(self.counts[v + _LIMIT]) for v in self.constants if v < PADDING_HU)
-        # Synthetic images consist of constants only: then these are judged.
+        self.padding = sum(int(self.counts[v + _LIMIT]) for v in self.constants if v < _PADDING_HU)
+        # Synthetic images consist of constants only, which then count as natural.
         self.drawn = self.natural.sum() < 0.05 * self.total
         if self.drawn:
             self.natural = self.counts.copy()
-            self.natural[[v + _LIMIT for v in self.constants if v < PADDING_HU]] = 0
+            self.natural[[v + _LIMIT for v in self.constants if v < _PADDING_HU]] = 0
         self._cumulative = np.concatenate([[0], np.cumsum(self.natural)])
         self.size = max(1, int(self._cumulative[-1]))
 
     def _constants(self) -> list[int]:
-        often = np.flatnonzero(self.counts >= CONSTANT_SHARE * self.total)
+        often = np.flatnonzero(self.counts >= _CONSTANT_SHARE * self.total)
         found = []
         for index in often:
-            near = self.counts[max(0, index - NEIGHBOURS) : index + NEIGHBOURS + 1].sum()
+            near = self.counts[max(0, index - _NEIGHBOURS) : index + _NEIGHBOURS + 1].sum()
             near -= self.counts[max(0, index - 2) : index + 3].sum()  # interpolation and rounding spread it
-            if self.counts[index] * (2 * NEIGHBOURS - 4) >= CONSTANT_RATIO * near:
+            if self.counts[index] * (2 * _NEIGHBOURS - 4) >= _CONSTANT_RATIO * near:
                 found.append(int(index) - _LIMIT)
         return found
 
@@ -110,9 +110,10 @@ class _Distribution:
 
 
 def check_hu(path: Path, values: ValueCounts, low: float, high: float) -> list[str]:
-    """Return warnings about the HU of a CT whose values range from ``low`` to ``high``.
+    """Return warnings about the HU of a CT with values from ``low`` to ``high``.
 
-    Raises UnsupportedImageError for values that are not HU.
+    Raises:
+        UnsupportedImageError: the values are not HU.
     """
     found = _Distribution(values)
     doubts: list[str] = []
@@ -123,32 +124,32 @@ def check_hu(path: Path, values: ValueCounts, low: float, high: float) -> list[s
 
 
 def looks_like(values: ValueCounts) -> str:
-    """Describe what values that are not HU seem to be, and what to do about it."""
+    """Describe values that are not HU: what they seem to be, and the remedy."""
     return _looks_like(_Distribution(values))
 
 
 def _why_not_hu(found: _Distribution, doubts: list[str]) -> str:
-    """Return why the values cannot be HU, or ""; what only makes that likely is added to ``doubts``."""
-    natural_low = found.share(-_LIMIT, FAT_OR_AIR_HU)
+    """Return why the values cannot be HU, or "" if they can; suspicions are added to ``doubts``."""
+    natural_low = found.share(-_LIMIT, _FAT_OR_AIR_HU)
     body = found.share(*BODY_HU)
-    below_air = found.share(-_LIMIT, BELOW_AIR_HU)
-    few = 1 / found.total if found.drawn else A_FEW  # a synthetic image may have one voxel of a tissue
-    if natural_low < few and not found.constant_share(PADDING_HU, FAT_OR_AIR_HU):
-        return f"nothing is as low as fat or air ({FAT_OR_AIR_HU} or less); {_looks_like(found)}"
-    if found.share(SOFT_TISSUE_HU, _LIMIT) < few and not found.constant_share(SOFT_TISSUE_HU, _LIMIT):
-        return f"nothing is as high as soft tissue ({SOFT_TISSUE_HU} or more); {_looks_like(found)}"
+    below_air = found.share(-_LIMIT, _BELOW_AIR_HU)
+    few = 1 / found.total if found.drawn else _A_FEW  # a synthetic image may have one voxel of a tissue
+    if natural_low < few and not found.constant_share(_PADDING_HU, _FAT_OR_AIR_HU):
+        return f"no value is as low as fat or air ({_FAT_OR_AIR_HU} or less); {_looks_like(found)}"
+    if found.share(_SOFT_TISSUE_HU, _LIMIT) < few and not found.constant_share(_SOFT_TISSUE_HU, _LIMIT):
+        return f"no value is as high as soft tissue ({_SOFT_TISSUE_HU} or more); {_looks_like(found)}"
     if found.fractional > 0.05 and found.span(0.005)[1] - found.span(0.005)[0] <= _NARROW:
         return _looks_like(found)
     if below_air >= 0.05:
-        what = f"{below_air:.0%} lie below {BELOW_AIR_HU}, below air (-1000)"
+        what = f"{below_air:.0%} lie below {_BELOW_AIR_HU}, below air (-1000)"
         if below_air > body or below_air > max(body / 2, 4 * found.share(-1100, -850)):
             return f"{what}; {_looks_like(found)}"
         doubts.append(f"{what}: this may be padding, or a wrong scale")
     if found.drawn:
         return ""
-    # Rescaled once too often, fat lies where nothing is, and only cortical bone lies where soft tissue is.
+    # If HU were rescaled twice, fat is below air, and only cortical bone is in the range of soft tissue.
     body = max(body, found.constant_share(*BODY_HU))
-    if body < LEAST_BODY or (body < 0.02 and found.share(-_LIMIT, PADDING_HU) >= 0.1):
+    if body < _LEAST_BODY or (body < 0.02 and found.share(-_LIMIT, _PADDING_HU) >= 0.1):
         return f"only {body:.1%} are fat or soft tissue ({BODY_HU[0]} to {BODY_HU[1]}); {_looks_like(found)}"
     offset = _offset(found)
     if offset is not None and offset > 0 and natural_low <= found.share(offset - 150, offset + 200) / 4:
@@ -160,11 +161,11 @@ def _why_not_hu(found: _Distribution, doubts: list[str]) -> str:
         return _looks_like(found)
     if air is not None:
         doubts.append(f"air seems to be at {air} instead of -1000; check that the CT is in HU")
-    if natural_low < A_FEW:
+    if natural_low < _A_FEW:
         lowest, highest = found.span(0)
         picture = lowest == 0 and lowest in found.constants and highest <= 255
-        if picture or found.share(300, _LIMIT) > 0.3:  # bone is less of any part of the body
-            return f"apart from a constant, nothing is as low as fat or air; {_looks_like(found)}"
+        if picture or found.share(300, _LIMIT) > 0.3:  # no part of the body has so much bone
+            return f"apart from a constant, no value is as low as fat or air; {_looks_like(found)}"
         doubts.append("apart from padding, no value is as low as fat or air; check that the CT is in HU")
     return ""
 
@@ -193,7 +194,7 @@ def _looks_like(found: _Distribution) -> str:
 
 
 def _offset(found: _Distribution) -> int | None:
-    """Return by how much the body's values are off, if by 600 or more.
+    """Return the offset of the body's values from HU, if it is 600 or more.
 
     The body is the highest group of values with a gap below it; there is no gap between soft tissue and bone.
     """
@@ -205,7 +206,7 @@ def _offset(found: _Distribution) -> int | None:
     for at in range(high + 200, low - 200, -25):
         if abs(at) < 600 or body(at) < 0.02:
             continue
-        if found.share(at + GAP_HU[0], at + GAP_HU[1]) <= body(at) / 3 and found.share(at + 200, _LIMIT) <= body(at):
+        if found.share(at + _GAP_HU[0], at + _GAP_HU[1]) <= body(at) / 3 and found.share(at + 200, _LIMIT) <= body(at):
             best = max(range(at, at - 300, -25), key=body)
             air = best - 1150, best - 850
             if found.share(*air) >= 0.02:
@@ -229,11 +230,11 @@ def _is_inverted(found: _Distribution) -> bool:
 
 
 def _air_of_scaled(found: _Distribution) -> tuple[int | None, bool]:
-    """Find air in an image whose HU were divided by 1.6 to 16, so that the body crowds around 0.
+    """Find air in an image of HU divided by 1.6 to 16, in which the values of the body crowd around 0.
 
     Returns:
-        The value of air, None if there is none, and whether that is certain: the values are neither constant, like the
-        lower end of a window, nor as spread as lung.
+        The value of air, None if it is not found, and whether it is certain: its voxels are neither constant, like the
+        lower end of a window, nor as widely spread as lung.
     """
 
     def count(low: float, high: float) -> int:
@@ -270,7 +271,7 @@ def _clipped(found: _Distribution) -> list[str]:
 def _end(found: _Distribution, direction: int) -> int | None:
     """Return the value to which all below (direction 1) or above (-1) are clipped; None if they are not clipped."""
     counts = found.counts.copy()
-    counts[[v + _LIMIT for v in found.constants if v < PADDING_HU]] = 0
+    counts[[v + _LIMIT for v in found.constants if v < _PADDING_HU]] = 0
     counts = counts[::direction]
     total = np.cumsum(counts)
     first = int(np.argmax(counts > 0))
@@ -278,7 +279,7 @@ def _end(found: _Distribution, direction: int) -> int | None:
     for at in candidates:
         beyond, far = int(total[at - 3]), int(total[at - _RINGING_HU])  # overshoot of a resampled window
         within = counts[at + 3 : at + 53]
-        if far > A_FEW * found.total or np.count_nonzero(within) < 15:
+        if far > _A_FEW * found.total or np.count_nonzero(within) < 15:
             continue  # in a synthetic image each value is an end
         if counts[at] >= max(10, 10 * within.mean()) and counts[at] > 2 * beyond:
             return direction * (at - _LIMIT)

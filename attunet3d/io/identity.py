@@ -1,4 +1,4 @@
-"""Fingerprint inputs and recognize results, to tell whether they have changed without reading a CT."""
+"""Fingerprint inputs without reading them, and distinguish inputs from results in the same folder."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ _DETACHED = {".mhd": "metaimage", ".mha": "metaimage", ".nhdr": "nrrd", ".nrrd":
 
 
 def input_files(ct: str | os.PathLike[str], leave_out: str | os.PathLike[str] | None = None) -> FileStates:
-    """List the files of an input: all files below a folder but our own results; for a detached header also its data.
+    """List the files of an input, with their sizes and modification times.
 
-    Files that are missing or inaccessible are left out. As in the readers, links to folders are not followed.
+    Those of a folder are all files below it, except results of this package; a detached header has its data file too.
+    Missing and inaccessible files are left out. As in the readers, links to folders are not followed.
 
     Args:
-        ct: A file or a DICOM folder.
-        leave_out: A folder below it that is skipped, such as the one for results.
+        ct: a file or a DICOM folder.
+        leave_out: a subfolder to skip, such as the one for results.
     """
     path = os.fspath(ct)
     if os.path.isdir(path):
@@ -38,7 +39,7 @@ def input_files(ct: str | os.PathLike[str], leave_out: str | os.PathLike[str] | 
     kind = _DETACHED.get(os.path.splitext(path)[1].lower())
     state = files[path]
     if kind is not None and state is not None and state[0] <= MAX_HEADER_BYTES:  # a larger one holds its voxels itself
-        with suppress(AttUNet3dError, OSError):  # the reader will say what is wrong with it
+        with suppress(AttUNet3dError, OSError):  # the reader reports it
             data = str(data_file(Path(path), kind))
             files[data] = file_state(data)
     return {file: state for file, state in files.items() if state is not None}
@@ -52,9 +53,9 @@ def input_sha256(
     Names and UIDs cannot be recovered from it. It changes when the input is moved or rewritten.
 
     Args:
-        ct: The input as given; a link counts as its target.
-        series_uid: Series of a DICOM folder; not needed for a ``SeriesCase``.
-        files: From ``input_files``, if already known.
+        ct: the input as given; a link counts as its target.
+        series_uid: series of a DICOM folder; not needed for a ``SeriesCase``.
+        files: from ``input_files``, if already known.
     """
     if series_uid is None and isinstance(ct, SeriesCase):
         series_uid = ct.series.uid
@@ -77,9 +78,9 @@ def file_state(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 def own_files(names: Collection[str]) -> set[str]:
-    """Return those of the names in a folder that are results of this package, and so no input.
+    """Return which names in a folder are results of this package, and so no input.
 
-    A mask counts only beside its record: ``x_seg.nii.gz`` without ``x_seg.json`` is a file like any other.
+    A mask only counts if its record exists: ``x_seg.nii.gz`` without ``x_seg.json`` may be an input.
     """
     own = {name for name in names if TEMPORARY.fullmatch(name)}
     if ".run.lock" in names:

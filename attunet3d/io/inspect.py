@@ -1,4 +1,4 @@
-"""Describe the contents of a DICOM folder or an image file, and whether its geometry can be segmented."""
+"""Describe the series in a DICOM folder, or an image file, and whether they can be segmented."""
 
 import os
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from attunet3d.io.paths import existing
 from attunet3d.io.reader import NAMES, open_ct
 from attunet3d.io.slabs import LPS_TO_RAS, MIN_SPACING_MM, StoredImage, check_affine
 
-_SERIES_IS_FINE = "can be segmented"
+_USABLE_SERIES = "can be segmented"
 # Unlike DICOM, the headers of other formats do not say whether the image is a CT.
-_FILE_IS_FINE = "geometry can be segmented; whether it is a CT in HU shows when its voxels are read"
-_PLANES = ("sagittal", "coronal", "axial")  # whose normal is x, y, z
+_USABLE_FILE = "geometry can be segmented; whether it is a CT in HU shows when its voxels are read"
+_PLANES = ("sagittal", "coronal", "axial")  # with normals along x, y, z
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,18 @@ class Finding:
     """A series, a stack of a series, or an image file. Values missing in the headers are None.
 
     Attributes:
-        number: Position in the list, from 1.
-        uid: Of the series, see ``Series``.
-        kind: Such as "CT", "CT localizer" or "NIfTI".
-        files: Number of files.
-        size: Columns, rows and slices.
-        spacing_mm: Between columns, rows and slices.
+        number: position in the list, from 1.
+        uid: of the series, see ``Series``.
+        kind: such as "CT", "CT localizer" or "NIfTI".
+        files: number of files.
+        size: columns, rows and slices.
+        spacing_mm: between columns, rows and slices.
         plane: "axial", "coronal", "sagittal" or "oblique".
-        axes: Directions of increasing column, row and slice index, such as "LPS".
-        gantry_tilt_deg: Angle between the slice step and the slice normal.
-        usable: Whether it can be segmented, as far as headers tell.
-        verdict: "can be segmented", or why not. Voxels are not read, so that damaged pixels or values other than HU
-            may still be found later.
-        warnings: Those of the reader.
+        axes: directions of increasing column, row and slice index, such as "LPS".
+        gantry_tilt_deg: angle between the slice step and the slice normal.
+        usable: whether it can be segmented, according to its headers.
+        verdict: "can be segmented", or why not. Voxels are not read: pixels may still be damaged, or not in HU.
+        warnings: those of the reader.
     """
 
     number: int
@@ -58,36 +57,39 @@ class Finding:
 def inspect_path(path: str | os.PathLike[str]) -> list[Finding]:
     """Describe each series of a DICOM folder, in the order of their UIDs, or a NIfTI, NRRD or MetaImage file.
 
-    Only headers are read. Raises InputNotFoundError if there is nothing, and for an unusable file what ``open_ct``
-    does.
+    Only headers are read.
+
+    Raises:
+        InputNotFoundError: the path does not exist, or the folder has no DICOM.
+        AttUNet3dError: a file cannot be used, see ``open_ct``.
     """
     path = existing(path)
     if path.is_dir():
-        return [_of_series(number, series) for number, series in enumerate(find_series(path), 1)]
-    return [_of_file(path)]
+        return [_series_finding(number, series) for number, series in enumerate(find_series(path), 1)]
+    return [_file_finding(path)]
 
 
-def _of_series(number: int, series: Series) -> Finding:
+def _series_finding(number: int, series: Series) -> Finding:
     try:
         image = open_series(series)
     except AttUNet3dError as error:
-        return _of_headers(number, series, str(error))
-    return _of_image(number, series.uid, series.kind, series.files, image, True, _SERIES_IS_FINE)
+        return _header_finding(number, series, str(error))
+    return _image_finding(number, series.uid, series.kind, series.files, image, True, _USABLE_SERIES)
 
 
-def _of_file(path: Path) -> Finding:
+def _file_finding(path: Path) -> Finding:
     image = open_ct(path)
-    usable, verdict = True, _FILE_IS_FINE
+    usable, verdict = True, _USABLE_FILE
     try:
         check_affine(path, image.affine)
     except AttUNet3dError as error:
         usable, verdict = False, str(error)
     if min(image.shape) < 2:
         usable, verdict = False, f"{path}: single slice; a CT volume needs at least 2 slices: give the whole scan"
-    return _of_image(1, None, NAMES[image.metadata["format"]], 1, image, usable, verdict)
+    return _image_finding(1, None, NAMES[image.metadata["format"]], 1, image, usable, verdict)
 
 
-def _of_image(
+def _image_finding(
     number: int, uid: str | None, kind: str, files: int, image: StoredImage, usable: bool, verdict: str
 ) -> Finding:
     columns, rows, between = (_millimetres(step) for step in np.linalg.norm(image.affine[:3, :3], axis=0))
@@ -108,8 +110,8 @@ def _of_image(
     )
 
 
-def _of_headers(number: int, series: Series, reason: str) -> Finding:
-    """Describe a series that is no volume by its first image; without a grid there is no spacing between slices."""
+def _header_finding(number: int, series: Series, reason: str) -> Finding:
+    """Describe a series that is not a volume by its first image; the spacing between its slices is unknown."""
     first = series.images[0]
     rows, columns = first.spacing or (None, None)
     plane = axes = tilt = None
@@ -117,7 +119,7 @@ def _of_headers(number: int, series: Series, reason: str) -> Finding:
         affine = np.eye(4)
         affine[:3, :3] = np.transpose([first.orientation[:3], first.orientation[3:], first.normal])
         plane, axes = _orientation((LPS_TO_RAS @ affine)[:3, :3])
-        travel = _travel(series)
+        travel = _slice_travel(series)
         if axes is not None and travel is not None:
             affine[:3, 2] = travel
             tilt = round(tilt_deg(affine), 3)
@@ -138,7 +140,7 @@ def _of_headers(number: int, series: Series, reason: str) -> Finding:
     )
 
 
-def _travel(series: Series) -> np.ndarray | None:
+def _slice_travel(series: Series) -> np.ndarray | None:
     """Return the vector (LPS+ mm) from the first to the last of parallel slices; None if it has no direction."""
     normal = series.images[0].normal
     positions = [s.position for s in series.images if s.position is not None]

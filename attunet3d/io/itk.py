@@ -17,12 +17,12 @@ from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 def open_itk(path: Path) -> StoredImage:
     """Open a NRRD or MetaImage file, and read its header; the suffix decides if the content does not tell the format.
 
-    A separate data file must lie beside the header.
+    A separate data file must be in the folder of the header.
 
     Raises:
-        UnreadableInputError: The file is damaged, or its data file is missing.
-        UnsupportedImageError: Not a single 3D scalar image, or the data file lies elsewhere.
-        GeometryError: Lengths in units other than mm.
+        UnreadableInputError: the file is damaged, or its data file is missing.
+        UnsupportedImageError: not a single 3D scalar image, or the data file is in another folder.
+        GeometryError: lengths in units other than mm.
     """
     try:
         by_content = format_of(path)
@@ -76,7 +76,7 @@ def _slabs(path: Path, reader: sitk.ImageFileReader) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _itk_errors(path: Path) -> Iterator[None]:
-    """Convert ITK's errors, and silence its warnings. Not quoted: ITK reports truncated files as "no such file"."""
+    """Convert ITK's errors, and silence its warnings. ITK's text is not quoted: truncated files are "no such file"."""
     hint = "copy or export the file again"
     if path.suffix.lower() in (".mhd", ".nhdr"):
         hint = f"copy or export it again, with the data file that {path.name} names beside it"

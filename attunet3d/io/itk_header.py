@@ -1,6 +1,6 @@
 """Check what ITK does not check in the header of a MetaImage or NRRD file: its data file and its unit of length.
 
-Headers can name any file on the machine, and lists and patterns of files. Only a file beside the header is read.
+Headers can name any file on the machine, and lists and patterns of files. Only a file in the header's folder is read.
 """
 
 import re
@@ -12,8 +12,8 @@ from attunet3d.io.slabs import DEFLATE_MAX_RATIO
 
 MAX_HEADER_BYTES = 2**20  # usual headers have about 1 KB
 
-# Anywhere in the header, whatever its line breaks: what ITK might take for the field is refused unless it occurs once,
-# at the start of a line.
+# The field anywhere in the header, as ITK might find it whatever the line breaks, and at the start of a line: a header
+# is refused unless both match exactly once.
 _FIELDS = {
     "metaimage": (re.compile(rb"ElementDataFile", re.I), re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:](.*)$", re.M)),
     "nrrd": (re.compile(rb"data[ \t]?file[ \t]*:(?!=)", re.I), re.compile(rb"^data ?file:(.*)$", re.I | re.M)),
@@ -35,11 +35,11 @@ _TEXT_MAX_RATIO = 8  # at least one character of text for a value of at most eig
 
 
 def data_file(path: Path, kind: str) -> Path:
-    """Return the file with the voxels of a "metaimage" or "nrrd": ``path`` itself, or one beside it.
+    """Return the file with the voxels of a "metaimage" or "nrrd": ``path`` itself, or another in its folder.
 
     Raises:
-        UnreadableInputError: The header is malformed, or names no data file, or one that does not exist.
-        UnsupportedImageError: The header names a file elsewhere, or several.
+        UnreadableInputError: the header is malformed, or names no data file, or one that does not exist.
+        UnsupportedImageError: the header names a file elsewhere, or several.
     """
     start = _start(path)
     end = _END[kind].search(start)
@@ -80,7 +80,11 @@ def data_file(path: Path, kind: str) -> Path:
 
 
 def check_units(path: Path, kind: str) -> None:
-    """Raise GeometryError if the header of a "metaimage" or "nrrd" gives lengths in other units than mm."""
+    """Check that the header of a "metaimage" or "nrrd" has lengths in mm.
+
+    Raises:
+        GeometryError: it names another unit.
+    """
     for given in _UNITS.findall(_header(path, kind)):
         text = given.decode("utf-8", "replace").strip()
         names = re.findall(r'"([^"]*)"', text) if '"' in text else text.split()
@@ -93,9 +97,10 @@ def check_units(path: Path, kind: str) -> None:
 
 
 def skipped_bytes(path: Path, kind: str, data: Path) -> int:
-    """Return how many bytes precede the voxels of a "metaimage" or "nrrd" by its header, uncompressed; 0 by default.
+    """Return how many uncompressed bytes precede the voxels according to the header of a "metaimage" or "nrrd".
 
-    Raises UnreadableInputError if the voxels would begin within the header, or nowhere.
+    Raises:
+        UnreadableInputError: the voxels would begin within the header, or before the file.
     """
     header, total = _header(path, kind), 0
     for field, given in _SKIPS.findall(header):
@@ -115,9 +120,10 @@ def skipped_bytes(path: Path, kind: str, data: Path) -> int:
 
 
 def most_bytes(path: Path, data: Path) -> int:
-    """Return how many bytes of voxels the file ``data`` can hold at most, in the encoding given by the header ``path``.
+    """Return the maximum bytes of voxels that the file ``data`` can hold in the encoding of the header ``path``.
 
-    Raises UnreadableInputError if the header claims more compressed bytes than there are.
+    Raises:
+        UnreadableInputError: the header claims more compressed bytes than there are.
     """
     start = _start(path)
     size = data.stat().st_size

@@ -1,4 +1,4 @@
-"""Parse untrusted JSON, and write JSON that is safe to print on terminals."""
+"""Parse untrusted JSON, and format JSON that is safe to print on terminals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def parse_json(content: str | bytes) -> Any:
     """Parse a JSON text; bytes may be UTF-8, UTF-16 or UTF-32.
 
     Raises:
-        ValueError: Invalid JSON, nested more than 100 deep, with a number of thousands of digits, or a duplicate key.
+        ValueError: invalid JSON, nested more than 100 deep, with a number of thousands of digits, or a duplicate key.
     """
     try:
         value = json.loads(content, object_pairs_hook=_without_duplicates)
@@ -42,5 +42,13 @@ def _items(value: Any) -> Any:
 
 
 def json_text(value: Any, **how: Any) -> str:
-    """Format a value as JSON in printable ASCII. ``how``: arguments of ``json.dumps``. ValueError if not finite."""
+    """Format a value as JSON in printable ASCII.
+
+    Args:
+        value: of types that JSON has.
+        how: arguments of ``json.dumps``.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
     return json.dumps(value, allow_nan=False, **how).replace("\x7f", "\\u007f")  # json.dumps escapes all others

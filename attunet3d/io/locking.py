@@ -18,8 +18,8 @@ from attunet3d.io.writer import make_folder, no_link
 logger = logging.getLogger(__name__)
 
 LOCK = ".run.lock"
-_MOST_QUOTED = 300  # characters of what the lock file says about the other run
-_LOCKED_BYTE = 2**30
+_MOST_QUOTED = 300  # characters of the lock file, which describes the other run
+_LOCKED_BYTE = 2**30  # on Windows
 _held: dict[str, ExitStack] = {}
 
 
@@ -30,11 +30,11 @@ def locked(folder: Path, required: bool = True) -> Iterator[None]:
     Runs on other machines are kept out if the folder's storage supports locks across machines.
 
     Args:
-        folder: The folder.
-        required: Raise if the storage has no locks; otherwise this is only logged.
+        folder: to be locked.
+        required: raise if the storage has no locks; otherwise this is only logged.
 
     Raises:
-        OutputError: Another run has the lock, or the folder cannot be written or locked.
+        OutputError: another run has the lock, or the folder cannot be written or locked.
     """
     path = make_folder(folder) / LOCK
     try:
@@ -71,7 +71,7 @@ def hold_folder(folder: str | Path) -> None:
     A folder that is already locked by this process stays locked.
 
     Raises:
-        OutputError: Another process has the lock, or the folder cannot be written.
+        OutputError: another process has the lock, or the folder cannot be written.
     """
     key = os.path.realpath(folder)
     if key not in _held:
@@ -89,8 +89,8 @@ def _lock(file: IO[str]) -> None:
     """Lock an open file until it is closed, at the latest when the process ends.
 
     Raises:
-        BlockingIOError: another one has it locked.
-        OSError: the storage, or the system, has no such locks.
+        BlockingIOError: another process has locked it.
+        OSError: the storage, or the system, does not support locks.
     """
     try:
         import fcntl
@@ -106,7 +106,7 @@ def _lock_on_windows(file: IO[str]) -> None:
     except ImportError as error:
         raise OSError(errno.ENOTSUP, "this system has no such locks") from error
     windows: Any = msvcrt
-    # Others cannot even read what is locked: a byte far behind the text, where a file need not reach.
+    # Others cannot even read a locked byte, so this is one far beyond the text; it need not exist in the file.
     os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
     try:
         windows.locking(file.fileno(), windows.LK_NBLCK, 1)

@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class _Reader(ImageReader):
-    """MONAI's interface of a reader.
+    """Base of the readers below, for MONAI's ``LoadImage``.
 
-    ``LoadImage`` swallows errors of ``read`` and tries MONAI's own readers instead, which would accept what was refused
-    here; errors of ``get_data`` reach the caller. So ``read`` only keeps the path.
+    ``LoadImage`` swallows errors of ``read`` and tries MONAI's own readers instead, which would accept images that are
+    refused here. Errors of ``get_data`` reach the caller, so ``read`` only keeps the path.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -86,7 +86,7 @@ class LabelReader(_Reader):
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer with atomic writes, and a header that places the image as the CT's does.
+    """MONAI's NIfTI writer, with atomic writes and with the geometry fields of the CT's own header.
 
     Use: ``SaveImaged(keys="pred", writer="attunet3d.io.AtomicNibabelWriter", ...)``.
     """
@@ -94,13 +94,17 @@ class AtomicNibabelWriter(NibabelWriter):
     metadata: Mapping[str, Any] | None = None
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
-        """Like MONAI's; also keeps the metadata that CTReader has put into ``meta_dict``."""
+        """Set the metadata like MONAI's writer; also keep those that ``CTReader`` has put into ``meta_dict``."""
         super().set_metadata(meta_dict, resample=resample, **options)
         source = (meta_dict or {}).get("source")
         self.metadata = json.loads(source) if isinstance(source, str) else None
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
-        """Like MONAI's. Raises OutputError, which ``SaveImage`` turns into a RuntimeError that quotes it."""
+        """Write like MONAI's writer, but atomically.
+
+        Raises:
+            OutputError: the file cannot be written. ``SaveImage`` quotes it in a RuntimeError.
+        """
         ImageWriter.write(self, filename, verbose=verbose)
         image = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **obj_kwargs)
         set_geometry(image, np.asarray(image.affine, np.float64), self.metadata)
@@ -111,8 +115,8 @@ class AtomicNibabelWriter(NibabelWriter):
 class MaskLayout(FolderLayoutBase):
     """Layout of the masks that ``SaveImaged`` writes: ``<output_dir>/<folders below root>/<case>_seg.nii.gz``.
 
-    So ``a/ct.nii.gz`` and ``b/ct.nii.gz`` do not share a mask, nor do series in folders named by UIDs, which MONAI's
-    own layout cuts at the last dot.
+    MONAI's own layout would write the masks of ``a/ct.nii.gz`` and ``b/ct.nii.gz`` to one file, and so those of series
+    in folders named by UIDs, which it cuts at the last dot.
     """
 
     def __init__(self, output_dir: PathLike, root: PathLike) -> None:
@@ -125,7 +129,7 @@ class MaskLayout(FolderLayoutBase):
         return str(path)
 
     def case(self, subject: PathLike) -> str:
-        """Return the name of a CT's case, preceded by its folders below ``root``."""
+        """Return the name of a CT's case, with its folders below ``root``: "a/ct" for ``<root>/a/ct.nii.gz``."""
         folder = Path(os.path.abspath(subject)).parent
         below = folder.relative_to(self.root) if folder.is_relative_to(self.root) else Path()
         return (below / case_name(subject)).as_posix()

@@ -19,7 +19,7 @@ from attunet3d.io.formats import is_gzip
 from attunet3d.io.slabs import StoredImage, check_file_size, read_failed
 
 # All header fields that place the image: with these copied, each viewer shows a mask exactly where it shows the CT.
-GEOMETRY_FIELDS = (
+_GEOMETRY_FIELDS = (
     "pixdim",
     "qform_code",
     "sform_code",
@@ -34,8 +34,8 @@ GEOMETRY_FIELDS = (
     "srow_z",
 )
 MAX_OFFSET = 64 * 2**20  # of the voxels in the file: all before them has to be decompressed
-DISAGREEMENT_MM = 0.1
-LENGTH_UNITS = {0: "unknown", 1: "metres", 2: "mm", 3: "microns"}  # the low bits of xyzt_units
+_DISAGREEMENT_MM = 0.1
+_LENGTH_UNITS = {0: "unknown", 1: "metres", 2: "mm", 3: "microns"}  # the low bits of xyzt_units
 
 _DECODE_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
 
@@ -44,9 +44,9 @@ def open_nifti(path: Path) -> StoredImage:
     """Open a .nii or .nii.gz file, and read its header. Trailing dimensions of size 1 are dropped.
 
     Raises:
-        UnreadableInputError: The file is damaged.
-        UnsupportedImageError: Not a single 3D scalar image.
-        GeometryError: Lengths in units other than mm.
+        UnreadableInputError: the file is damaged.
+        UnsupportedImageError: not a single 3D scalar image.
+        GeometryError: lengths in units other than mm.
     """
     disabled = nibabel_logger.disabled
     nibabel_logger.disabled = True  # it logs each header field that it repairs
@@ -69,7 +69,7 @@ def open_nifti(path: Path) -> StoredImage:
     shape = (stored[0], stored[1], stored[2])
     if min(shape) < 1:
         raise UnreadableInputError(f"{path}: the header says shape {shape}, without voxels; export the file again")
-    unit = LENGTH_UNITS.get(int(header["xyzt_units"]) & 7, "an unknown unit")
+    unit = _LENGTH_UNITS.get(int(header["xyzt_units"]) & 7, "an unknown unit")
     if unit not in ("mm", "unknown"):
         raise GeometryError(f"{path}: the header gives lengths in {unit}; save the image again with lengths in mm")
     if not 0 <= offset <= MAX_OFFSET:
@@ -87,14 +87,14 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _read_header(path: Path) -> tuple[Any, list[str]]:
-    """Read only the header; also return warnings. ``nibabel.load`` reads extensions too, which can claim any length."""
+    """Return the header and warnings. ``nibabel.load`` would also read extensions, which can claim any length."""
     with _open(path) as f:
         start = f.read(nib.Nifti2Header.template_dtype.itemsize)
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         if kind.may_contain_header(start):
             header = kind(start[: kind.template_dtype.itemsize], check=False)
             warnings = []
-            # By the standard, less than 352 (or 544) means that. nibabel would take 0 literally.
+            # By the standard, a smaller offset means 352 (NIfTI-2: 544). nibabel would take 0 literally.
             offset, least = float(header["vox_offset"]), kind.single_vox_offset
             if 0 <= offset < least:
                 header["vox_offset"] = least
@@ -110,14 +110,14 @@ def _metadata(header: Any, shape: tuple[int, ...], warnings: list[str]) -> dict[
         warnings.append("the NIfTI header gives no orientation (sform and qform codes 0); nibabel's default is assumed")
     if qform_code and sform_code:
         apart = _disagreement_mm(header, shape)
-        if not apart <= DISAGREEMENT_MM:
+        if not apart <= _DISAGREEMENT_MM:
             warnings.append(f"sform and qform of the NIfTI header disagree by up to {apart:.2f} mm; the sform is used")
     return {
         "format": "nifti",
         "nifti_version": 2 if isinstance(header, nib.Nifti2Header) else 1,
         "sform_code": sform_code,
         "qform_code": qform_code,
-        "nifti_geometry": {field: header[field].tolist() for field in GEOMETRY_FIELDS},
+        "nifti_geometry": {field: header[field].tolist() for field in _GEOMETRY_FIELDS},
         "warnings": warnings,
     }
 

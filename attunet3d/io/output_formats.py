@@ -1,6 +1,6 @@
-"""Formats that the results of a case can be written in.
+"""Output formats of masks.
 
-To add one: a module that writes it, such as ``attunet3d.io.dicom.seg``, and an entry in ``FORMATS``.
+To add one, write a module for it, such as ``attunet3d.io.dicom.seg``, and add an entry to ``FORMATS``.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Save = Callable[[Path, "np.ndarray"], None]
 
 @dataclass(frozen=True)
 class MaskSource:
-    """What a mask is made from.
+    """The CT and the weights that a mask is computed from.
 
     Attributes:
-        ct: the CT as it was given, for messages.
-        affine: voxel -> RAS+ mm, of the CT and of the mask.
+        ct: the CT as given, for messages.
+        affine: from voxel indices to RAS+ mm, for the CT and the mask.
         metadata: metadata of the CT, see ``StoredImage``; a format may add to its list of "warnings".
         files, frames: DICOM images of the CT, see ``StoredImage``.
-        checkpoint_sha256: of the weights.
+        checkpoint_sha256: hash of the weights.
     """
 
     ct: PathLike
@@ -48,19 +48,19 @@ class MaskSource:
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """A format of a case's result.
+    """An output format.
 
     Attributes:
         name: value of ``output_format``.
-        suffix: of the file, after the name of the case.
+        suffix: end of the file name, after the name of the case.
         prepare: called before the network runs; returns the function that writes a mask, uint8 (X, Y, Z), to a path.
-            Raises AttUNet3dError if that cannot work with this CT.
-        check_header: raises UnsupportedImageError for a CT, of which only the header has been read, that has no
-            result in this format; None if any CT has one.
-        library: optional dependency that is needed to write it.
-        extra: of this package, which installs the library.
+            Raises an AttUNet3dError if the mask of this CT cannot be written in this format.
+        check_header: called with a CT of which only the header has been read; raises UnsupportedImageError if its
+            mask cannot be written in this format. None if that of any CT can.
+        library: optional dependency that writes it.
+        extra: extra of this package that installs the library.
         mask_copies: masks in memory while one is written, itself included.
-        library_bytes: taken by the library.
+        library_bytes: memory that the library takes.
     """
 
     name: str
@@ -73,11 +73,15 @@ class OutputFormat:
     library_bytes: int = 0
 
     def writing_bytes(self, voxels: int) -> int:
-        """Memory that is needed to write a mask of so many voxels, bytes."""
+        """Return how much memory writing a mask of ``voxels`` takes, bytes."""
         return self.mask_copies * voxels + self.library_bytes
 
     def check_installed(self) -> None:
-        """Raise ConfigError if the library is not installed."""
+        """Check that the library is installed.
+
+        Raises:
+            ConfigError: it is not.
+        """
         if self.library is not None and importlib.util.find_spec(self.library) is None:
             raise ConfigError(
                 f"output format {self.name} needs {self.library}, which is not installed; "
@@ -132,7 +136,7 @@ FORMATS = {
         _dicom_seg("dicom-seg-labelmap", "LABELMAP"),
     )
 }
-# Names, for help.
+# For help texts.
 FOR_ANY_CT = tuple(name for name, entry in FORMATS.items() if entry.check_header is None)
 FOR_DICOM = tuple(name for name in FORMATS if name not in FOR_ANY_CT)
 

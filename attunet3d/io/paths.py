@@ -1,4 +1,4 @@
-"""List the files in a folder and its subfolders, for readers that open every file."""
+"""Check input paths, and list the files of a folder and its subfolders."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pathlib import Path
 
 from attunet3d.errors import InputNotFoundError, UnreadableInputError
 
+PathLike = str | os.PathLike[str]
+
 
 def files_below(folder: Path) -> tuple[list[Path], int]:
     """Return every file in a folder and its subfolders, ordered by name, and the number of links to folders.
 
     Links to folders are not followed, as they may form cycles. Pipes and devices, and links to them, are left out,
-    since reading them may never end; dead links are not, since they may stand for slices.
+    since reading them may never end. Broken links are included: a missing slice must not go unnoticed.
 
     Raises:
-        UnreadableInputError: A folder cannot be listed: it may hold a part of the scan.
+        UnreadableInputError: a folder cannot be listed: it may hold a part of the scan.
     """
     found: list[Path] = []
     links = 0
@@ -33,11 +35,12 @@ def _unreadable(error: OSError) -> None:
     ) from error
 
 
-PathLike = str | os.PathLike[str]
-
-
 def existing(path: PathLike) -> Path:
-    """Return a path that exists. Raises InputNotFoundError if it does not."""
+    """Return ``path`` as a ``Path``.
+
+    Raises:
+        InputNotFoundError: it does not exist.
+    """
     path = Path(path)
     if not os.path.exists(path):  # not Path.exists, which raises for names that are too long
         raise InputNotFoundError(f"{path}: does not exist; check the path")
@@ -45,9 +48,8 @@ def existing(path: PathLike) -> Path:
 
 
 def path_as_listed(folder: PathLike, text: str) -> str:
-    """Read a path, relative to a folder, in a file that may have been written on Windows.
+    """Convert a path that was listed in a file, possibly on Windows: backslashes to slashes.
 
-    Returns:
-        The path with backslashes as slashes, unless something is called as it is written.
+    It is unchanged if ``folder`` has an entry with the backslashes in its name.
     """
     return text if os.path.lexists(os.path.join(folder, text)) else text.replace("\\", "/")

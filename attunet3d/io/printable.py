@@ -55,7 +55,7 @@ def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def own(stream: Any) -> Any:
-    """Return the stream for our own lines, if others' output to it is marked by a ``ForeignText``."""
+    """Return the stream for lines of this package: the one below ``stream`` if that is a ``ForeignText``."""
     return stream.stream if isinstance(stream, ForeignText) else stream
 
 
@@ -65,17 +65,17 @@ def say(text: str) -> None:
 
 
 def set_in(text: str) -> str:
-    """Indent lines that are not ours, such as a traceback's, by two spaces, and make each ``printable``.
+    """Indent lines from elsewhere, such as a traceback's, by two spaces, and make each ``printable``.
 
-    So whatever names they quote, none of them can pass for a line of ours.
+    So none of them can imitate a message of this package, whatever names they quote.
     """
     return "\n".join("  " + printable(line.expandtabs()) for line in text.rstrip("\n").split("\n"))
 
 
 class ForeignText(io.TextIOBase):
-    """A stream for the output of libraries and of Python itself, which it indents by ``set_in``; ``say`` bypasses it.
+    """A stream that indents the output of libraries and of Python itself like ``set_in``; ``say`` bypasses it.
 
-    It is not a terminal to them: their colours would be shown as escapes.
+    ``isatty`` is false: otherwise libraries would print colours, which are shown as escapes here.
     """
 
     def __init__(self, stream: Any) -> None:

@@ -46,16 +46,16 @@ def open_ct(path: PathLike, *, series_uid: str | None = None, allow_uneven: bool
     """Open a CT file or DICOM folder: read its grid from the header, but not yet its voxels (see ``to_hu``).
 
     Args:
-        path: A file, a DICOM folder, or a ``SeriesCase``, one series of a folder.
-        series_uid: Selects one of several DICOM series.
-        allow_uneven: Interpolate between DICOM slices with uneven spacing, which are refused otherwise.
+        path: a file, a DICOM folder, or a ``SeriesCase``, one series of a folder.
+        series_uid: selects one of several DICOM series.
+        allow_uneven: interpolate between DICOM slices with uneven spacing, which are refused otherwise.
 
     Raises:
-        InputNotFoundError: The path does not exist, or the folder has no such series.
-        UnreadableInputError: A file is damaged, of an unknown format, or must not be opened.
-        UnsupportedImageError: Not a single 3D CT.
-        GeometryError: The position or orientation of the image is missing, invalid or unsupported.
-        AmbiguousSeriesError: The folder holds several CT series.
+        InputNotFoundError: the path does not exist, or the folder has no such series.
+        UnreadableInputError: a file is damaged, of an unknown format, or must not be opened.
+        UnsupportedImageError: not a single 3D CT.
+        GeometryError: the position or orientation of the image is missing, invalid or unsupported.
+        AmbiguousSeriesError: the folder holds several CT series.
     """
     given = path
     path = existing(path)
@@ -93,14 +93,18 @@ def read_ct(
 def read_label(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Read a label map, uint8 (X, Y, Z), and its affine to RAS+ mm from a NIfTI, NRRD or MetaImage file.
 
-    Raises InputNotFoundError, UnreadableInputError, UnsupportedImageError, GeometryError.
+    Raises:
+        InputNotFoundError: the file does not exist.
+        UnreadableInputError: it is damaged, or of an unknown format.
+        UnsupportedImageError: not a single 3D image of integers from 0 to 255.
+        GeometryError: the affine is missing or unusable.
     """
     image = open_label(path)
     return to_labels(image), image.affine
 
 
 def open_file(path: Path) -> StoredImage:
-    """Open an image file by its content; by its suffix if the content does not tell the format."""
+    """Open an image file in the format of its content, or else of its suffix. Errors are those of ``open_ct``."""
     if not path.is_file():
         raise UnreadableInputError(f"{path}: a pipe or device; give an image file, or a DICOM folder")
     name = path.name.lower()
@@ -133,6 +137,7 @@ def open_file(path: Path) -> StoredImage:
 
 
 def open_label(path: PathLike) -> StoredImage:
+    """Open the file of a label map like ``open_file``, but read only its header. Errors are those of ``read_label``."""
     path = existing(path)
     if path.is_dir():
         raise UnsupportedImageError(

@@ -1,4 +1,4 @@
-"""safetensors files: tensors and texts, no code; read with limits, and with a checksum, which the format lacks."""
+"""Read and write safetensors files, with limits on their size and with a checksum, which the format itself lacks."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def is_safetensors(start: bytes) -> bool:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read the texts in the header of a safetensors file, and nothing else of it.
+    """Read the metadata in the header of a safetensors file, without its tensors.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the header is cut short, too long, or not one of safetensors.
+        ValueError: the header is truncated, too long, or not that of a safetensors file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -38,15 +38,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file into memory, and compare them with the checksum if it has one.
+    """Read the tensors of a safetensors file into memory, and verify its checksum if it has one.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is damaged, or no safetensors file.
+        ValueError: it is damaged, or not a safetensors file.
     """
     content = path.read_bytes()
     if _metadata(_header(content)).get(_CHECKSUM, digest := _digest(content)) != digest:
-        raise ValueError("it is not as it was written")
+        raise ValueError("its checksum does not match")
     from safetensors.torch import load
 
     try:
@@ -57,11 +57,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the content of a safetensors file.
+    """Return the content of a safetensors file for these tensors.
 
     Args:
-        tensors: dense ones, whose values are kept bit for bit; they may share memory.
-        metadata: texts, to which the checksum of all that the file holds is added as "sha256".
+        tensors: dense tensors, which may share memory; their values are kept bit for bit.
+        metadata: texts; the checksum of the whole content is added as "sha256".
     """
     import torch
     from safetensors.torch import save
@@ -73,7 +73,7 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def _digest(content: bytes) -> str:
-    """SHA-256 of a file's header, in one order and without the checksum itself, and of its tensors."""
+    """Hash the header, with sorted keys and without the checksum itself, and the tensors."""
     header = _header(content)
     metadata = {key: value for key, value in _metadata(header).items() if key != _CHECKSUM}
     digest = hashlib.sha256(json_text({**header, _METADATA: metadata}, sort_keys=True).encode())
@@ -88,7 +88,7 @@ def _header(content: bytes) -> dict[str, Any]:
 def _header_length(start: bytes, size: int) -> int:
     length = int.from_bytes(start[:_LENGTH], "little")
     if length > size - _LENGTH:
-        raise ValueError(f"cut short: {size} bytes, and its header alone has {length}")
+        raise ValueError(f"truncated: {size} bytes, of which the header alone would need {length}")
     if length > MOST_HEADER_BYTES:
         raise ValueError(f"its header has {length} bytes, more than {MOST_HEADER_BYTES}")
     return length
@@ -97,12 +97,12 @@ def _header_length(start: bytes, size: int) -> int:
 def _parsed(header: bytes) -> dict[str, Any]:
     content = parse_json(header.decode("utf-8"))
     if not isinstance(content, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     return content
 
 
 def _metadata(header: Mapping[str, Any]) -> dict[str, str]:
     metadata = header.get(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise ValueError("its metadata are no texts")
+        raise ValueError("its metadata are not texts")
     return metadata

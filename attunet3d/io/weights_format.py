@@ -1,4 +1,4 @@
-"""Which format a file of weights has, without reading them."""
+"""Recognize the format of a weights file without reading the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 from attunet3d.io.safetensors_file import START_BYTES, is_safetensors
 
-# What reading a damaged zip archive raises.
+# Errors on reading a damaged zip archive.
 ARCHIVE_ERRORS = (
     OSError,
     EOFError,
@@ -36,9 +36,9 @@ _ONNX_TAGS = b"\x12\x1a\x22\x2a\x32\x3a\x42"  # of the fields that may follow th
 
 
 def weights_format(path: Path) -> WeightsFormat | None:
-    """Return the format of a file of weights, by its content, or else by its suffix; None if it is none.
+    """Return the format of a weights file, by its content, or else by its suffix; None if it is not one.
 
-    A file with one of their suffixes that is damaged still has a format, so that reading it says what is wrong.
+    A damaged file has the format of its suffix: the error on reading it says what is wrong.
     """
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Write results atomically: each file is written to a temporary path beside its own, and then renamed."""
+"""Write results atomically: each file is written to a temporary path in the same folder, and then renamed."""
 
 import errno
 import hashlib
@@ -21,7 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 from attunet3d.errors import OutputError
 
 # Largest difference in mm (or mm per voxel) between an affine and its qform, which is stored as float32.
-QFORM_TOLERANCE = 1e-4
+_QFORM_TOLERANCE = 1e-4
 # Name of a temporary file: random part, host and process that write it; before version 0.6 only the random part.
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(?:(?P<host>[0-9a-f]{8})-(?P<process>\d+)-)?.+", re.DOTALL)
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.4)  # seconds
@@ -30,10 +30,10 @@ _ABANDONED_SECONDS = 7 * 24 * 3600
 
 @contextmanager
 def temporary_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` with its suffix; any file there is removed when the block ends.
+    """Yield a temporary path in the folder of ``path``, with its suffix; a file there is removed when the block ends.
 
     Raises:
-        OutputError: There is no such folder, or the block raises an OSError: it should only write.
+        OutputError: the folder does not exist, or the block, which should only write, raises an OSError.
     """
     path = Path(path)
     if os.path.isdir(path):  # not Path.is_dir, which raises for names that are too long
@@ -56,14 +56,14 @@ def temporary_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _hint(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return "free some space"
-    if sys.platform == "win32" and isinstance(error, PermissionError):  # no file that is open is replaced there
+    if sys.platform == "win32" and isinstance(error, PermissionError):  # open files cannot be replaced there
         return "close the program that has it open, or choose another folder"
     return "choose another folder"
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` with its suffix, and rename it to ``path`` if the block succeeds.
+    """Yield a temporary path in the folder of ``path``, with its suffix, which becomes ``path`` if the block succeeds.
 
     If the block fails or is interrupted, the temporary file is removed, and an existing ``path`` stays as it was.
     Errors are those of ``temporary_path``.
@@ -81,8 +81,8 @@ def replace_as_one(new: Sequence[tuple[Path, Path]], former: Sequence[Path] = ()
     failure.
 
     Args:
-        new: Temporary paths of complete files, and their final paths.
-        former: Other files of the old result, which are removed; they need not exist.
+        new: temporary paths of complete files, and their final paths.
+        former: other files of the old result, which are removed; they need not exist.
     """
     temporary, main = new[-1]
     for file, _ in new:
@@ -101,7 +101,7 @@ def replace_as_one(new: Sequence[tuple[Path, Path]], former: Sequence[Path] = ()
 
 
 def _replace(file: Path, place: Path) -> None:
-    """``os.replace``; on Windows again for a second, where virus scanners have files open for a moment."""
+    """Rename a file; on Windows, where virus scanners briefly open new files, try again for a second."""
     for pause in _PAUSES if sys.platform == "win32" else ():
         try:
             os.replace(file, place)
@@ -123,18 +123,18 @@ def _sync_folder(folder: Path) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """Return a unique name that tells which process writes the file, see ``remove_left_behind``."""
+    """Return a unique name with the process that writes the file, see ``remove_left_behind``."""
     return f".tmp-{uuid.uuid4().hex[:8]}-{_host()}-{os.getpid()}-{name}"
 
 
-def remove_left_behind(folder: str | os.PathLike[str], alone: bool = False) -> None:
-    """Remove temporary files of dead processes: by process number on this host, after a week on others.
+def remove_left_behind(folder: str | os.PathLike[str], exclusive: bool = False) -> None:
+    """Remove temporary files of processes that have ended; of those on other hosts, files older than a week.
 
-    No file takes a week to write, and files of living processes on this host are never touched.
+    No file takes a week to write.
 
     Args:
-        folder: Searched without its subfolders; need not exist.
-        alone: The caller has the folder for itself: all temporary files are removed.
+        folder: searched without its subfolders; need not exist.
+        exclusive: no other process writes to the folder: all temporary files are removed.
     """
     try:
         found = [(entry, TEMPORARY.fullmatch(entry.name)) for entry in os.scandir(folder)]
@@ -144,7 +144,7 @@ def remove_left_behind(folder: str | os.PathLike[str], alone: bool = False) -> N
         if match is None:
             continue
         with suppress(OSError):
-            if alone:
+            if exclusive:
                 dead = True
             elif match["host"] == _host():
                 dead = not _is_alive(int(match["process"]))
@@ -166,12 +166,16 @@ def _host() -> str:
 def _is_alive(process: int) -> bool:
     try:
         return bool(psutil.pid_exists(process))
-    except (psutil.Error, OSError, OverflowError):  # nothing is known of it
+    except (psutil.Error, OSError, OverflowError):  # unknown: its files stay
         return True
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create an output folder, with its parents, if it does not exist. Raises OutputError."""
+    """Create an output folder, with its parents, if it does not exist.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,14 +185,22 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def no_link(path: str, flags: int) -> int:
-    """Open a file, as opener of ``open``, unless it is a link, which may lead anywhere: OSError."""
+    """Open a file, as ``opener`` of ``open``, unless it is a symbolic link, which may lead anywhere.
+
+    Raises:
+        OSError: it is a link, or cannot be opened.
+    """
     if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):  # Windows
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
-    """Write UTF-8 text atomically; undecodable bytes in file names are kept. Raises OutputError."""
+    """Write UTF-8 text atomically; undecodable bytes of file names in it are kept.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
     return Path(path)
@@ -204,15 +216,15 @@ def write_mask(
     """Write a mask atomically as NIfTI.
 
     Args:
-        path: A .nii.gz or .nii file.
+        path: a .nii.gz or .nii file.
         mask: uint8 (X, Y, Z).
-        affine: From voxel indices to RAS+ mm.
-        metadata: ``Volume.metadata`` of the CT. If that was NIfTI, the header places the mask exactly as the CT, in
-            every viewer. Otherwise the sform is the affine with code 1 (scanner), and so is the qform unless the affine
-            is sheared.
+        affine: from voxel indices to RAS+ mm.
+        metadata: ``Volume.metadata`` of the CT. If that was NIfTI, its geometry fields are copied, so that every
+            viewer shows the mask exactly on the CT. Otherwise the sform is the affine with code 1 (scanner), and so is
+            the qform unless the affine is sheared.
 
     Raises:
-        OutputError: The mask or the name is unsuitable, or the file cannot be written.
+        OutputError: the mask or the name is unsuitable, or the file cannot be written.
     """
     path = Path(path)
     if not path.name.lower().endswith((".nii.gz", ".nii")):
@@ -264,5 +276,5 @@ def set_geometry(image: nib.Nifti1Image, affine: np.ndarray, metadata: Mapping[s
         image.header.set_qform(affine, code=1)
     except HeaderDataError:
         image.header["qform_code"] = 0
-    if not np.allclose(image.header.get_qform(), affine, rtol=0, atol=QFORM_TOLERANCE):
+    if not np.allclose(image.header.get_qform(), affine, rtol=0, atol=_QFORM_TOLERANCE):
         image.header["qform_code"] = 0

@@ -51,14 +51,14 @@ def run_pool(
     folder = Path(job.output)
     before = finished_before(cases, job, table, {DONE} if retry_failed else {DONE, FAILED, SET_ASIDE})
     todo = deque(case for case in cases if case.id not in before)
-    remove_left_behind(folder, alone=True)  # it is locked
+    remove_left_behind(folder, exclusive=True)  # it is locked
     status = Status(len(cases), len(before))
     status.by_status.update(before.values())
     resources = replace(resources, workers=min(resources.workers, len(todo)))
     if todo:
         actors = Actors(job, resources, CASES_PER_WORKER)
         Pool(todo, job, actors, resources.workers, status, table, watch, case_minutes=case_minutes).run()
-    remove_left_behind(folder, alone=True)
+    remove_left_behind(folder, exclusive=True)
     summary = status.summary(resources)
     write_text_atomic(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary

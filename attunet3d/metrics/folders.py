@@ -1,4 +1,4 @@
-"""Metrics of many cases: two folders of label maps, matched by name."""
+"""Score all label maps in a folder against the references of the same names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from attunet3d.io.cases import case_name
 from attunet3d.io.slabs import IMAGE_SUFFIXES
 from attunet3d.metrics.masks import score
 
-# Case, a path below the folder without the file's ending and suffix -> the files that may be its label map.
+# Case (path below the folder, without the ending and suffix of the file) -> the files that may be its label map.
 LabelMaps = Mapping[PurePosixPath, Sequence[Path]]
 
-# Endings of file names, most likely first. If there is such a file, one with the bare name is the CT.
+# Endings of file names, most likely first. If a case has a file with one of them, the one with the bare name is the CT.
 _PREDICTION_ENDINGS = ("_seg", "_label")
 _REFERENCE_ENDINGS = ("_label", "_seg")
 
-# `segment --attention` writes its maps beside the masks.
+# Maps of `segment --attention`, in the same folder as the masks.
 _ATTENTION_MAP = re.compile(r"_attention_level\w+$")
 
 
@@ -30,10 +30,10 @@ class FolderScores:
     """Scores of the cases of two folders.
 
     Attributes:
-        rows: a dict for each case that was scored, ordered by name: "case" and the metrics of ``compare_masks``.
-        failures: the reason for each prediction that could not be scored, by case.
-        unpredicted: cases of references without a prediction.
-        notes: warnings about cases that were scored, see ``score``.
+        rows: a dict for each scored case, ordered by name: "case" and the metrics of ``compare_masks``.
+        failures: errors of the predictions that could not be scored, by case.
+        unpredicted: cases with a reference but no prediction.
+        notes: warnings about scored cases, see ``score``.
     """
 
     rows: list[dict[str, Any]]
@@ -55,18 +55,16 @@ def score_folders(
 
     The name of a case is its path in the folder without "_seg" or "_label" and the file suffix: ``p1/ct_seg.nii.gz``
     matches ``p1/ct_label.nii.gz``. If one of the two is directly in its folder, the file name is enough, unless another
-    case has it too: ``imagesTs/a_seg.nii.gz`` matches ``a.nii.gz``. If a case has several files, the prediction is the
-    one with "_seg" rather than "_label", the reference that with "_label" rather than "_seg"; a bare name is the CT.
+    case has it too: ``imagesTs/a_seg.nii.gz`` matches ``a.nii.gz``. If a case has several files, the one with "_seg" is
+    preferred as the prediction, the one with "_label" as the reference; one with neither is the CT.
 
-    A case that fails does not stop the others. A reference without a prediction is not a failure: the masks of a part
-    of a data set are often scored against all its references.
+    If a case fails, the others are still scored. A reference without a prediction is not a failure: often only a part
+    of a data set has been segmented.
 
     Args:
         predictions: folder of label maps (NIfTI, NRRD, MetaImage).
         references: folder of label maps on the same voxels.
-        prediction_label: as for ``score``.
-        reference_label: as for ``score``.
-        tolerance_mm: as for ``score``.
+        prediction_label, reference_label, tolerance_mm: as in ``score``.
         progress: called with (cases done, all cases).
 
     Raises:
@@ -108,7 +106,7 @@ def score_folders(
 
 
 def _label_maps(folder: Path, endings: Sequence[str]) -> LabelMaps:
-    """Find the files of each case, ordered by case; only those with the most likely ending."""
+    """Find the files of each case, in the order of the cases; of several files, those with the most likely ending."""
     if not folder.is_dir():
         raise InputNotFoundError(f"{folder}: no such folder of label maps")
 
@@ -132,7 +130,7 @@ def _label_maps(folder: Path, endings: Sequence[str]) -> LabelMaps:
 
 
 def _partners(case: PurePosixPath, predicted: LabelMaps, referenced: LabelMaps) -> list[PurePosixPath]:
-    """Find the references that may match a prediction: the one of the same path, or those of the same name."""
+    """Find the references that may match a prediction: the one at the same path, or those of the same name."""
     if case in referenced:
         return [case]
     top = PurePosixPath()
@@ -149,7 +147,12 @@ def _pair(
     referenced: LabelMaps,
     partners: Mapping[PurePosixPath, Sequence[PurePosixPath]],
 ) -> tuple[Path, Path]:
-    """Return the files to compare for a prediction. Raises InputNotFoundError, ConfigError."""
+    """Return the prediction and the reference of a case.
+
+    Raises:
+        InputNotFoundError: it has no reference.
+        ConfigError: it has several predictions or references.
+    """
     references = [path for partner in partners[case] for path in referenced[partner]]
     if not references:
         raise InputNotFoundError(

@@ -1,4 +1,4 @@
-"""Agreement of a mask with a reference in patient space: overlap, surface distances in mm, volumes in mL."""
+"""Compare a mask with a reference in patient space: overlap, surface distances in mm, volumes in mL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METRICS = (
     "difference_ml",
 )
 
-# Distances up to this much (mm) above the tolerance are within it: a float32 affine rounds.
+# Added to the tolerance (mm), since float32 affines are rounded.
 _ROUNDING_MM = 1e-4
 
 
@@ -46,10 +46,10 @@ def score(
     Args:
         prediction: label map (NIfTI, NRRD, MetaImage).
         reference: label map on the same voxels; it may have another orientation.
-        prediction_label: foreground value or values of the prediction. By default 1, and then the file may contain no
-            other structures.
-        reference_label: the same for the reference.
-        tolerance_mm: largest distance at which surfaces agree, for the normalized surface Dice.
+        prediction_label: foreground value or values of the prediction. By default 1; a file with other values than 0
+            and 1 is then refused.
+        reference_label: like ``prediction_label``, for the reference.
+        tolerance_mm: largest distance at which surfaces agree, for ``nsd``.
         warn: called with each warning: the files are the same, headers differ slightly, or the prediction
             contains only other organs.
 
@@ -75,7 +75,7 @@ def score(
         if labels is not None:  # an explicit choice excludes all other values
             wanted = replace(wanted, allowed=None)
         label, affine = read_label(path)
-        # An empty map is valid; one with only other organs may be a mistake, and in a reference it is one.
+        # An empty map is valid. One with only other organs may be a mistake; in a reference it is an error.
         empty = not label.any()
         for note in check_values(path, label, wanted, may_lack=empty or name == "prediction"):
             if not empty:
@@ -96,10 +96,12 @@ def compare_masks(
 ) -> dict[str, float]:
     """Compute overlap, surface distances and volumes of two masks on one grid.
 
+    Outside the volume is background: a mask that is cut off by the border of the volume has a surface there.
+
     Args:
         prediction: boolean (X, Y, Z).
         reference: boolean (X, Y, Z).
-        affine: voxel to mm, 4 x 4; may be oblique or sheared.
+        affine: from voxel indices to mm, (4, 4); may be oblique or sheared.
         tolerance_mm: largest distance at which surfaces agree, for ``nsd``.
 
     Returns:
@@ -110,8 +112,8 @@ def compare_masks(
 
         ``hd95_mm``: the larger of the two 95th percentiles of those distances.
 
-        ``nsd``: normalized surface Dice (Nikolov et al., arXiv:1809.04430): the share of both surfaces, by area, that
-        lies within ``tolerance_mm`` of the other one.
+        ``nsd``: normalized surface Dice (Nikolov et al., arXiv:1809.04430): the fraction of both surfaces, by area,
+        within ``tolerance_mm`` of the other one.
 
         ``prediction_ml``, ``reference_ml`` and ``difference_ml``, prediction minus reference.
 
@@ -125,10 +127,8 @@ def compare_masks(
         reference only        0     0          0       inf      inf      0
         ====================  ====  =========  ======  =======  =======  ===
 
-        The metrics of two empty masks are undefined, and a mean is that of the other cases
-        (Maier-Hein et al., Metrics reloaded, Nature Methods 21, 2024).
-
-    Outside the volume is background: a mask that the border of the volume cuts off has a surface there.
+        The metrics of two empty masks are undefined; means leave them out (Maier-Hein et al., Metrics reloaded, Nature
+        Methods 21, 2024).
 
     Raises:
         GeometryError: the shapes differ or are not (X, Y, Z).
@@ -160,7 +160,7 @@ def compare_masks(
 
 
 def foreground(label: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """Return whether each voxel has one of the values: bool."""
+    """Return the mask (bool) of the voxels that have one of the values."""
     mask = label == values[0]
     for value in values[1:]:
         mask |= label == value
@@ -172,14 +172,14 @@ def _compare_surfaces(
 ) -> tuple[float, float, float]:
     """Compute ASSD (mm), HD95 (mm) and normalized surface Dice of two masks that are not empty.
 
-    The definitions are those of MONAI's compute_average_surface_distance, compute_hausdorff_distance and
-    compute_surface_dice(use_subvoxels=True), but not the functions: their spacing cannot describe the sheared grid of a
-    tilted gantry, and for a mask that is scattered over the body they take minutes and gigabytes.
+    The definitions are those of MONAI's ``compute_average_surface_distance``, ``compute_hausdorff_distance`` and
+    ``compute_surface_dice(use_subvoxels=True)``, which are not used: their spacing cannot describe the sheared grid of
+    a tilted gantry, and for a mask that is scattered over the body they take minutes and gigabytes.
     """
     from monai.metrics.utils import get_code_to_measure_table
     from scipy.ndimage import binary_erosion
 
-    # Pad with background, which is what lies outside the box or the volume.
+    # Outside the box or the volume is background.
     pair = [np.pad(mask, 1) for mask in (prediction, reference)]
     there, back = _distances([mask ^ binary_erosion(mask) for mask in pair], affine)
     assd = float(np.concatenate([there, back]).mean())
@@ -199,7 +199,7 @@ def _compare_surfaces(
 
 
 def _neighbourhood_codes(mask: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return which of each 2 x 2 x 2 voxels are in the mask, as the sum of their weights: uint8 (X-1, Y-1, Z-1)."""
+    """Encode which of each 2 x 2 x 2 voxels are in the mask as the sum of their weights: uint8 (X-1, Y-1, Z-1)."""
     codes = np.zeros([n - 1 for n in mask.shape], np.uint8)
     for offset, weight in np.ndenumerate(weights):
         codes += weight * mask[tuple(slice(i, i + n) for i, n in zip(offset, codes.shape, strict=True))]

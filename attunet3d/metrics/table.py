@@ -1,4 +1,4 @@
-"""Tables and summaries of metrics over many cases."""
+"""Summarize metrics over many cases, and write them as a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Summarize the distribution of each metric over the cases of a study.
 
     Args:
-        rows: a mapping for each case: "case" and the metrics of ``compare_masks``.
+        rows: a mapping for each case, with "case" and the metrics of ``compare_masks``.
 
     Returns:
         For each metric a dict: ``n`` (cases), ``mean`` and ``sd`` (of the sample: n - 1) of the finite values,
@@ -35,13 +35,13 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def write_metrics_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write a table of cases as CSV in UTF-8, atomically; the folder is created if it does not exist.
 
-    Args:
-        path: of the file.
-        rows: a mapping for each case, all with the same keys, which are the header; "case" comes first. Without rows
-            the header is that of ``compare_masks``.
-
     Numbers have 6 decimals, enough for one voxel (0.0001 mL or more) and to recompute the summary; an infinite distance
     is ``inf``, an undefined value ``nan``. An apostrophe precedes text that a spreadsheet would take for a formula.
+
+    Args:
+        path: the file to write.
+        rows: a mapping for each case, all with the same keys, which are the columns; "case" comes first. Without rows
+            the columns are those of ``compare_masks``.
 
     Raises:
         OutputError: the file cannot be written.

@@ -30,7 +30,7 @@ def conv_block(spatial_dims: int, in_channels: int, out_channels: int, kernel_si
 
 
 def resample(x: Tensor, size: list[int], mode: str) -> Tensor:
-    """Resample (B, C, *spatial) linearly to ``size``, aligned at voxel edges, not voxel centres."""
+    """Resample (B, C, *spatial) linearly to ``size``, aligned at voxel edges, not centres (``align_corners=False``)."""
     if not torch.jit.is_scripting() and x.requires_grad and not torch.jit.is_tracing():
         factor = whole_factor(x.shape[2:], size)
         if factor:
@@ -40,10 +40,10 @@ def resample(x: Tensor, size: list[int], mode: str) -> Tensor:
 
 
 class GridAttentionGate(nn.Module):
-    """The paper's gate: alpha is computed on the gating signal's coarse grid and resampled trilinearly to that of x.
+    """The gate of the paper: alpha is computed on the coarse grid of g and resampled linearly to the grid of x.
 
-    ``w_x`` halves x (kernel 2, stride 2); ``w_g`` g is resampled to its size if that differs. The gated features pass
-    through ``w_out``, a 1x1x1 convolution with BatchNorm, as in the authors' published 3D code.
+    ``w_x`` halves the size of x (kernel 2, stride 2); the output of ``w_g`` is resampled to that size if it differs.
+    The gated features pass through ``w_out``, a 1x1x1 convolution with BatchNorm, as in the authors' published 3D code.
 
     Args:
         spatial_dims: 2 or 3.
@@ -68,7 +68,7 @@ class GridAttentionGate(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, F_l, *spatial), g (B, F_g, *coarse) -> gated x (B, F_l, *spatial), alpha (B, 1, *spatial)."""
+        """Return gated x and alpha (B, 1, *spatial) for x (B, F_l, *spatial) and g (B, F_g, *coarse)."""
         wx = self.w_x(x)  # (B, F_int, *spatial // 2)
         wg = self.w_g(g)  # (B, F_int, *coarse)
         if wg.shape[2:] != wx.shape[2:]:
@@ -79,9 +79,9 @@ class GridAttentionGate(nn.Module):
 
 
 class AdditiveAttentionGate(nn.Module):
-    """The gate of the widely used PyTorch AttU_Net: g is already upsampled, so nothing is resampled here.
+    """The gate of AttU_Net, a widely used PyTorch network: g is already upsampled to the size of x.
 
-    Arguments as for ``GridAttentionGate``; ``w_x``, ``w_g`` and ``psi`` are 1x1x1 convolutions with BatchNorm.
+    Arguments: as for ``GridAttentionGate``. ``w_x``, ``w_g`` and ``psi`` are 1x1x1 convolutions with BatchNorm.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class AdditiveAttentionGate(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, F_l, *spatial), g (B, F_g, *spatial) -> gated x (B, F_l, *spatial), alpha (B, 1, *spatial)."""
+        """Return gated x and alpha (B, 1, *spatial) for x (B, F_l, *spatial) and g (B, F_g, *spatial)."""
         alpha = torch.sigmoid(self.psi(self.dropout(F.relu(self.w_x(x) + self.w_g(g)))))
         return alpha * x, alpha
 
@@ -107,8 +107,8 @@ class AdditiveAttentionGate(nn.Module):
 class GatedSkip(nn.Module):
     """The gates of one skip connection, and the 1x1x1 block that combines their outputs.
 
-    With ``combine`` (the published 3D network, for one gate and for several) the gated features are concatenated and
-    reduced to F_l channels; without it (AttU_Net) the output of the only gate is returned unchanged.
+    With ``combine`` (in the published 3D network) the gated features are concatenated and reduced to F_l channels.
+    Without it (in AttU_Net) there is one gate, whose output is returned unchanged.
     """
 
     def __init__(self, gates: list[nn.Module], combine: nn.Module | None) -> None:
@@ -117,7 +117,7 @@ class GatedSkip(nn.Module):
         self.combine = combine
 
     def forward(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, F_l, *spatial), g -> gated x (B, F_l, *spatial), alpha (B, gates, *spatial)."""
+        """Return gated x and alpha (B, gates, *spatial) for x (B, F_l, *spatial) and g."""
         gated: list[Tensor] = []
         alphas: list[Tensor] = []
         for gate in self.gates:

@@ -1,4 +1,4 @@
-"""A network whose outputs are the attention weights of its gates."""
+"""Turn an Attention U-Net into a network that returns the attention weights of its gates."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from attunet3d.errors import ConfigError
-from attunet3d.networks import AttentionUNet
 from attunet3d.networks.attention_gate import resample
+from attunet3d.networks.attention_unet import AttentionUNet
 
 
 class AttentionMaps(nn.Module):
@@ -22,7 +22,7 @@ class AttentionMaps(nn.Module):
         ConfigError: the network has no attention gates.
 
     Attributes:
-        names: one per map, finest level first, numbered from 1 as in the paper: "level2", "level3", ..., or
+        names: name of each map, from the finest level (1 in the paper) to the coarsest: "level2", "level3", ..., or
             "level2_gate1", "level2_gate2", ... if a skip has several gates.
     """
 
@@ -38,7 +38,7 @@ class AttentionMaps(nn.Module):
         self.min_size = network.min_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, C, *spatial) -> alpha in [0, 1] (B, maps, *spatial), resampled linearly to the image's size."""
+        """Return alpha in [0, 1] (B, maps, *spatial) for an image (B, C, *spatial), resampled linearly to its size."""
         alphas = self.network.attention_maps(x)[1]
         return torch.cat([resample(alpha, list(x.shape[2:]), self.network.mode) for alpha in alphas], dim=1)
 
@@ -52,7 +52,7 @@ def _names(network: AttentionUNet) -> list[str]:
 
 
 def _without_logits(network: nn.Module) -> nn.Module:
-    """Copy the network without what no gate needs: the decoder's finest features, which are the largest, and logits."""
+    """Copy the network without the parts that no gate needs: the finest features of the decoder, and the logits."""
     network = copy.deepcopy(network)
     finest = network.decoder[-1]
     if finest.gate is None:

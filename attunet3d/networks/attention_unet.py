@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Join(nn.Module):
         self.mode = mode
 
     def forward(self, skip: Tensor, up: Tensor) -> Tensor:
-        """skip (B, F_l, *spatial), up (B, F_g, *coarse or *spatial) -> (B, F_l + F_g, *spatial)."""
+        """Join skip (B, F_l, *spatial) and up (B, F_g, *coarse or *spatial) to (B, F_l + F_g, *spatial)."""
         if up.shape[2:] != skip.shape[2:]:
             up = resample(up, skip.shape[2:], self.mode)
         return torch.cat([skip, up], dim=1)
@@ -117,24 +117,24 @@ class AttentionUNet(nn.Module):
     """Attention U-Net (Oktay et al., arXiv 1804.03999), layer by layer the authors' published 3D network for CT.
 
     The defaults are that network with one gate per skip: 6.2136 M parameters. Any spatial size of at least
-    ``2 ** (len(channels) - 1)`` voxels per axis works (16 for five levels), odd sizes included. The module can be
+    ``2 ** (len(channels) - 1)`` voxels per axis works (16 for five levels), also an odd one. The module can be
     scripted, traced and exported to ONNX.
 
     The keys of ``state_dict`` are a stable format; they do not depend on ``dropout``, ``input_mean`` or ``input_std``.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: image channels.
+        in_channels: channels of the image.
         out_channels: classes, background included.
         channels: features per level, finest first; each level halves the size.
-        gate: "grid" is the paper's gate (alpha on the coarse grid, resampled trilinearly); "additive" is AttU_Net's
-            (after upsampling); None: plain skips.
-        gates_per_skip: gates per skip connection, 1 (single) or more (multi, the paper's multi-dimensional attention).
+        gate: "grid" for the gate of the paper (``GridAttentionGate``), "additive" for that of AttU_Net
+            (``AdditiveAttentionGate``), None for plain skips.
+        gates_per_skip: gates per skip connection; more than 1 is the multi-dimensional attention of the paper.
         gate_first_skip: also gate the finest skip; the paper does not.
-        deep_supervision: fuse a class map from every decoder level into the output (one output tensor).
+        deep_supervision: predict a class map from every decoder level, and fuse them into one output tensor.
         upsample: "linear" (tri- or bilinear) or "conv" (nearest neighbour and a 3x3x3 block, as in AttU_Net).
         dropout: probability in [0, 1) of dropping a feature in train mode, after each level and inside the gates.
-        input_mean, input_std: subtracted from the image, and divided by: with those of the data, input is N(0, 1).
+        input_mean, input_std: mean that is subtracted from the image, and standard deviation that it is divided by.
         auxiliary_channels: classes of an auxiliary task, predicted from the features of every decoder level; in train
             mode their logits follow those of ``out_channels``. Weights load with and without them.
 
@@ -160,32 +160,7 @@ class AttentionUNet(nn.Module):
         auxiliary_channels: int = 0,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
-        if len(channels) < 2 or min(channels) < 1:
-            raise ValueError(f"channels must hold at least 2 positive numbers, got {tuple(channels)}")
-        if in_channels < 1 or out_channels < 1:
-            raise ValueError(f"in_channels and out_channels must be at least 1, got {in_channels} and {out_channels}")
-        if gate not in ("grid", "additive", None):
-            raise ValueError(f'gate must be "grid", "additive" or None, got {gate!r}')
-        if gates_per_skip < 1:
-            raise ValueError(f"gates_per_skip must be at least 1, got {gates_per_skip}")
-        if upsample not in ("linear", "conv"):
-            raise ValueError(f'upsample must be "linear" or "conv", got {upsample!r}')
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        if not input_std > 0.0:
-            raise ValueError(f"input_std must be above 0, got {input_std}")
-        if auxiliary_channels < 0:
-            raise ValueError(f"auxiliary_channels must not be negative, got {auxiliary_channels}")
-        most = max(*channels, in_channels, out_channels, auxiliary_channels)
-        if most > MOST_CHANNELS or max(len(channels), gates_per_skip) > MOST_LEVELS:
-            raise ValueError(
-                f"a network has at most {MOST_CHANNELS} channels, and {MOST_LEVELS} levels and gates per skip, got "
-                f"channels {tuple(channels)[: MOST_LEVELS + 1]}, gates_per_skip {gates_per_skip}"
-            )
-
-        self.arguments = {
+        arguments: dict[str, Any] = {
             "spatial_dims": spatial_dims,
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -200,6 +175,8 @@ class AttentionUNet(nn.Module):
             "input_std": input_std,
             "auxiliary_channels": auxiliary_channels,
         }
+        _check_arguments(**arguments)
+        self.arguments = arguments
         self.channels = tuple(channels)
         self.input_mean = float(input_mean)
         self.input_std = float(input_std)
@@ -261,7 +238,9 @@ class AttentionUNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, in_channels, *spatial) -> logits (B, out_channels, *spatial); in train mode also auxiliary.
+        """Return the logits (B, out_channels, *spatial) of an image (B, in_channels, *spatial).
+
+        In train mode the auxiliary logits follow along the channel axis.
 
         Raises:
             ValueError: an axis has fewer than ``min_size`` voxels.
@@ -325,3 +304,48 @@ class AttentionUNet(nn.Module):
             own = head(features[level])
             total = own if level == 0 else own + resample(total, own.shape[2:], self.mode)
         return total
+
+
+def _check_arguments(
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    channels: Sequence[int],
+    gate: object,
+    gates_per_skip: int,
+    upsample: object,
+    dropout: float,
+    input_std: float,
+    auxiliary_channels: int,
+    **unchecked: object,
+) -> None:
+    """Check the arguments of an ``AttentionUNet``.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
+    if len(channels) < 2 or min(channels) < 1:
+        raise ValueError(f"channels must hold at least 2 positive numbers, got {tuple(channels)}")
+    if in_channels < 1 or out_channels < 1:
+        raise ValueError(f"in_channels and out_channels must be at least 1, got {in_channels} and {out_channels}")
+    if gate not in (*get_args(GateName), None):
+        raise ValueError(f"gate must be one of {get_args(GateName)} or None, got {gate!r}")
+    if gates_per_skip < 1:
+        raise ValueError(f"gates_per_skip must be at least 1, got {gates_per_skip}")
+    if upsample not in ("linear", "conv"):
+        raise ValueError(f'upsample must be "linear" or "conv", got {upsample!r}')
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    if not input_std > 0.0:
+        raise ValueError(f"input_std must be above 0, got {input_std}")
+    if auxiliary_channels < 0:
+        raise ValueError(f"auxiliary_channels must not be negative, got {auxiliary_channels}")
+    most = max(*channels, in_channels, out_channels, auxiliary_channels)
+    if most > MOST_CHANNELS or max(len(channels), gates_per_skip) > MOST_LEVELS:
+        raise ValueError(
+            f"a network has at most {MOST_CHANNELS} channels, and {MOST_LEVELS} levels and gates per skip, got "
+            f"channels {tuple(channels)[: MOST_LEVELS + 1]}, gates_per_skip {gates_per_skip}"
+        )

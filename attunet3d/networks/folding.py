@@ -1,6 +1,6 @@
-"""Folding a network for inference: consecutive linear layers are merged into one.
+"""Fold a network for inference: merge consecutive linear layers.
 
-The result computes the same function in eval mode, up to rounding.
+The result is the same function in eval mode, up to rounding.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from attunet3d.networks import AttentionUNet
 from attunet3d.networks.attention_gate import resample
+from attunet3d.networks.attention_unet import AttentionUNet
 from attunet3d.networks.upsampling import upsample, whole_factor
 
 
@@ -25,7 +25,7 @@ def fold(network: nn.Module, single_logit: bool = False, split: bool = False) ->
 
     Args:
         network: any module; it is not changed.
-        single_logit: give an ``AttentionUNet`` with two classes one output channel, the difference of the logits.
+        single_logit: for an ``AttentionUNet`` with two classes, return the difference of the logits in one channel.
         split: in the decoder of an ``AttentionUNet``, convolve skip and upsampled features separately and add the
             results: on CPUs this is faster than concatenating them first, in half the memory.
     """
@@ -50,7 +50,10 @@ def _fold_batch_norm(sequence: nn.Sequential) -> None:
 
 
 def _fold_heads(network: AttentionUNet, single_logit: bool) -> None:
-    """final(cat(up(head_l(f_l)))) = sum_l up(head'_l(f_l)): interpolation commutes with 1x1x1 convolutions."""
+    """Merge ``final`` into the heads: final(cat(up(head_l(f_l)))) = sum_l up(head'_l(f_l)).
+
+    This is exact, since interpolation commutes with 1x1x1 convolutions.
+    """
     heads = [head for head in network.heads if isinstance(head, nn.Conv2d | nn.Conv3d)]
     classes = heads[0].out_channels
     finest_last = [(_double(h.weight).flatten(1), _bias(h)) for h in heads]
@@ -80,7 +83,7 @@ class _ListOf(nn.Module):
 
 
 class _ConvOfParts(nn.Module):
-    """conv(Join(skip, up)) without concatenation: a convolution is linear in its input channels.
+    """Replaces a convolution after a ``Join``: convolves skip and upsampled features separately and adds the results.
 
     Features are upsampled and convolved a few channels at a time, as many as the skip has.
     """
@@ -99,7 +102,7 @@ class _ConvOfParts(nn.Module):
             self.convs.append(part)
 
     def forward(self, parts: list[Tensor]) -> Tensor:
-        """[skip (B, F_l, *spatial), up (B, F_g, *coarse or *spatial)] -> (B, out, *spatial); empties the list."""
+        """Convolve [skip (B, F_l, *spatial), up (B, F_g, *coarse or *spatial)] to (B, out, *spatial); empties it."""
         up, skip = parts.pop(), parts.pop()
         size = skip.shape[2:]
         total: Tensor = self.convs[0](skip)
@@ -130,7 +133,7 @@ def _split_joins(network: AttentionUNet) -> None:
 
 
 def _double(values: Tensor) -> Tensor:
-    """In float64, which not every GPU has, on the CPU."""
+    """Convert to float64 on the CPU: not every GPU has float64."""
     return values.detach().cpu().double()
 
 

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-# No machine could train a larger network: a config that asks for one is mistyped or malicious.
+# Larger networks could not be trained: a config with one is mistyped or malicious.
 MOST_CHANNELS, MOST_LEVELS = 2048, 10

@@ -1,4 +1,4 @@
-"""Memory of a forward pass."""
+"""Estimate the memory of a forward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _IMAGES_IN_NETWORK = 4  # float32, at the largest of the scales: the window, its
 
 
 def network_bytes_per_voxel(network: nn.Module, dtype: torch.dtype, split: bool = False) -> int:
-    """Estimate the memory of a forward pass, bytes per input voxel; generously for third-party networks.
+    """Return the estimated memory of a forward pass, bytes per input voxel; an upper limit for third-party networks.
 
     Args:
         network: the network.
@@ -40,6 +40,6 @@ def network_bytes_per_voxel(network: nn.Module, dtype: torch.dtype, split: bool 
 
 
 def _finest_is_plain(network: nn.Module) -> bool:
-    """Whether the finest decoder level of an ``AttentionUNet`` has neither a gate nor a learned upsampling."""
+    """Return whether the finest decoder level of an ``AttentionUNet`` has neither a gate nor a learned upsampling."""
     decoder = getattr(network, "decoder", None)
     return decoder is not None and decoder[-1].gate is None and decoder[-1].up_conv is None

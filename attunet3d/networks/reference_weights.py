@@ -1,6 +1,6 @@
-"""Weights of the two published PyTorch implementations, by their own key names.
+"""Load weights of the two published PyTorch implementations, with their key names.
 
-Key names are those of github.com/ozan-oktay/Attention-Gated-Networks (``unet_CT_{dsv,single_att_dsv,
+These are those of github.com/ozan-oktay/Attention-Gated-Networks (``unet_CT_{dsv,single_att_dsv,
 multi_att_dsv}_3D``) and github.com/LeeJunHyun/Image_Segmentation (``AttU_Net``).
 """
 
@@ -65,7 +65,7 @@ def load_reference_weights(net: AttentionUNet, state_dict: Mapping[str, Tensor])
 
 
 def _block(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    """(our module, their module) for one conv + norm block."""
+    """Yield (our module, their module) for one conv + norm block."""
     for layer, index in _LAYERS.items():
         yield f"{ours}.{layer}", f"{theirs}.{index}"
 

@@ -1,6 +1,6 @@
-"""Linear upsampling by integer factors, axis by axis: the values of F.interpolate, with a deterministic gradient.
+"""Upsample linearly by integer factors, axis by axis: like ``F.interpolate``, but with a deterministic gradient.
 
-The gradient of F.interpolate itself is summed by atomic additions on GPUs, in an order that differs between runs, and
+The gradient of ``F.interpolate`` is summed by atomic additions on GPUs, in an order that differs between runs, and
 takes several times as long on CPUs.
 """
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 def whole_factor(coarse: Sequence[int], fine: Sequence[int]) -> int:
-    """Return the integer factor above 1 by which ``fine`` is larger on every axis; 0 if there is none."""
+    """Return the integer factor above 1 by which ``fine`` is larger than ``coarse`` on every axis; 0 if none."""
     factor = fine[0] // coarse[0]
     return factor if factor > 1 and all(m * factor == n for m, n in zip(coarse, fine, strict=True)) else 0
 
 
 class Upsample(torch.autograd.Function):
-    """Linear (B, C, *coarse) -> (B, C, *coarse * factor), aligned at voxel edges (``align_corners=False``)."""
+    """Linear upsampling from (B, C, *coarse) to (B, C, *coarse * factor), with ``align_corners=False``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: int) -> Tensor:
@@ -36,8 +36,8 @@ class Upsample(torch.autograd.Function):
 
 
 def upsample(x: Tensor, factor: int) -> Tensor:
-    """Upsample as ``Upsample`` does, without a gradient."""
-    x = x.movedim(1, -1)  # (B, *coarse, C), as channels-last volumes lie in memory
+    """Upsample (B, C, *coarse) like ``Upsample``, without a gradient."""
+    x = x.movedim(1, -1)  # (B, *coarse, C), the memory order of channels-last volumes
     for axis in range(x.ndim - 2, 0, -1):
         x = _stretch_axis(x, axis, factor)
     return x.movedim(-1, 1)
@@ -67,7 +67,7 @@ def _stretch_axis(x: Tensor, axis: int, factor: int) -> Tensor:
 
 
 def _gather_axis(gradient: Tensor, axis: int, factor: int) -> Tensor:
-    """The transpose of ``_stretch_axis``: each old voxel sums over the new ones that it contributed to."""
+    """Compute the transpose of ``_stretch_axis``: each old voxel sums over the new ones that it contributed to."""
     n = gradient.shape[axis] // factor
     lines = (slice(None),) * axis
     parts = [gradient[lines + (slice(r, None, factor),)] for r in range(factor)]

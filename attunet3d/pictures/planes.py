@@ -1,4 +1,4 @@
-"""Planes of a CT in radiological convention, drawn with outlines of masks."""
+"""Draw planes of a CT in radiological convention, with outlines of masks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 WINDOW_HU = (-160.0, 240.0)
 # Distinguishable with any colour vision; line styles distinguish them in greyscale prints.
 PREDICTION, REFERENCE = "#ffb000", "#3fc8ff"
-HEAT_COLOURS, HEAT_OPACITY = "magma", 0.5  # perceptually uniform: equal steps of a map look equal
+HEAT_COLOURS, _HEAT_OPACITY = "magma", 0.5  # perceptually uniform: equal steps of a map look equal
 
 Index = tuple[int, int, int]
 
 
 class View(NamedTuple):
-    """An orientation of planes: name, RAS axis across it, sides of the patient at the left and right of the picture."""
+    """An orientation of planes: name, RAS axis of the normal, patient's sides on the left and right of a picture."""
 
     name: str
     axis: int
@@ -30,11 +30,11 @@ class View(NamedTuple):
     right: str
 
 
-VIEWS = (View("axial", 2, "R", "L"), View("coronal", 1, "R", "L"), View("sagittal", 0, "A", "P"))
+_VIEWS = (View("axial", 2, "R", "L"), View("coronal", 1, "R", "L"), View("sagittal", 0, "A", "P"))
 
 
 class Outline(NamedTuple):
-    """The outline of a mask: its plane (rows, columns), not 0 inside; colour and matplotlib line style."""
+    """The outline of a mask: its plane (rows, columns), not 0 inside; colour, and line style of matplotlib."""
 
     plane: np.ndarray
     colour: str
@@ -46,8 +46,8 @@ class Plane:
     """A plane through volumes with RAS axes.
 
     Attributes:
-        view: its orientation.
-        index, count: the slice, and the number of slices.
+        view: orientation of the plane.
+        index, count: number of the slice, from 0, and number of slices.
         rows, columns: voxels shown along the two other axes; rows run upwards.
         spacing: mm between rows and between columns.
     """
@@ -83,7 +83,7 @@ def ras_spacing(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
 def three_planes(box: Sequence[slice], shape: Sequence[int], spacing: np.ndarray, middle: Index) -> list[Plane]:
     """Return the axial, coronal and sagittal plane through a voxel, cropped to a box."""
     planes = []
-    for view in VIEWS:
+    for view in _VIEWS:
         across, up = (a for a in range(3) if a != view.axis)
         mm = (float(spacing[up]), float(spacing[across]))
         planes.append(Plane(view, middle[view.axis], shape[view.axis], box[up], box[across], mm))
@@ -110,18 +110,18 @@ def draw_plane(
     """Draw a plane of a CT with the right, or front, of the patient on the left, and letters for the sides.
 
     Args:
-        axes: to draw on.
-        plane: that ``hu`` was cut with.
+        axes: matplotlib axes to draw on.
+        plane: the plane that ``hu`` was cut along.
         hu: HU (rows, columns).
-        outlines: drawn over it.
+        outlines: outlines of masks, drawn over the CT.
         heat: values in [0, 1] (rows, columns), drawn as a half-transparent overlay.
-        scale: of lines and letters.
+        scale: size of lines and letters.
     """
     low, high = WINDOW_HU
     aspect = plane.spacing[0] / plane.spacing[1]
     axes.imshow(hu, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect, interpolation="bilinear")
     if heat is not None:
-        look = {"cmap": HEAT_COLOURS, "vmin": 0, "vmax": 1, "alpha": HEAT_OPACITY, "interpolation": "bilinear"}
+        look = {"cmap": HEAT_COLOURS, "vmin": 0, "vmax": 1, "alpha": _HEAT_OPACITY, "interpolation": "bilinear"}
         axes.imshow(heat, origin="lower", aspect=aspect, **look)
     for outline in outlines:
         inside = (outline.plane != 0).astype(np.float32)
@@ -145,7 +145,7 @@ def draw_plane(
 
 
 def write(axes: Axes, x: float, y: float, text: str, scale: float, **layout: Any) -> None:
-    """Write white letters with a dark rim, legible on any tissue; x and y are shares of the picture's size."""
+    """Write white letters with a dark rim, legible on any tissue; x and y are fractions of the picture's size."""
     from matplotlib.patheffects import withStroke
 
     rim = [withStroke(linewidth=2 * scale, foreground="black")]

@@ -1,4 +1,4 @@
-"""Pictures for quality control: three planes through a mask, with its outline."""
+"""Write pictures for quality control: three planes through a mask, with its outline."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ MOST_CHARACTERS = 120  # of the title, which is as wide as the picture
 
 
 def qc_picture(path: Path | BinaryIO, ct: np.ndarray, mask: np.ndarray, affine: np.ndarray, title: str) -> None:
-    """Write a PNG: axial, coronal and sagittal planes through the mask's middle, its outline drawn over the CT.
+    """Write a PNG of the axial, coronal and sagittal slice with the largest area of a mask, outlined over the CT.
 
     Planes run along the axes of the CT, in radiological convention: the right, or front, of the patient is on the left.
     For an empty mask the planes are in the middle of the CT.
 
     Args:
-        path: of the PNG, or an open binary file.
+        path: the PNG file to write, or an open binary file.
         ct: int16 HU (X, Y, Z).
         mask: uint8 (X, Y, Z), not 0 inside.
-        affine: voxel -> RAS+ mm.
-        title: line above the pictures; unprintable characters are replaced, and long titles shortened in the middle.
+        affine: from voxel indices to RAS+ mm.
+        title: line above the pictures; unprintable characters are escaped, and long titles shortened in the middle.
     """
     # Without pyplot: no display, no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

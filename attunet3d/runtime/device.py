@@ -1,4 +1,4 @@
-"""Where the network runs, and in which precision."""
+"""Choose the device and the precision of the network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from attunet3d.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device to run on: "auto" is the GPU if there is one ("cuda", or Apple's: "mps"), else the CPU.
+    """Return the device to run on: "auto" is a GPU ("cuda", or "mps" of Apple) if available, otherwise the CPU.
 
     Raises:
-        ConfigError: the name is no device, or this machine lacks it.
+        ConfigError: the device is unknown, or not available on this machine.
     """
     if str(device) == "auto":
         if torch.cuda.is_available():
@@ -31,20 +31,19 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         ) from error
     if chosen.type == "cuda" and not (torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()):
         raise ConfigError(
-            f'device "{device}" is not there: torch sees {torch.cuda.device_count()} CUDA devices; use "cpu"'
+            f'device "{device}" is not available: torch finds {torch.cuda.device_count()} CUDA devices; use "cpu"'
         )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f'device "{device}" is not there: torch sees no GPU of Apple; use "cpu"')
+        raise ConfigError(f'device "{device}" is not available: torch finds no Apple GPU; use "cpu"')
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f'device "{device}" is not supported: use "auto", "cpu", "cuda" or "mps"')
     return chosen
 
 
 def choose_precision(precision: str, device: torch.device, training: bool = False) -> torch.dtype:
-    """The dtype of the network's arithmetic: "fp32", "bf16", "fp16", or "auto" for the fastest the device does well.
+    """Return the dtype for a precision: "fp32", "bf16", "fp16", or "auto" for the fastest one that suits the device.
 
-    fp16 is never chosen for training: its gradients underflow without loss scaling. On Apple's GPUs it is fp32 unless
-    something else is asked for.
+    fp16 is never chosen for training: its gradients underflow without loss scaling. On Apple GPUs "auto" is fp32.
 
     Raises:
         ConfigError: an unknown name, fp16 on a CPU, or fp16 for training.
@@ -57,17 +56,17 @@ def choose_precision(precision: str, device: torch.device, training: bool = Fals
         if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
             return torch.bfloat16
         return torch.float32
-    if precision not in PRECISIONS:
-        raise ConfigError(f'precision {precision!r} is not known: use "auto", {", ".join(PRECISIONS)}')
+    if precision not in _PRECISIONS:
+        raise ConfigError(f'precision {precision!r} is not known: use "auto", {", ".join(_PRECISIONS)}')
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError('precision "fp16" is for GPUs: on a CPU use "auto", "bf16" or "fp32"')
     if precision == "fp16" and training:
         raise ConfigError('precision "fp16" is for inference: train with "auto", "bf16" or "fp32"')
-    return PRECISIONS[precision]
+    return _PRECISIONS[precision]
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait for the work that a GPU was given; a CPU has done its own."""
+    """Wait until a GPU has finished its work; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -75,9 +74,10 @@ def wait_for(device: torch.device) -> None:
 
 
 def volume_format(device_type: str) -> torch.memory_format:
-    """Return the memory format for volumes: channels last, but for Apple GPUs, whose convolutions misread it."""
+    """Return the memory format for volumes: channels last, except on Apple GPUs, where convolutions misread it."""
     return torch.contiguous_format if device_type == "mps" else torch.channels_last_3d
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without "torch."."""
     return str(dtype).removeprefix("torch.")

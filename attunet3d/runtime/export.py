@@ -1,4 +1,4 @@
-"""Networks for other programs: ONNX and TorchScript, for images of any size, and safetensors, each with its recipe."""
+"""Export networks with their recipes to ONNX and TorchScript, for images of any size, and to safetensors."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def export(
     warn: Callable[[str], object] = lambda line: None,
     **overrides: Any,
 ) -> Path:
-    """Write the network of a checkpoint for programs without this package.
+    """Export the network of a checkpoint for use without this package.
 
-    ONNX and TorchScript hold the network in float32. It takes images (B, 1, X, Y, Z) on the model grid, the HU window
-    scaled to [0, 1], of at least 2 ** (levels - 1) voxels an axis, and returns logits (B, classes, X, Y, Z). A
-    safetensors file holds the weights as they are, and can be used wherever the checkpoint can.
+    ONNX and TorchScript files contain the network in float32. It takes images (B, 1, X, Y, Z) on the model grid, with
+    the HU window scaled to [0, 1], of at least 2 ** (levels - 1) voxels per axis, and returns logits (B, classes, X, Y,
+    Z). A safetensors file contains the weights unchanged, and can be used like the checkpoint.
 
-    The recipe is JSON: the metadata "recipe" of ONNX and safetensors, the extra file "recipe.json" of TorchScript.
-    safetensors has none if the checkpoint has none and no preset is given: assumed values are no recipe.
+    The recipe is JSON, in the metadata "recipe" of ONNX and safetensors, or the extra file "recipe.json" of
+    TorchScript. A safetensors file has none if the checkpoint has none and no preset is given.
 
     Args:
-        checkpoint: weights.
-        output: the file, which is replaced.
-        output_format: one of ``FORMATS``; by default the one that the suffix of ``output`` stands for.
+        checkpoint: file of the weights.
+        output: the file to write; an existing one is replaced.
+        output_format: one of ``FORMATS``; by default that of the suffix of ``output``.
         presets: merged in order over the recipe.
         allow_code: whether presets and overrides may hold code.
         warn: called with warnings about the recipe.
@@ -76,14 +76,14 @@ def export(
 
 
 def export_format(output: Path, output_format: str | None) -> str:
-    """Return the format to export to, of its name and the suffix of the file.
+    """Return the format to export to, by its name or the suffix of the file.
 
     Raises:
-        ConfigError: it is unknown, missing or not that of the suffix; or onnx is not installed.
+        ConfigError: the format is unknown, missing or not that of the suffix; or onnx is not installed.
     """
     by_suffix = [name for name, suffixes in FORMATS.items() if output.suffix.lower() in suffixes]
     if output_format is None:
-        # Weights are called .pt as well, so that it does not stand for TorchScript unless that is asked for.
+        # Files of weights have the suffix .pt too, so that TorchScript must be asked for.
         if not by_suffix or output.suffix.lower() == ".pt":
             raise ConfigError(f"{output}: its suffix is that of no format; name the format: {', '.join(FORMATS)}")
         output_format = by_suffix[0]
@@ -99,10 +99,10 @@ def export_format(output: Path, output_format: str | None) -> str:
 
 def _traced(network: nn.Module, recipe: str, write: Callable[[nn.Module, torch.Tensor, str], bytes]) -> bytes:
     smallest = int(getattr(network, "min_size", 16))
-    # Axes of three sizes: none is taken for another, and none for a fixed one.
+    # Axes of different sizes, so that tracing cannot confuse them.
     example = torch.zeros((1, 1, 2 * smallest, 3 * smallest, 4 * smallest))
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # branches on sizes are the same for all of them
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # branches on sizes are the same for all sizes
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's newer exporters fix sizes, or take minutes
         return write(fold(network), example, recipe)
 

@@ -1,4 +1,4 @@
-"""The network for inference: the fastest variant of it that passes a self-test against float32."""
+"""Run a network in its fastest variant that passes a self-test against float32."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attunet3d.runtime.variants import Run, Variant, VariantBuilder
 
 logger = logging.getLogger(__name__)
 
-# What builds the variants of each backend, fastest first; "auto" tries all, and torch follows any other backend.
+# The function of each backend that lists its variants, fastest backend first. "auto" tries all; torch is the fallback.
 _BACKENDS: dict[str, Callable[[str, torch.dtype], list[VariantBuilder]]] = {
     "openvino": openvino.builders,
     "torch": torch_variants.builders,
@@ -30,8 +30,8 @@ _PLAIN = Variant("torch", torch.float32, note="plain")
 class MixedPrecision(nn.Module):
     """Run a network under autocast in channels-last format, with float32 weights and float32 logits.
 
-    It shares the parameters of ``network``: weights that are loaded into that later take effect here. The state dict
-    has the same keys too: a checkpoint fits both.
+    It shares the parameters of ``network``, so that weights loaded into that later take effect. State dicts have the
+    same keys: a checkpoint fits both.
     """
 
     def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -42,7 +42,7 @@ class MixedPrecision(nn.Module):
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, C, X, Y, Z) -> logits (B, classes, X, Y, Z), float32."""
+        """Return the logits (B, classes, X, Y, Z), float32, of an image (B, C, X, Y, Z)."""
         x = x.contiguous(memory_format=self.memory_format)
         low = self.dtype != torch.float32 and not (torch.is_grad_enabled() and self._gradients_break(x.shape[2]))
         with torch.autocast(self.device_type, self.dtype, enabled=low):
@@ -50,15 +50,15 @@ class MixedPrecision(nn.Module):
         return logits.float()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return that of ``network``."""
+        """Return the state dict of ``network``."""
         return self.network.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load into ``network``."""
+        """Load a state dict into ``network``."""
         return self.network.load_state_dict(state_dict, strict, assign)
 
     def _gradients_break(self, depth: int) -> bool:
-        """Whether the first axis has 2 voxels at some level of the network, on a CPU.
+        """Return whether the first axis has 2 voxels at some level of the network, on a CPU.
 
         Then torch 2.13 (oneDNN) returns uninitialized memory as the bf16 weight gradient of a 3x3x3 convolution.
         """
@@ -69,25 +69,25 @@ class MixedPrecision(nn.Module):
 class FastNetwork(MixedPrecision):
     """A network for inference: folded, in the memory format and precision of the device, and tested against fp32.
 
-    The variant is built at the first image in eval mode, and again when the weights of ``network`` have changed since:
-    weights that are loaded later take effect. In train mode, as for dropout at inference, it is ``MixedPrecision``.
+    The variant is built at the first image in eval mode, and again when the weights of ``network`` have changed. In
+    train mode, as for dropout at inference, it is ``MixedPrecision``.
 
     Args:
         network: (B, C, *spatial) -> logits (B, classes, *spatial), float32 weights.
-        device: of the network.
-        dtype: of the arithmetic.
+        device: device to run on.
+        dtype: dtype of the arithmetic.
         backend: "torch", "openvino" (CPUs, ``attunet3d[openvino]``), or "auto": OpenVINO on CPUs if it is installed.
         single_logit: for two classes, return only the difference of the logits, foreground minus background.
         scales: test-time scales, see ``logits_over_scales``.
         threshold: probability above which a voxel is foreground, with ``single_logit``.
 
     Raises:
-        ConfigError: the backend is unknown, or the scales or the threshold are invalid; at the first image, an Apple
-            GPU on which torch does not compute what it does on the CPU.
-        MemoryLimitError: at the first image, memory is not enough for the self-test.
+        ConfigError: the backend is unknown, or the scales or the threshold are invalid; at the first image, torch
+            computes the network wrongly on an Apple GPU.
+        MemoryLimitError: at the first image, there is not enough memory for the self-test.
 
     Attributes:
-        variant: what runs, from the first image in eval mode on.
+        variant: the variant in use, from the first image in eval mode on.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class FastNetwork(MixedPrecision):
         self._release: Callable[[], None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, C, *spatial) -> logits (B, classes, *spatial), float32; (B, 1, *spatial) with ``single_logit``."""
+        """Return the logits of an image (B, C, *spatial), float32: (B, classes, *spatial), or one channel."""
         if self.training:
             return _to_single_logit(super().forward(x)) if self.single_logit else super().forward(x)
         seen = [t._version for t in (*self.network.parameters(), *self.network.buffers())]
@@ -125,7 +125,7 @@ class FastNetwork(MixedPrecision):
         return logits_over_scales(self._fast, x, self.scales, self.threshold, self.smallest)
 
     def keep_variant_only(self) -> None:
-        """Drop the float32 weights once a variant has been built: it stays as it is from now on."""
+        """Drop the float32 weights once a variant has been built; it no longer changes then."""
         if self.variant != _PLAIN:
             self.network = nn.Identity()
             self._weights_seen = []
@@ -149,8 +149,8 @@ class FastNetwork(MixedPrecision):
                     built = builder.build(self.network, example, self.single_logit)
                     run = self._finish(built)
                     error = _relative_error(run(example), exact)
-                except Exception as problem:  # whatever a backend raises; the plain network remains
-                    if is_out_of_memory(problem):  # the variant, and with it the mask, must not depend on that
+                except Exception as problem:  # of any type; the plain network is the fallback
+                    if is_out_of_memory(problem):  # variant and mask must not depend on free memory
                         raise MemoryLimitError(
                             f"out of memory on {x.device} while the network is prepared: close other programs, or "
                             "use a machine with more"
@@ -176,7 +176,7 @@ class FastNetwork(MixedPrecision):
         ]
 
     def _on_cpu(self, example: Tensor) -> Tensor:
-        """Run the plain network on the CPU: on Apple GPUs operators of torch have been wrong, or missing."""
+        """Run the plain network on the CPU: on Apple GPUs some operators of torch have been wrong or missing."""
         logits: Tensor = copy.deepcopy(self.network).cpu()(example.cpu())
         return (_to_single_logit(logits) if self.single_logit else logits).to(example.device)
 
@@ -213,9 +213,13 @@ def prepare(
     scales: Sequence[float] = (1.0,),
     threshold: float = 0.5,
 ) -> MixedPrecision:
-    """Move a 3D network to its device, memory format and precision (see ``choose_device``, ``choose_precision``).
+    """Move a 3D network to its device, memory format and precision.
 
-    For inference the result is a ``FastNetwork``, which takes the other arguments.
+    Args:
+        network: (B, C, *spatial) -> logits (B, classes, *spatial), float32 weights.
+        device, precision: see ``choose_device`` and ``choose_precision``.
+        training: return a ``MixedPrecision`` for training; otherwise a ``FastNetwork``.
+        backend, single_logit, scales, threshold: see ``FastNetwork``.
 
     Raises:
         ConfigError: the device, the precision or the backend does not exist or is not available.

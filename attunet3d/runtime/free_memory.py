@@ -1,7 +1,7 @@
-"""How much memory this process could still take: the least that the machine, its cgroups and its own limits leave.
+"""Find out how much memory this process can still take, within the limits of the machine, cgroups and ``ulimit``.
 
-A batch system or systemd puts a process into a cgroup deep in a tree, and each level may have a limit of its own, for
-all processes below it: the kernel ends a process at the first limit that it meets. Swap is no memory here.
+Batch systems and systemd run a process in a cgroup deep in a tree. Each level may limit the memory of all processes
+below it, and the kernel ends a process at the first limit that is reached. Swap does not count.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from pathlib import Path
 import psutil
 
 _ROOT = Path("/")
-# Where the hierarchies are if nothing says so: version 2 alone, or beside version 1, and version 1.
+# Where cgroups are usually mounted: version 2, version 2 together with version 1, version 1.
 _USUAL_MOUNTS = (
     ("cgroup2", "/sys/fs/cgroup"),
     ("cgroup2", "/sys/fs/cgroup/unified"),
     ("cgroup", "/sys/fs/cgroup/memory"),
 )
-# A thread that makes its first allocation takes 128 MiB of addresses for its heap, of which it uses what it needs, and
-# 8 MiB for its stack: so does the one that reads CTs.
+# At its first allocation a thread, such as the one that reads CTs, reserves 128 MiB of addresses for its heap, of which
+# it uses what it needs, and 8 MiB for its stack.
 _ADDRESSES_OF_A_THREAD = 136 * 2**20
 
 
 @dataclass(frozen=True)
 class _Files:
-    """What one version of cgroups calls the files of a group, and in its statistics the file cache."""
+    """Names, in one version of cgroups, of the files of a group and of entries in its statistics."""
 
     limits: tuple[str, ...]
     usage: str
-    above: str  # in the statistics: the least limit of the groups above, seen or not
-    prefix: str  # in the statistics: of what is summed up over the groups below
-    mapped: str
+    above: str  # entry: the smallest limit of all groups above, even those outside this namespace
+    prefix: str  # of entries that are sums over the groups below
+    mapped: str  # entry: file cache that is mapped
 
 
 _VERSIONS = {
@@ -47,12 +47,12 @@ _VERSIONS = {
 
 
 def available_bytes(root: Path = _ROOT) -> int | None:
-    """Memory that this process could still take, with what the kernel can drop for it; None where nothing is known.
+    """Return the memory that this process can still take, including droppable file cache; None if unknown.
 
-    On macOS and Windows it is what the machine has.
+    On macOS and Windows it is that of the machine.
 
     Args:
-        root: where /proc and /sys are, on Linux.
+        root: folder of /proc and /sys, on Linux.
     """
     if sys.platform != "linux":
         return _machine_elsewhere()
@@ -72,42 +72,42 @@ def _machine_elsewhere() -> int | None:
 
 
 def _own_limits(root: Path) -> Iterator[int]:
-    """What ``ulimit -v`` and ``ulimit -d`` leave."""
+    """Yield the memory left by ``ulimit -v`` and ``ulimit -d``."""
     try:
         import resource
     except ImportError:
         return
     status = _sizes(root / "proc/self/status")
-    for limit, taken, apart in (
+    for limit, used, reserved in (
         (resource.RLIMIT_AS, "VmSize", _ADDRESSES_OF_A_THREAD),
         (resource.RLIMIT_DATA, "VmData", 0),
     ):
         most = resource.getrlimit(limit)[0]
-        if most != resource.RLIM_INFINITY and taken in status:
-            yield max(most - status[taken] - apart, 0)
+        if most != resource.RLIM_INFINITY and used in status:
+            yield max(most - status[used] - reserved, 0)
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Lines as ``MemAvailable: 5 kB`` of a file of /proc, in bytes."""
+    """Read the lines like ``MemAvailable: 5 kB`` of a file in /proc, in bytes by name."""
     return {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", _text(path), re.MULTILINE)}
 
 
 def _cgroups(root: Path) -> Iterator[int | None]:
-    """What each level leaves, from the group of this process up to the root of what can be seen."""
+    """Yield the memory left by each level, from the group of this process up to the root of its namespace."""
     own = dict(_own_groups(_text(root / "proc/self/cgroup"))) or {"cgroup2": "/", "cgroup": "/"}
     for kind, top, mount in _mounts(_text(root / "proc/self/mountinfo")) or [(k, "/", m) for k, m in _USUAL_MOUNTS]:
         if kind not in own:
             continue
         folder = root / mount.lstrip("/")
         below = Path(os.path.relpath(own[kind], top))
-        # What lies above the mount, as seen from within a namespace, cannot be looked at: its top is what is left.
+        # In a namespace the group may be above the mount, where it cannot be read: then the top of the mount is used.
         levels = [below, *below.parents] if ".." not in below.parts else [Path()]
         for level in levels:
             yield _left_in(folder / level, _VERSIONS[kind])
 
 
 def _own_groups(text: str) -> Iterator[tuple[str, str]]:
-    """Of /proc/self/cgroup: the group of this process where version 1, or 2, counts memory."""
+    """Parse /proc/self/cgroup: yield the version and path of each group that limits the memory of this process."""
     for line in text.splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -118,7 +118,7 @@ def _own_groups(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _mounts(text: str) -> list[tuple[str, str, str]]:
-    """Of /proc/self/mountinfo: the version, which group is mounted, and where."""
+    """Parse /proc/self/mountinfo: return the version, the group that is mounted, and the mount point."""
     found: list[tuple[str, str, str]] = []
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
@@ -131,7 +131,7 @@ def _mounts(text: str) -> list[tuple[str, str, str]]:
 
 
 def _left_in(group: Path, files: _Files) -> int | None:
-    """What a group may still take; None where it has no limit, or is not there."""
+    """Return the memory that a group can still take; None if it has no limit, or does not exist."""
     stat = dict(re.findall(r"^(\w+) (\d+)$", _text(group / "memory.stat"), re.MULTILINE))
     limits = [_text(group / name).strip() for name in files.limits] + [stat.get(files.above, "")]
     numbers = [int(limit) for limit in limits if limit.isdecimal()]
@@ -142,7 +142,7 @@ def _left_in(group: Path, files: _Files) -> int | None:
 
 
 def _droppable(stat: Mapping[str, str], files: _Files) -> int:
-    """File cache that the kernel drops where memory is short: not what is mapped, as the libraries in use are."""
+    """Return the file cache that the kernel can drop: not mapped files, such as libraries in use."""
     cache = sum(int(stat.get(f"{files.prefix}{name}_file", 0)) for name in ("inactive", "active"))
     return max(cache - int(stat.get(files.prefix + files.mapped, 0)), 0)
 

@@ -23,8 +23,8 @@ def build_network(definition: Mapping[str, object], allow_code: bool = False) ->
     """Build the network of a config's ``network_def``, with random weights.
 
     Raises:
-        ConfigError: the class is none of ``NETWORKS`` and ``allow_code`` is false, or it does not exist or rejects its
-            arguments.
+        ConfigError: the class is not a network of this package and ``allow_code`` is false, it does not exist, or it
+            rejects its arguments.
     """
     if not isinstance(definition, Mapping):
         raise ConfigError(f"network_def: expected a mapping of arguments, got {type(definition).__name__}")
@@ -51,12 +51,12 @@ def load_network(
 ) -> nn.Module:
     """Load a network in eval mode, for images (B, 1, X, Y, Z) on the model grid.
 
-    Its definition is that of the recipe of the weights, else that of the bundle.
+    Its definition is that in the recipe of the weights, or else that of the bundle.
 
     Args:
-        checkpoint: weights; the bundle's own by default.
-        device: "auto", "cpu", "cuda", ...
-        precision: "auto", "fp32", "bf16" or "fp16".
+        checkpoint: file of weights; by default those of the bundle.
+        device: "auto", "cpu", "cuda", ...; see ``choose_device``.
+        precision: "auto", "fp32", "bf16" or "fp16"; see ``choose_precision``.
 
     Raises:
         CheckpointError: the weights cannot be read or do not fit.

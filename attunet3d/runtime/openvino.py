@@ -17,12 +17,12 @@ from attunet3d.runtime.variants import TOLERANCE, Variant, VariantBuilder
 
 
 def is_installed() -> bool:
-    """Whether OpenVINO is installed; does not import it."""
+    """Return whether OpenVINO is installed, without importing it."""
     return importlib.util.find_spec("openvino") is not None
 
 
 def builders(device_type: str, dtype: torch.dtype) -> list[VariantBuilder]:
-    """List the only variant, for a CPU; none if OpenVINO is not installed."""
+    """List the only variant: for a CPU, if OpenVINO is installed."""
     if device_type != "cpu" or not is_installed():
         return []
     return [VariantBuilder(Variant("openvino", dtype), TOLERANCE[dtype], partial(_build, dtype))]
@@ -30,26 +30,27 @@ def builders(device_type: str, dtype: torch.dtype) -> list[VariantBuilder]:
 
 def _build(dtype: torch.dtype, network: nn.Module, example: Tensor, single_logit: bool) -> OpenVINONetwork:
     smallest = int(getattr(network, "min_size", min(example.shape[2:])))
-    corner = example[(Ellipsis,) + (slice(smallest),) * (example.ndim - 2)]  # the smaller, the sooner it is traced
+    corner = example[
+        (Ellipsis,) + (slice(smallest),) * (example.ndim - 2)
+    ]  # tracing takes the least time for the smallest input
     return OpenVINONetwork(fold(network, single_logit), corner, dtype)
 
 
 class OpenVINONetwork:
-    """A network converted in memory, and compiled again when the size of its input changes.
+    """A network that is converted to OpenVINO in memory, and compiled again when the size of its input changes.
 
     The weights are copied: later changes of ``network`` have no effect. Memory for one input size is kept until the
     size changes, or until ``release_memory``.
 
     Args:
-        network: a float32 module on the CPU, in eval mode, from one tensor to one tensor; BatchNorm is folded if it is
-            not yet. Python branches on the input's size are those of ``example``.
-        example: an input (B, C, X, Y, Z) to trace the network with. Other sizes and B work too; the smallest input of
-            the network is the fastest to trace.
+        network: a float32 module on the CPU, in eval mode, from one tensor to one tensor; BatchNorm is folded.
+            Python branches that depend on the size of the input are fixed by ``example``.
+        example: an input (B, C, X, Y, Z) to trace the network with; other sizes and B work too.
         dtype: torch.float32, or torch.bfloat16 for bf16 arithmetic if the CPU supports it.
 
     Raises:
         ImportError: OpenVINO is not installed (``pip install 'attunet3d[openvino]'``).
-        ValueError: ``dtype`` is neither, or ``network`` is in train mode.
+        ValueError: ``dtype`` is another one, or ``network`` is in train mode.
     """
 
     def __init__(self, network: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
@@ -79,7 +80,7 @@ class OpenVINONetwork:
         self._compiled: Any = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Image (B, C, X, Y, Z), float32, on the CPU -> logits (B, classes, X, Y, Z), float32.
+        """Return the logits (B, classes, X, Y, Z), float32, of an image (B, C, X, Y, Z), float32 on the CPU.
 
         Raises:
             ValueError: ``x`` is not float32, not on the CPU, or B is 0.
@@ -98,14 +99,14 @@ class OpenVINONetwork:
                 self._compiled.release_memory()
 
     def _run(self, x: Tensor) -> Tensor:
-        """(1, C, X, Y, Z) -> (1, classes, X, Y, Z)."""
+        """Run one image: (1, C, X, Y, Z) -> (1, classes, X, Y, Z)."""
         if tuple(x.shape) != self._shape:
             # Static shapes take less memory than dynamic ones, and compiling takes a fraction of one run.
             self._shape, self._compiled = (), None  # releases the memory of the previous size first
             self._model.reshape(list(x.shape))
             self._compiled = self._core.compile_model(self._model, "CPU", self._options)
             self._shape = tuple(x.shape)
-        # The input is not copied; the output is, as the next run overwrites OpenVINO's own.
+        # The input is not copied; the output is, since the next run overwrites OpenVINO's buffer.
         logits = self._compiled(x.contiguous().numpy(), share_inputs=True, share_outputs=False)[0]
         return torch.from_numpy(logits)
 

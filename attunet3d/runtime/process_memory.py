@@ -1,4 +1,4 @@
-"""Memory of this process: what it holds, and what is done with what is freed."""
+"""Measure the memory of this process, and control whether freed memory is reused or returned to the system."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ import psutil
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # mallopt's parameters in glibc
-
-
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "alloc_failed")  # in lower case
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, in the words of Python, torch or the libraries below it."""
+    """Return whether an error of Python, torch or the libraries below it means that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def resident_bytes() -> int | None:
-    """Memory that this process holds now; None where the system does not say."""
+    """Return the resident memory of this process; None if unknown."""
     try:
         return int(psutil.Process().memory_info().rss)
     except (psutil.Error, OSError, ValueError):
@@ -34,9 +32,9 @@ def resident_bytes() -> int | None:
 
 
 def peak_bytes() -> int | None:
-    """Peak resident memory of this process so far; None where the system does not say."""
+    """Return the peak resident memory of this process; None if unknown."""
     try:
-        # psutil has none for Linux, whose rusage goes on from that of the process that started this one.
+        # Not by psutil, which lacks it on Linux, nor by rusage, which there starts with the peak of the parent process.
         lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, ValueError, IndexError, StopIteration):
@@ -57,20 +55,23 @@ def _peak_on_windows() -> int | None:
 
 
 def has_huge_pages() -> bool:
-    """Whether torch asks for memory in huge pages, see ``ask_for_huge_pages``."""
+    """Return whether torch allocates memory in huge pages, see ``ask_for_huge_pages``."""
     return os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
 
 
 @contextmanager
 def keep_freed_memory(always: bool = False, never: bool = False) -> Iterator[None]:
-    """Let glibc reuse the memory of freed tensors, and return it to the system at the end only.
+    """Let glibc reuse the memory of freed tensors, and return it to the system only at the end of the block.
 
-    By default each large tensor is fresh memory, whose pages the system has to clear: a sixth of a forward pass. With
-    huge pages (see ``ask_for_huge_pages``) that is soon done, so memory is only returned, of tensors that fill a huge
-    page at once: left to itself glibc keeps what is smaller than 32 MB, in holes that add a quarter to the peak. A step
-    of training, which makes and frees some gigabytes, still takes a third longer without ``always``. With
-    ``never`` it is returned whatever the pages: where there is no room for holes. Elsewhere than on glibc this does
-    nothing.
+    By default each large tensor gets fresh memory, and the system takes a sixth of a forward pass to clear its pages.
+    Huge pages (see ``ask_for_huge_pages``) are cleared fast. So with these memory is not kept, but returned at once for
+    tensors of at least a huge page: by default glibc keeps freed blocks of less than 32 MB, in holes that add a quarter
+    to the peak. Does nothing without glibc.
+
+    Args:
+        always: keep memory even with huge pages: a training step, which allocates and frees some gigabytes, takes a
+            third longer otherwise.
+        never: return memory even without huge pages, if there is no room for holes.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -91,5 +92,5 @@ def keep_freed_memory(always: bool = False, never: bool = False) -> Iterator[Non
             mallopt(_M_MMAP_MAX, 65536)  # glibc's defaults
             mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
         else:
-            mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc comes to by itself
+            mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the maximum of glibc's dynamic threshold
         trim(0)

@@ -1,4 +1,4 @@
-"""Test-time scales: the mean prediction of a network for an image at several sizes."""
+"""Average the predictions of a network for an image at several test-time scales."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from torch.nn import functional as F
 
 from attunet3d.errors import ConfigError
 
-# Nearer to 0 or 1 a probability tells no more, and its logit would dominate where windows overlap.
+# Closer to 0 or 1 the logit of a probability would dominate where windows overlap.
 _SURE = 1e-6
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def check_scales(scales: Sequence[float], threshold: float) -> None:
-    """Raise ConfigError unless ``scales`` are factors from 0.5 to 2, and ``threshold`` is a probability."""
+    """Check that ``scales`` are factors from 0.5 to 2, and ``threshold`` is a probability.
+
+    Raises:
+        ConfigError: they are not.
+    """
     numbers = isinstance(scales, Sequence) and all(isinstance(s, int | float) and 0.5 <= s <= 2 for s in scales)
     if not scales or not numbers:
         raise ConfigError(f"scales must be a list of factors from 0.5 to 2, got {scales}")
@@ -25,7 +29,7 @@ def check_scales(scales: Sequence[float], threshold: float) -> None:
 
 
 def memory_factor(scales: Sequence[float]) -> float:
-    """Return the voxels of the largest scale, relative to those of the image, in 3D."""
+    """Return the ratio of the voxels of a 3D image at the largest scale to those of the image."""
     return float(max(1.0, *scales)) ** 3
 
 
@@ -34,8 +38,8 @@ def logits_over_scales(
 ) -> Tensor:
     """Return the logits of the mean probability that a network predicts for an image at several sizes.
 
-    A network trained on few cases finds an organ at one size and misses it at another. The mean of the logits would
-    follow the scale with the most confident prediction, which may be confidently wrong.
+    A network trained on few cases may find an organ at one size and miss it at another. The mean of logits, instead of
+    probabilities, would follow the most confident prediction, which may be wrong.
 
     Args:
         network: (B, C, *spatial) -> logits (B, classes, *spatial); one channel is the logit of the foreground.
@@ -57,8 +61,8 @@ def logits_over_scales(
         mean: Tensor | float = 0.0
         for scale in scales:
             scaled = [max(round(n * scale), smallest) for n in size]
-            there = network(F.interpolate(image, size=scaled, mode=mode))
-            p = torch.sigmoid(there) if there.shape[1] == 1 else torch.softmax(there, dim=1)
+            scaled_logits = network(F.interpolate(image, size=scaled, mode=mode))
+            p = torch.sigmoid(scaled_logits) if scaled_logits.shape[1] == 1 else torch.softmax(scaled_logits, dim=1)
             mean = mean + F.interpolate(p, size=size, mode=mode) / len(scales)
         p = torch.as_tensor(mean).clamp(_SURE, 1 - _SURE)
         logits = torch.logit(p) if p.shape[1] == 1 else p.log()

@@ -1,4 +1,4 @@
-"""The torch backend: a folded network in the requested precision, else in float32."""
+"""The torch backend: a folded network in the requested precision, or else in float32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attunet3d.runtime.variants import TOLERANCE, Run, Variant, VariantBuilder
 
 
 def builders(device_type: str, dtype: torch.dtype) -> list[VariantBuilder]:
-    """List the variants for a device, best first: on a CPU split, then joined."""
+    """List the variants for a device, best first; on a CPU split before joined, see ``fold``."""
     found = []
     for each in dict.fromkeys((dtype, torch.float32)):
         if device_type == "cpu":

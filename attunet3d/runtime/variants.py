@@ -1,7 +1,7 @@
 """Variants of a network at inference: what ``FastNetwork`` chooses from.
 
-A backend is one module with a function ``builders(device_type, dtype) -> list[VariantBuilder]``, and a line in
-``fast_network._BACKENDS``.
+A backend is a module with a function ``builders(device_type, dtype) -> list[VariantBuilder]``, and an entry in
+``_BACKENDS`` of ``fast_network``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Variant:
         backend: "torch" or "openvino".
         dtype: of the features.
         split: whether skip and upsampled features are convolved separately, which takes less memory; see ``fold``.
-        note: what else distinguishes it: "joined" on a CPU where they are concatenated, "plain" if nothing is folded.
+        note: "joined" if features are concatenated on a CPU, "plain" if nothing is folded; otherwise empty.
     """
 
     backend: str
@@ -38,7 +38,7 @@ class Variant:
 
     @property
     def precision(self) -> str:
-        """The dtype and the note, as in records."""
+        """Name of the dtype, and the note if any, as in records."""
         return ", ".join(filter(None, (dtype_name(self.dtype), self.note)))
 
     def __str__(self) -> str:
@@ -47,14 +47,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class VariantBuilder:
-    """A variant that can be tried.
+    """A variant to try.
 
     Attributes:
-        variant: what is built.
-        tolerance: limit of the self-test: root mean square of the error as a share of that of the logits.
+        variant: the variant that is built.
+        tolerance: limit of the self-test: root mean square of the error, relative to that of the logits.
         build: called with a float32 network in eval mode, an example image (1, C, *spatial) on its device and
             ``single_logit`` (see ``FastNetwork``); returns a function from images to logits of any float dtype, which
-            may have a method ``release_memory``. Whatever it raises, the next variant is tried.
+            may have a method ``release_memory``. If it raises, the next variant is tried.
     """
 
     variant: Variant

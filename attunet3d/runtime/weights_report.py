@@ -1,4 +1,4 @@
-"""What is in a file of weights or an exported network, and whether it can be used here."""
+"""Describe a file of weights or an exported network, and whether it can be used here."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from attunet3d.runtime.loading import build_network
 
 _EXPORTED = "exported for other programs; here use the weights that it was exported from"
 _HINT = "copy it again, or export it again"
-_MOST_TIMES = 20  # that TorchScript's code may be compressed
+_MOST_TIMES = 20  # limit of the compression ratio of TorchScript's code
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """A file of weights, or an exported network.
+    """Description of a file of weights, or of an exported network.
 
     Attributes:
         format: "torch", "safetensors", "torchscript" or "onnx".
-        size: of the file, in bytes.
-        sha256: of the file, hexadecimal, as in records.
-        network: arguments of the ``AttentionUNet`` in the file; None if it is another network, or cannot be told.
-        parameters: the number of trained values; None if it cannot be told.
-        dtypes: of them, such as ("float16",); empty for an exported network.
-        recipe: of the weights; None if they have none.
-        assumed: the values that are used without a recipe; None if there is one, or the network is exported.
+        size: size of the file in bytes.
+        sha256: hash of the file, hexadecimal, as in records.
+        network: arguments of the ``AttentionUNet`` in the file; None if it is another network, or unknown.
+        parameters: number of trained values; None if unknown.
+        dtypes: dtypes of the trained values, such as ("float16",); empty for an exported network.
+        recipe: recipe of the weights, if any.
+        assumed: values that are used instead of a recipe; None with a recipe, or for an exported network.
         loadable: whether the file can be used as a checkpoint.
-        verdict: why, or why not.
-        warnings: what to know before it is used.
+        verdict: why it can be used, or why not.
+        warnings: warnings about its use.
     """
 
     format: WeightsFormat
@@ -59,11 +59,11 @@ class WeightsReport:
 
 
 def inspect_weights(path: str | Path) -> WeightsReport:
-    """Describe a file of weights, or an exported network, of which no code is run.
+    """Describe a file of weights, or an exported network, without running code in it.
 
     Raises:
-        InputNotFoundError: there is no such file.
-        CheckpointError: it is damaged, no file of weights, or its recipe is damaged.
+        InputNotFoundError: the file does not exist.
+        CheckpointError: the file or its recipe is damaged, or it has no weights.
     """
     path = existing(path)
     found = weights_format(path)
@@ -138,7 +138,7 @@ def _of_export(path: Path, found: WeightsFormat) -> WeightsReport:
 
 
 def _parameters(definition: Mapping[str, Any]) -> int:
-    with torch.device("meta"):  # no memory, whatever the definition says
+    with torch.device("meta"):  # takes no memory, for any definition
         return sum(value.numel() for value in AttentionUNet(**definition).parameters())
 
 

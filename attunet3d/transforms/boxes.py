@@ -1,4 +1,4 @@
-"""Boxes of voxels."""
+"""Bounding boxes of masks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 
 def bounding_box(mask: np.ndarray | Tensor, margin: int = 0) -> tuple[slice, ...] | None:
-    """Find the smallest box that holds all voxels of a mask above 0; None if it has none.
+    """Return the smallest box with all voxels of a mask above 0; None if the mask is empty.
 
     Args:
-        mask: an array or a tensor, on any device, of any number of axes.
-        margin: voxels by which the box is wider on each side, up to the ends of the array.
+        mask: an array or a tensor, on any device, with any number of axes.
+        margin: voxels added on each side, within the array.
     """
     if 0 in mask.shape:
         return None
     if not isinstance(mask, np.ndarray) and mask.device.type == "cpu":
-        mask = mask.numpy()  # no copy; numpy finds maxima several times as fast
+        mask = mask.numpy()  # no copy; numpy computes maxima several times as fast
     strides = mask.strides if isinstance(mask, np.ndarray) else mask.stride()
     box = [slice(0, n) for n in mask.shape]
     # The axis with the largest stride first, in whole planes of memory: seconds become milliseconds in a long CT.
@@ -33,7 +33,7 @@ def bounding_box(mask: np.ndarray | Tensor, margin: int = 0) -> tuple[slice, ...
 
 
 def _above_zero(mask: np.ndarray | Tensor, axis: int) -> np.ndarray:
-    """Indices along an axis at which a mask has voxels above 0."""
+    """Return the indices along an axis at which a mask has voxels above 0."""
     others = tuple(other for other in range(mask.ndim) if other != axis)
     # Maxima, unlike sums, make no wider copy of the mask.
     most = mask.max(axis=others) if isinstance(mask, np.ndarray) else mask.amax(dim=others).cpu().numpy()

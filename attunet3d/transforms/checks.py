@@ -27,22 +27,22 @@ _HINT_IF_EMPTY = (
 
 
 class CheckLabeld(MapTransform):
-    """Check label maps as ``attunet3d prepare`` does: their values, and that the pancreas lies in the body.
+    """Check label maps like ``attunet3d prepare``: their values, and whether the pancreas is in soft tissue.
 
-    What is suspicious but no error is logged. A case must contain pancreas, unless its "negative" is true or its
-    "labelled" does not name it: then it must not.
+    Suspicious label maps are logged, wrong ones raise. A case must contain pancreas, unless its "negative" is true or
+    its "labelled" does not list the pancreas: then it must not.
 
     Args:
         keys: label maps (1, X, Y, Z) of integers, on the voxels of the image.
-        pancreas: label values, or lists of them.
+        pancreas: label values of the pancreas, or lists of them.
         organs: label values of other organs, by name.
         named: values of other structures.
         image: key of the image (1, X, Y, Z) in HU.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        UnsupportedImageError: a label does not fit its image.
-        ConfigError: ``pancreas`` are not label values.
+        UnsupportedImageError: a label map does not fit its image.
+        ConfigError: ``pancreas`` has other values than 1 to 255.
     """
 
     def __init__(

@@ -13,8 +13,8 @@ from attunet3d.transforms.boxes import bounding_box
 def keep_largest_component(mask: torch.Tensor, share: float = 1.0) -> None:
     """Set all but the largest connected component (26 neighbours) of a class map (X, Y, Z) to 0, in place.
 
-    With ``share`` below 1, components with at least this share of the voxels of the largest one are kept too: networks
-    trained on few cases find an organ in pieces.
+    With ``share`` below 1, components with at least this fraction of the voxels of the largest one are kept too:
+    networks trained on few cases may find an organ in pieces.
 
     Raises:
         ConfigError: ``share`` is not above 0 and at most 1.

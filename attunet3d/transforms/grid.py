@@ -1,6 +1,6 @@
 """Voxel grids in patient space.
 
-Arrays are (..., X, Y, Z); an affine maps voxel indices (voxel centres) to RAS+ millimetres.
+Arrays are (..., X, Y, Z); an affine maps voxel indices (voxel centres) to RAS+ mm.
 """
 
 from __future__ import annotations
@@ -12,29 +12,28 @@ import numpy as np
 
 from attunet3d.errors import ConfigError
 
-
-def voxel_ml(affine: np.ndarray) -> float:
-    """Return the volume of a voxel in mL, for an affine in mm."""
-    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-
-
-# Two grids count as aligned if this moves no sample by more than so many voxels of the source.
+# Two grids are treated as aligned if that moves no sample by more than so many voxels of the source.
 ALIGNED_TOLERANCE = 1e-3
 _SPACINGS = (0.01, 1000.0)  # mm
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A voxel grid in patient space: shape (X, Y, Z), and affine, voxel index -> RAS+ mm (4x4, float64)."""
+    """A voxel grid in patient space: shape (X, Y, Z), and affine, float64 (4, 4), from voxel indices to RAS+ mm."""
 
     shape: tuple[int, int, int]
     affine: np.ndarray
 
 
-def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Grid:
-    """Return the axis-aligned RAS+ grid of a spacing (mm) that covers ``source`` up to its voxel edges.
+def voxel_ml(affine: np.ndarray) -> float:
+    """Return the volume of a voxel in mL, for an affine in mm."""
+    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
 
-    It is centred on ``source``. An oblique or sheared source is covered by its bounding box.
+
+def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Grid:
+    """Return the RAS+ grid with a spacing (mm) that covers ``source`` up to its voxel edges.
+
+    It is centred on ``source``. For an oblique or sheared source it covers the bounding box.
 
     Raises:
         ConfigError: the spacing is out of range.
@@ -55,7 +54,7 @@ def model_grid(source: Grid, spacing: float | tuple[float, float, float]) -> Gri
 
 
 def crop(grid: Grid, box: Sequence[slice]) -> Grid:
-    """Return the grid of the voxels ``box`` of ``grid``."""
+    """Return the grid of a box of voxels of ``grid``."""
     affine = np.array(grid.affine, dtype=np.float64)
     affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
     shape = tuple(s.stop - s.start for s in box)
@@ -63,7 +62,7 @@ def crop(grid: Grid, box: Sequence[slice]) -> Grid:
 
 
 def is_oblique(source: Grid, target: Grid) -> bool:
-    """Whether two grids are rotated or sheared relative to each other: resampling then takes more memory."""
+    """Return whether two grids are rotated or sheared relative to each other: resampling then takes more memory."""
     to_source = np.linalg.inv(np.asarray(source.affine, np.float64)) @ np.asarray(target.affine, np.float64)
     return aligned_axes(to_source, target.shape) is None
 

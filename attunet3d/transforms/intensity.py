@@ -1,4 +1,4 @@
-"""Scaling of HU to the input range of the network."""
+"""Scale HU to the input range of the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of label maps: their values, and whether they fit their CT."""
+"""Check label maps: their values, and whether they fit their CT."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # Pancreas, with its fat, vessels, cysts and tumours, in any phase; some voxels may be gas or a metal stent.
 BODY_HU = (-150, 300)
-MIN_IN_BODY = 0.9
-PLAUSIBLE_ML = (10.0, 300.0)
+_MIN_IN_BODY = 0.9
+_PLAUSIBLE_ML = (10.0, 300.0)
 _MOST_LISTED = 12
 
 
@@ -26,11 +26,11 @@ class LabelValues:
     """The meaning of the values of a label map.
 
     Attributes:
-        pancreas: values that count as pancreas.
-        allowed: values that a file may contain; None: any.
-        hint: end of the error message about other values; "{found}" in it is replaced by those that are not 0.
+        pancreas: values of the pancreas.
+        allowed: values that a file may contain; None for any.
+        hint: end of the error message about other values; "{found}" in it is replaced by the values found, except 0.
         lack: end of the error message about a missing pancreas.
-        arguments: arguments that both name.
+        arguments: arguments named in ``hint`` and ``lack``.
     """
 
     pancreas: tuple[int, ...]
@@ -47,36 +47,42 @@ class LabelValues:
         hint: str = "",
         lack: str = "",
     ) -> LabelValues:
-        """Derive them from the values of the pancreas: label values, or lists of them for several classes.
+        """Derive the meaning of all values from those of the pancreas.
 
-        If these are 1, or 1 and 2, and so on, a file may contain no other values than those of ``organs`` (label values
-        by name) and ``named``. Otherwise, as with the 7 of TotalSegmentator, it may contain any organs.
+        If these are 1, or 1 and 2, and so on, a file may contain no other values than those of ``organs`` and
+        ``named``. Otherwise, as with TotalSegmentator's 7, it may contain any organs.
+
+        Args:
+            pancreas: label values, or lists of them for several classes.
+            organs: label values of other organs, by name.
+            named: values of other structures.
+            hint, lack: see ``LabelValues``.
 
         Raises:
-            ConfigError: a value is not a label value.
+            ConfigError: a value of the pancreas is not an integer from 1 to 255.
         """
         chosen = [value for entry in pancreas for value in (entry if isinstance(entry, Sequence) else [entry])]
         if not chosen or not all(type(value) is int and 1 <= value <= 255 for value in chosen):
             raise ConfigError(f"values that count as pancreas must be integers from 1 to 255, got {list(pancreas)}")
-        alone = set(chosen) == set(range(1, len(set(chosen)) + 1))
+        only_pancreas = set(chosen) == set(range(1, len(set(chosen)) + 1))
         others = {value for values in (organs or {}).values() for value in values} | set(named)
-        return LabelValues(tuple(chosen), frozenset({0, *chosen, *others}) if alone else None, hint, lack)
+        return LabelValues(tuple(chosen), frozenset({0, *chosen, *others}) if only_pancreas else None, hint, lack)
 
 
 def check_values(path: str | Path, label: np.ndarray, values: LabelValues, may_lack: bool = False) -> list[str]:
     """Check the values of a label map.
 
     Args:
-        path: its file, for messages.
+        path: file of the label map, for messages.
         label: uint8 (X, Y, Z).
-        values: the meaning of its values.
-        may_lack: return a warning, instead of raising, if there is no pancreas.
+        values: the meaning of the values.
+        may_lack: return a warning, instead of raising, if no voxel is pancreas.
 
     Returns:
         Warnings.
 
     Raises:
-        UnsupportedImageError: an unexpected value, or no voxel of the pancreas.
+        UnsupportedImageError: the label map has an unexpected value, or no pancreas.
     """
     found = values_in(label)
     if values.allowed is not None and not values.allowed.issuperset(found):
@@ -106,9 +112,9 @@ def check_place(path: str | Path, label: np.ndarray, hu: np.ndarray, values: Lab
     """Check whether the pancreas of a label map is plausible in its CT.
 
     Args:
-        path: the label's file, for messages.
-        label: uint8 (X, Y, Z), with a voxel of the pancreas.
-        hu: the CT, on the same voxels.
+        path: file of the label map, for messages.
+        label: uint8 (X, Y, Z), not without pancreas.
+        hu: HU of the CT (X, Y, Z), on the same voxels.
         values: the meaning of the values.
         voxel_ml: volume of a voxel, mL.
 
@@ -116,27 +122,24 @@ def check_place(path: str | Path, label: np.ndarray, hu: np.ndarray, values: Lab
         Warnings.
 
     Raises:
-        UnsupportedImageError: too much of it lies in air, lung or bone.
+        UnsupportedImageError: too much of the pancreas is in air, lung or bone.
     """
     mask = np.isin(label, values.pancreas)
     share = share_in_body(hu, mask)
-    if share < MIN_IN_BODY:
+    if share < _MIN_IN_BODY:
         low, high = BODY_HU
         raise UnsupportedImageError(
             f"{path}: {share:.0%} of the mask lies in tissue of {low} to {high} HU, expected at least "
-            f"{MIN_IN_BODY:.0%}; is it the label of this CT?"
+            f"{_MIN_IN_BODY:.0%}; is it the label of this CT?"
         )
     volume_ml = float(np.count_nonzero(mask) * voxel_ml)
-    if PLAUSIBLE_ML[0] <= volume_ml <= PLAUSIBLE_ML[1]:
+    if _PLAUSIBLE_ML[0] <= volume_ml <= _PLAUSIBLE_ML[1]:
         return []
-    return [f"pancreas of {volume_ml:.1f} mL; {PLAUSIBLE_ML[0]:g} to {PLAUSIBLE_ML[1]:g} mL are plausible"]
+    return [f"pancreas of {volume_ml:.1f} mL; {_PLAUSIBLE_ML[0]:g} to {_PLAUSIBLE_ML[1]:g} mL are plausible"]
 
 
 def share_in_body(hu: np.ndarray, mask: np.ndarray) -> float:
-    """Return the share, from 0 to 1, of a mask's voxels with HU of soft tissue or fat, not air, lung or bone.
-
-    It is 0 for an empty mask.
-    """
+    """Return the fraction of a mask's voxels with HU of soft tissue or fat, not air, lung or bone; 0 if it is empty."""
     box = bounding_box(mask)
     if box is None:
         return 0.0

@@ -1,4 +1,4 @@
-"""MONAI transforms between the grid of a CT and the model grid, and for class maps."""
+"""MONAI transforms between the grid of a CT and the model grid, and of label and class maps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def source_grid(image: MetaTensor) -> Grid:
     """Return the grid of an image before ``ToModelGridd``.
 
     Raises:
-        GeometryError: the image has not gone through ``ToModelGridd``.
+        GeometryError: ``ToModelGridd`` has not been applied to the image.
     """
     if not isinstance(image, MetaTensor) or _SOURCE_SHAPE not in image.meta:
         raise GeometryError("the image has no source grid: ToModelGridd must come before FromModelGridd")
@@ -60,7 +60,7 @@ class ToModelGridd(MapTransform):
         keys: items of shape (1, X, Y, Z) with an affine.
         spacing: mm, one number or three.
         mode: per key "linear" for images (float32, air outside) or "label" for label maps (uint8, 0 outside).
-        antialias: see ``resample``.
+        antialias: average where the model grid is coarser than the CT, see ``resample_slabs``.
         allow_missing_keys: as in MONAI.
 
     Raises:
@@ -106,7 +106,7 @@ class ToModelGridd(MapTransform):
 
 
 class FromModelGridd(MapTransform):
-    """Resample logits from the model grid to the grid of the CT, as a class map, slab by slab.
+    """Resample logits from the model grid to the grid of the CT, slab by slab, and convert them to a class map.
 
     Args:
         keys: logits (C, X, Y, Z) on the model grid; they become uint8 (1, X, Y, Z) with the CT's shape and affine.
@@ -114,7 +114,7 @@ class FromModelGridd(MapTransform):
         allow_missing_keys: as in MONAI.
 
     Raises:
-        GeometryError: the image has not gone through ``ToModelGridd``, or the logits are of another size.
+        GeometryError: ``ToModelGridd`` has not been applied to the image, or the logits are of another size.
     """
 
     def __init__(self, keys: KeysCollection, source: str = "image", allow_missing_keys: bool = False) -> None:
@@ -138,7 +138,7 @@ class FromModelGridd(MapTransform):
 
 
 class PlaceOnImaged(MapTransform):
-    """Bring label maps (1, X, Y, Z) to the orientation of their image, without resampling.
+    """Permute and flip the axes of label maps (1, X, Y, Z) to those of their image, without resampling.
 
     Headers that differ by less than a tenth of a voxel are treated as equal, with a warning.
 
@@ -175,6 +175,11 @@ class SelectLabelsd(MapTransform):
 
     Classes are numbered from 1 in the order of the list; all other values become 0, the background.
 
+    Args:
+        keys: label maps (1, X, Y, Z) of integers.
+        values: label values of one class, or lists of those of several classes.
+        allow_missing_keys: as in MONAI.
+
     Raises:
         ConfigError: ``values`` is empty, mixes values and lists, or has a value twice.
     """
@@ -209,7 +214,8 @@ class KeepLargestConnectedComponentd(MapTransform):
 
     Args:
         keys: class maps.
-        share: components with at least this share of the voxels of the largest are kept too; 1: only the largest.
+        share: fraction of the voxels of the largest component from which others are kept too; 1 for only the largest.
+        allow_missing_keys: as in MONAI.
     """
 
     def __init__(self, keys: KeysCollection, share: float = 1.0, allow_missing_keys: bool = False) -> None:
@@ -224,11 +230,14 @@ class KeepLargestConnectedComponentd(MapTransform):
         return d
 
 
-LargestComponentd = KeepLargestConnectedComponentd  # bundles up to 0.7.0 name it so
+LargestComponentd = KeepLargestConnectedComponentd  # its name in bundles up to 0.7.0
 
 
 class ClassMapd(MapTransform):
-    """Logits (C, X, Y, Z) -> class map uint8 (1, X, Y, Z) on the same grid; C = 1 is the logit of the foreground."""
+    """Convert logits (C, X, Y, Z) to a class map, uint8 (1, X, Y, Z), on the same grid.
+
+    The class with the largest logit wins; C = 1 is the logit of the foreground.
+    """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

@@ -1,4 +1,4 @@
-"""Bring a label map to the orientation of its CT: the same voxels, stored in another order or direction."""
+"""Align a label map with its CT if both have the same voxels, in another order or direction of axes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from attunet3d.errors import GeometryError
 
-# Corresponding voxel centres coincide if they are at most this far apart (mm): float32 affines and DICOM's decimal
-# strings differ by less. Up to a share of a voxel they still belong together: programs write headers with few digits.
+# Voxel centres coincide if they are at most this far apart (mm): float32 affines and DICOM's decimal strings differ by
+# less. Up to a fraction of a voxel the grids are still treated as equal: programs write headers with few digits.
 _SAME_PLACE_MM = 0.01
-MOST_VOXELS_APART = 0.1
+_MOST_VOXELS_APART = 0.1
 
 
 def place_on(
@@ -21,16 +21,16 @@ def place_on(
 
     Args:
         label: (X, Y, Z) on its own grid.
-        affine: of that grid, voxel to RAS+ mm.
+        affine: of that grid, from voxel indices to RAS+ mm.
         shape: of the target grid.
-        target_affine: of the target grid, voxel to RAS+ mm.
-        what: names of the two, target first, for messages: ``"a.nii.gz and b.nii.gz"``.
+        target_affine: of the target grid, from voxel indices to RAS+ mm.
+        what: names of both, target first, for messages: "a.nii.gz and b.nii.gz".
 
     Returns:
         A view of ``label`` with the shape ``shape``.
 
     Raises:
-        GeometryError: the two grids do not have the same voxels in the patient, to within a tenth of a voxel.
+        GeometryError: the two grids differ by more than a tenth of a voxel.
     """
     turn = io_orientation(np.linalg.inv(target_affine) @ affine)
     turned = apply_orientation(label, turn)
@@ -40,7 +40,7 @@ def place_on(
             "resample one to the other's grid first"
         )
     distance, voxels = _apart(label.shape, affine, target_affine)
-    if distance > _SAME_PLACE_MM and voxels > MOST_VOXELS_APART:
+    if distance > _SAME_PLACE_MM and voxels > _MOST_VOXELS_APART:
         raise GeometryError(
             f"{what} lie {distance:.2f} mm apart in the patient: {_describe(shape, target_affine)} and "
             f"{_describe(label.shape, affine)}; are they of one CT?"
@@ -49,10 +49,10 @@ def place_on(
 
 
 def little_apart(shape: tuple[int, ...], affine: np.ndarray, target_affine: np.ndarray, what: str) -> str:
-    """Return a warning if the headers differ by little, so that ``place_on`` still accepts them; else "".
+    """Return a warning if the headers differ, but by so little that ``place_on`` accepts them; otherwise "".
 
     Args:
-        shape: of the label map as it is stored.
+        shape: of the label map as stored.
         affine, target_affine, what: as in ``place_on``.
     """
     distance, voxels = _apart(shape, affine, target_affine)

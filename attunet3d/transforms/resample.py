@@ -1,12 +1,12 @@
 """Linear resampling between voxel grids in patient space, slab by slab.
 
-Conventions: arrays are (..., X, Y, Z); an affine maps voxel indices (voxel centres) to RAS+ millimetres. A volume
-extends half a voxel beyond the outermost voxel centres: within that extent values are constant, outside it the fill
-value is used. Only one slab at a time is held in floating point, whatever the size of the volume.
+Arrays are (..., X, Y, Z); an affine maps voxel indices (voxel centres) to RAS+ mm. A volume extends half a voxel beyond
+the outermost voxel centres, with the values of those; outside it the fill value is used. Only one slab at a time is in
+floating point.
 
-Linear interpolation uses the two nearest voxels, however coarse the target: voxels between them are lost, and noise
-remains. With ``antialias`` each value on a coarser target is the mean over all voxels within one target step, with
-weights that decrease linearly to 0 there. If the target is not coarser, both are the same.
+Along each axis linear interpolation only uses the two nearest voxels: on a coarse target others are lost, and noise is
+not averaged. With ``antialias`` each value on a coarser target is the mean over all voxels within one target step, with
+weights that decrease linearly to 0. If the target is not coarser, both are the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from attunet3d.transforms.grid import ALIGNED_TOLERANCE, Grid, aligned_axes, cro
 AIR_HU = -1024.0  # outside the field of view
 # Lower and upper neighbour of each position, and the upper one's weight.
 Taps = tuple[Tensor, Tensor, Tensor]
-# Shares of two classes that differ by less are equal up to rounding.
+# Fractions of two classes that differ by less are equal up to rounding.
 _TIE = 1e-4
 
 
@@ -65,11 +65,11 @@ def resample_image(volume: Tensor, source: Grid, target: Grid, *, fill: float, a
 
 
 def resample_label(label: Tensor, source: Grid, target: Grid, *, antialias: bool = False) -> Tensor:
-    """Resample an integer label map (X, Y, Z) onto ``target``, uint8: each voxel gets the class of the largest share.
+    """Resample a label map of integers (X, Y, Z) onto ``target``, uint8: the class with the largest fraction wins.
 
-    With two classes the surface is that at half of the linear interpolation. If the spacings are multiples of each
-    other, as 1 mm slices on a 2 mm grid, whole planes of voxels lie exactly on it: every other voxel of those becomes
-    background, so that neither the volume nor the centroid moves.
+    The fractions are the linear interpolation of each class. With two classes they can be equal in whole planes of
+    voxels, as with 1 mm slices on a 2 mm grid: every other voxel of those becomes background, so that volume and
+    centroid are preserved.
     """
     classes = [int(value) for value in torch.unique(label) if value != 0]
     out = torch.zeros(target.shape, dtype=torch.uint8, device=label.device)
@@ -88,15 +88,19 @@ def resample_label(label: Tensor, source: Grid, target: Grid, *, antialias: bool
 
 
 def class_map(logits: Tensor) -> Tensor:
-    """Logits (C, X, Y, Z) -> class per voxel (X, Y, Z), uint8; C = 1 is the logit of class 1 against background."""
+    """Return the class of each voxel, uint8 (X, Y, Z), by logits (C, X, Y, Z); C = 1 is the logit of the foreground."""
     return (logits[0] > 0).to(torch.uint8) if logits.shape[0] == 1 else logits.argmax(dim=0).to(torch.uint8)
 
 
 def mask_from_logits(logits: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Logits (C, X, Y, Z) on the model grid, or on a box of it -> class map on ``target``, uint8, 0 outside the box.
+    """Resample logits onto ``target``, and convert them to a class map, uint8 (X, Y, Z).
 
-    C = 1 is the logit of the foreground; with C >= 2 the largest wins. With two classes only their difference is
-    resampled: linear interpolation and subtraction commute.
+    With two classes only their difference is resampled: linear interpolation and subtraction commute.
+
+    Args:
+        logits: (C, X, Y, Z); C = 1 is the logit of the foreground, with C >= 2 the class with the largest logit wins.
+        source: grid of the logits: the model grid, or a box of it; outside it all is background.
+        target: grid of the CT.
     """
     if logits.shape[0] == 2:
         logits = logits[1:2] - logits[0:1]
@@ -105,10 +109,7 @@ def mask_from_logits(logits: Tensor, source: Grid, target: Grid) -> Tensor:
 
 
 def bytes_from_shares(shares: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Values in [0, 1] (X, Y, Z) on the model grid, or on a box of it -> the nearest of 0..255 on ``target``, uint8.
-
-    Outside the box they are 0.
-    """
+    """Resample values in [0, 1] (X, Y, Z) onto ``target``, scaled to 0..255, uint8; 0 outside ``source``."""
     return _to_bytes(shares, source, target, lambda values: values.clamp(0, 1).mul_(255).round_().to(torch.uint8))
 
 
@@ -126,7 +127,7 @@ def _to_bytes(volume: Tensor, source: Grid, target: Grid, convert: Callable[[Ten
 
 
 def _covered(source: Grid, target: Grid) -> tuple[slice, slice, slice]:
-    """Return the box of ``target`` with every voxel whose centre lies in ``source``."""
+    """Return the box of ``target`` with all voxels that have their centre in ``source``."""
     sides = [(-0.5, n - 0.5) for n in source.shape]
     corners = np.array([(x, y, z, 1.0) for x in sides[0] for y in sides[1] for z in sides[2]])
     index = (np.linalg.inv(target.affine) @ source.affine @ corners.T)[:3]
@@ -230,7 +231,7 @@ def _sample_general(
     volume: Tensor, to_source: np.ndarray, shape: tuple[int, int, int], planes: slice, fill: float
 ) -> Tensor:
     device = volume.device
-    exact = torch.device("cpu") if device.type == "mps" else device  # GPUs of Apple have no float64
+    exact = torch.device("cpu") if device.type == "mps" else device  # Apple GPUs have no float64
     index = [
         torch.arange(shape[0], dtype=torch.float64, device=exact).view(-1, 1, 1),
         torch.arange(shape[1], dtype=torch.float64, device=exact).view(1, -1, 1),

@@ -301,7 +301,7 @@ def test_every_bit_of_it_counts_in_safetensors(odd: Path, tmp_path: Path) -> Non
     path.write_bytes(content[:place] + b"6" + content[place + 1 :])
     assert (read_recipe(path) or {})["spacing"] == [6.0, 8.0, 9.0]
     with pytest.raises(
-        CheckpointError, match=r"w\.safetensors: damaged \(it is not as it was written\); copy it again"
+        CheckpointError, match=r"w\.safetensors: damaged \(its checksum does not match\); copy it again"
     ):
         Segmenter(path)
 

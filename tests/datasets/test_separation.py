@@ -60,9 +60,9 @@ def copies(source: Path, folder: Path) -> dict[str, Path]:
 def test_the_same_ct_in_other_files(tmp_path: Path, kind: str) -> None:
     trained, other, held_out = (case(tmp_path, name, seed) for seed, name in enumerate("abc"))
     held_out["image"] = str(copies(Path(trained["image"]), tmp_path)[kind])
-    with pytest.raises(ConfigError, match=rf"{held_out['image']}: is under validation and trained on as well"):
+    with pytest.raises(ConfigError, match=rf"{held_out['image']}: is under validation and also trained on"):
         check_cases([other, trained], {"validation": [other | {"image": "gone.nii.gz"}, held_out]})
-    with pytest.raises(ConfigError, match="is under test and trained on"):
+    with pytest.raises(ConfigError, match="is under test and also trained on"):
         check_cases([other, trained], {"validation": [], "test": [held_out]})
 
 

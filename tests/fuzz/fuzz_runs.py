@@ -210,7 +210,7 @@ class Tables:
             remove_left_behind(folder)
             _held(folder)
             with locked(folder):
-                remove_left_behind(folder, alone=True)
+                remove_left_behind(folder, exclusive=True)
         else:
             return self._go_on(folder, Row, ResultsTable)
         return ""

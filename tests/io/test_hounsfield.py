@@ -147,8 +147,8 @@ BAD: dict[str, tuple[Change, str]] = {
     "z-scores in -1024": (lambda hu: padded(z_scores(hu), -1024), NORMALISED),
     "0 to 255": (lambda hu: np.rint(scaled(hu, -160, 240, 255)), "8-bit picture"),
     "0 to 255 in -1000": (lambda hu: padded(np.rint(scaled(hu, -160, 240, 255)), -1000), "8-bit picture"),
-    "percent": (lambda hu: scaled(hu, -1000, 1000, 100), "nothing is as low as fat or air"),
-    "0 to 4095": (lambda hu: scaled(hu, hu.min(), hu.max(), 4095), "nothing is as low as fat or air"),
+    "percent": (lambda hu: scaled(hu, -1000, 1000, 100), "no value is as low as fat or air"),
+    "0 to 4095": (lambda hu: scaled(hu, hu.min(), hu.max(), 4095), "no value is as low as fat or air"),
     "HU / 10": (lambda hu: hu / 10, "looks like HU / 1"),
     "whole HU / 10": (lambda hu: np.rint(hu / 10), "looks like HU / 1"),
     "HU / 4": (lambda hu: hu / 4, "looks like HU / 4, with air at -2[45]"),
@@ -156,14 +156,14 @@ BAD: dict[str, tuple[Change, str]] = {
     "HU * 2": (lambda hu: hu * 2, "54% lie below -1250, below air"),
     "HU * 10": (lambda hu: hu * 10, "lie below -1250"),
     "1/cm": (lambda hu: 0.19 * (1 + hu / 1000), NORMALISED),
-    "1/m": (lambda hu: 19.5 * (1 + hu / 1000), "nothing is as low as fat or air"),
+    "1/m": (lambda hu: 19.5 * (1 + hu / 1000), "no value is as low as fat or air"),
     "-HU": (lambda hu: -hu, INVERTED),
     "-HU of a window": (lambda hu: -np.clip(hu, -125, 275), INVERTED),
     "inverted between its ends": (lambda hu: hu.max() + hu.min() - hu, INVERTED),
-    "255 - x": (lambda hu: 255 - np.rint(scaled(hu, -160, 240, 255)), "nothing is as low as fat or air"),
+    "255 - x": (lambda hu: 255 - np.rint(scaled(hu, -160, 240, 255)), "no value is as low as fat or air"),
     "MR": (lambda hu: np.abs(noisy(hu / 4 + 260, 20)), "MR and PET are not supported"),
     "PET": (lambda hu: np.maximum(noisy(hu * 0, 0.3), 0), "this looks like"),
-    "air alone": (lambda hu: noisy(hu * 0 - 1000, 20), "nothing is as high as soft tissue"),
+    "air alone": (lambda hu: noisy(hu * 0 - 1000, 20), "no value is as high as soft tissue"),
 }
 BAD |= {f"stored in {p}": (lambda hu, p=p: padded(stored(hu), p), PLUS) for p in (-1000, -1024, -2000, -32768, 0)}  # type: ignore[misc]
 

@@ -151,7 +151,7 @@ def test_long_comments_and_keys_are_read(tmp_path: Path) -> None:
 def test_an_origin_beyond_float32(tmp_path: Path) -> None:
     """ITK stores it as float64; as float32 of NIfTI it is infinite."""
     path = replace(write(tmp_path, "ct.mha"), b"Offset = 0 0 0", b"Offset = 0 1e300 0")
-    with pytest.raises(GeometryError, match=r"1e\+300 mm off; correct the origin"):
+    with pytest.raises(GeometryError, match=r"1e\+300 mm from the scanner's origin; correct the origin"):
         read_ct(path)
 
 

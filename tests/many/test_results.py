@@ -153,5 +153,5 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 def test_what_killed_workers_left_is_removed(tmp_path: Path) -> None:
     for name in (".tmp-0123abcd-a_seg.nii.gz", "a_seg.nii.gz", ".tmp-mine"):
         (tmp_path / name).touch()
-    remove_left_behind(tmp_path, alone=True)
+    remove_left_behind(tmp_path, exclusive=True)
     assert {p.name for p in tmp_path.iterdir()} == {"a_seg.nii.gz", ".tmp-mine"}

@@ -109,7 +109,7 @@ def test_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
-    with pytest.raises(ConfigError, match='device "mps" is not there: torch sees no GPU of Apple; use "cpu"'):
+    with pytest.raises(ConfigError, match='device "mps" is not available: torch finds no Apple GPU; use "cpu"'):
         choose_device("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("auto") == choose_device("mps") == MPS

@@ -233,9 +233,7 @@ def test_cases_that_judge_are_not_trained_on(study: Study) -> None:
     shutil.copy(study.folder / "c1.nii.gz", study.folder / "twin.nii.gz")
     study.content["validation"][0]["image"] = "twin.nii.gz"
     for verb in ("train", "evaluate"):
-        with pytest.raises(
-            ConfigError, match=r"twin.nii.gz: is under validation and trained on as well, as .*c1.nii.gz"
-        ):
+        with pytest.raises(ConfigError, match=r"twin.nii.gz: is under validation and also trained on, as .*c1.nii.gz"):
             study.run(verb)
     study.content["validation"] = study.content["training"]
     study.content["test"] = study.content["training"][:1]
@@ -249,9 +247,9 @@ def test_cases_that_judge_are_not_trained_on(study: Study) -> None:
 def test_a_case_for_test_is_in_no_fold(study: Study) -> None:
     first, second = study.content["training"]
     study.content = {"training": [first | {"fold": 1}, second | {"fold": 2}], "test": [first]}
-    with pytest.raises(ConfigError, match="is under test and trained on"):
+    with pytest.raises(ConfigError, match="is under test and also trained on"):
         study.run("evaluate", section="test", fold=1)
-    with pytest.raises(ConfigError, match="is under test and trained on"):
+    with pytest.raises(ConfigError, match="is under test and also trained on"):
         study.run("train", fold=2)
 
 

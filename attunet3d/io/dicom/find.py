@@ -1,4 +1,4 @@
-"""Find the DICOM series in a folder, and select one. Its geometry is checked in geometry.py."""
+"""Find the DICOM series in a folder, and choose one."""
 
 import os
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ from attunet3d.io.dicom.stacks import (
 )
 from attunet3d.io.slabs import DICOM_SUFFIXES, IMAGE_SUFFIXES, MIN_SPACING_MM
 
-MOST_LISTED = 20  # series listed in a message
+_MOST_LISTED = 20  # series listed in a message
 
-# If some series have such a property, the others are only used when selected: the property, and why they are left out.
+# If some series have such a property, those without it are left out unless selected: the property, and the reason.
 _PREFERRED = (
     ("is_volume", "images at a single position"),
     ("is_original", "derived from the scanner's slices"),
@@ -45,8 +45,8 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
     Files other than DICOM are ignored, and so is DICOMDIR.
 
     Raises:
-        InputNotFoundError: There is no DICOM file.
-        UnreadableInputError: All DICOM files are damaged, or one cannot be opened.
+        InputNotFoundError: the folder has no DICOM file.
+        UnreadableInputError: all DICOM files are damaged, or one cannot be opened.
     """
     here = read_folder(folder)
     found: dict[tuple[Any, ...], list[SliceHeader]] = {}
@@ -91,14 +91,14 @@ def find_series(folder: str | os.PathLike[str]) -> list[Series]:
 
 
 class _SingleImages:
-    """Series of a single image, which may belong to another series if its UID is damaged."""
+    """The series of a single image: each may belong to another series, with a damaged UID."""
 
     def __init__(self, series: Sequence[Series]) -> None:
         self._series = [s for s in series if len(s.images) == 1 and s.images[0].position is not None]
         self._positions = np.array([s.images[0].position for s in self._series]).reshape(-1, 3)
 
     def strays(self, series: Series) -> tuple[SliceHeader, ...]:
-        """Return those that lie where the next slice of a series would."""
+        """Return the images at the position of the next slice of a series."""
         heights = series.heights
         gaps = sorted(b - a for a, b in pairwise(heights) if b - a >= MIN_SPACING_MM)
         first = series.images[0]
@@ -127,9 +127,9 @@ def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
     """Return the series with this UID ("1.2.3", or "1.2.3#2" for a stack of it), or the only CT to segment.
 
     Raises:
-        AmbiguousSeriesError: There are several series or patients.
-        UnsupportedImageError: There is no CT.
-        InputNotFoundError: No series has this UID.
+        AmbiguousSeriesError: the folder has several CT series or patients.
+        UnsupportedImageError: it has no CT.
+        InputNotFoundError: no series has this UID.
     """
     if uid is not None:
         return _with_uid(series, uid, _folder(series))
@@ -150,14 +150,14 @@ def choose_series(series: Sequence[Series], uid: str | None = None) -> Series:
 
 
 def candidate_series(series: Sequence[Series]) -> tuple[list[Series], dict[str, str]]:
-    """Return the CT series of a folder that may be meant, and by UID why each of the others is left out.
+    """Return the CT series of a folder that can be chosen, and by UID the reason why each other one is left out.
 
     Left out unless selected by UID are localizers and, if there are other CT series, single images (bolus timing, dose
     pages), images derived from the scanner's slices (MIPs, reformats, screenshots), and images that are not axial.
 
     Raises:
-        AmbiguousSeriesError: There are several patients.
-        UnsupportedImageError: There is no CT.
+        AmbiguousSeriesError: the folder has several patients.
+        UnsupportedImageError: it has no CT.
     """
     cts = [s for s in series if s.is_ct]
     left_out = {s.uid: f"{s.kind}, no CT images" for s in series if not s.is_ct}
@@ -195,10 +195,10 @@ class _Coverage:
         self._spaces = np.array([s.images[0].frame_of_reference for s, _, _ in known], str)
 
     def covers(self, worse: Series) -> bool:
-        """Return whether one of them covers the part of the body of another series.
+        """Return whether one of them covers the part of the body that another series shows.
 
-        If not, a derived series may be all that was kept of a scan, or of another part of the body. Reformats along the
-        body may reach far beyond it.
+        If none does, a derived series may be all that was kept of a scan, or of another part of the body. Reformats
+        along the body may reach far beyond it.
         """
         if not self._any or not worse.is_volume:
             return self._any
@@ -229,7 +229,7 @@ def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:
         if s.uid == uid:
             return s
     scattered = [s for s in series if uid in s.uids and len(s.uids) > 1]
-    if len(scattered) == 1:  # a scan with this UID among others
+    if len(scattered) == 1:  # a scan with several UIDs
         return scattered[0]
     parts = [s for s in series if s.uid.startswith(f"{uid}#")]
     if parts:
@@ -242,5 +242,5 @@ def _with_uid(series: Sequence[Series], uid: str, folder: str) -> Series:
 
 
 def _listed(series: Sequence[Series]) -> str:
-    more = f"; and {len(series) - MOST_LISTED} more" if len(series) > MOST_LISTED else ""
-    return "; ".join(str(s) for s in series[:MOST_LISTED]) + more
+    more = f"; and {len(series) - _MOST_LISTED} more" if len(series) > _MOST_LISTED else ""
+    return "; ".join(str(s) for s in series[:_MOST_LISTED]) + more

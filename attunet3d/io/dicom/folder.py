@@ -22,10 +22,10 @@ class Folder:
     """The files of a folder and its subfolders.
 
     Attributes:
-        headers: Those of the DICOM files, in the order of their paths; several for a multi-frame file.
+        headers: those of the DICOM files, in the order of their paths; several for a multi-frame file.
         damaged: DICOM files whose header cannot be read.
-        others: Files that are not DICOM.
-        links: Number of links to folders, which are not followed.
+        others: files that are not DICOM.
+        links: number of links to folders, which are not followed.
     """
 
     headers: list[SliceHeader] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Folder:
 
 
 class InSameFolders:
-    """Look up which of the given files lie in some folders; the same folders give the same tuple object."""
+    """Look up the given files by their folders; the same folders return the same tuple object."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = defaultdict(list)
@@ -54,7 +54,7 @@ def read_folder(folder: str | os.PathLike[str]) -> Folder:
     """Read the headers of all files in a folder and its subfolders, without DICOMDIR.
 
     Raises:
-        UnreadableInputError: A file cannot be opened, a folder cannot be listed, or a link is broken.
+        UnreadableInputError: a file cannot be opened, a folder cannot be listed, or a link is broken.
     """
     files, links = files_below(Path(folder))
     found = Folder(links=links)
@@ -86,7 +86,7 @@ def _headers(path: Path) -> list[SliceHeader] | None:
     try:
         return read_headers(path)
     except FileNotFoundError as e:
-        raise UnreadableInputError(f"{path}: a broken link, which may stand for a slice; {EXPORT_AGAIN}") from e
+        raise UnreadableInputError(f"{path}: a broken link, possibly to a slice; {EXPORT_AGAIN}") from e
     except OSError as e:
         raise UnreadableInputError(f"{path}: cannot be opened ({e.strerror}); check its permissions") from e
     except Exception:  # pydicom does not catch its parsers' exceptions

@@ -1,7 +1,7 @@
 """Check the sizes that a DICOM file claims before memory is allocated: image size, deflated data, codestreams.
 
 A few bytes can claim gigabytes. pydicom inflates a deflated file as a whole, and decoders take the size of an image
-from its codestream, whatever Rows and Columns say.
+from its codestream, even if Rows and Columns differ.
 """
 
 import io
@@ -21,10 +21,10 @@ from pydicom.uid import (
 
 from attunet3d.errors import UnreadableInputError, UnsupportedImageError
 
-MAX_SIDE = 8192  # rows or columns: eight times those of the finest CT
+_MAX_SIDE = 8192  # rows or columns: eight times those of the finest CT
 MAX_INFLATED_BYTES = 256 * 2**20  # of a deflated file: a slice has half a megabyte, up to a few
-MAX_BITS_ALLOCATED = 32
-RLE_MAX_RATIO = 64  # PackBits cannot expand by more: two bytes stand for 128
+_MAX_BITS_ALLOCATED = 32
+_RLE_MAX_RATIO = 64  # PackBits cannot expand by more: two bytes encode up to 128
 
 _PIECE = 2**20
 _SMALL = 2**15  # bytes; a slice of 512 x 512 has half a million
@@ -44,9 +44,9 @@ class _Deflated(Exception):
 
 
 class _Reader(io.BufferedReader):
-    """A file whose ``read`` allocates no more memory than the file has bytes, unlike Python's own.
+    """A file whose ``read`` allocates no more memory than the file has bytes, unlike that of Python's files.
 
-    Raises _Deflated on reading to the end, which pydicom only does to inflate a file.
+    Reading to the end, which pydicom only does to inflate a file, raises ``_Deflated``.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -80,7 +80,9 @@ class _Size(NamedTuple):
 def dcmread(path: str | os.PathLike[str], **options: Any) -> pydicom.FileDataset:
     """Read a file like ``pydicom.dcmread``, but with no more memory than the file, or its inflated data, has bytes.
 
-    Raises UnreadableInputError for more than MAX_INFLATED_BYTES of deflated data, and whatever pydicom and zlib raise.
+    Raises:
+        UnreadableInputError: more than ``MAX_INFLATED_BYTES`` of inflated data.
+        Exception: any type that pydicom or zlib raises for a damaged file.
     """
     with _opened(path) as file:
         try:
@@ -117,15 +119,23 @@ def _syntax_as_read(ds: pydicom.Dataset) -> UID:
 
 
 def check_size(path: os.PathLike[str], rows: int, columns: int) -> None:
-    """Raise UnsupportedImageError for an image without rows or columns, or with more than MAX_SIDE of them."""
-    if not (1 <= rows <= MAX_SIDE and 1 <= columns <= MAX_SIDE):
+    """Check that an image has from 1 to ``_MAX_SIDE`` rows and columns.
+
+    Raises:
+        UnsupportedImageError: it does not.
+    """
+    if not (1 <= rows <= _MAX_SIDE and 1 <= columns <= _MAX_SIDE):
         raise UnsupportedImageError(
-            f"{path}: Rows x Columns {rows} x {columns}; a CT has 1 to {MAX_SIDE} of each: export the series again"
+            f"{path}: Rows x Columns {rows} x {columns}; a CT has 1 to {_MAX_SIDE} of each: export the series again"
         )
 
 
 def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
-    """Raise UnreadableInputError unless size and bits of the pixels match the header."""
+    """Check that the size and bits of the pixels match the header.
+
+    Raises:
+        UnreadableInputError: they do not.
+    """
     syntax = str(ds.file_meta.TransferSyntaxUID)
     if syntax in NATIVE:
         values = int(ds.Rows) * int(ds.Columns) * int(ds.SamplesPerPixel) * int(ds.get("NumberOfFrames") or 1)
@@ -138,14 +148,14 @@ def check_pixel_data(ds: pydicom.Dataset, path: os.PathLike[str]) -> None:
     if syntax not in (RLE, *_JPEG, *_JPEG_2000):
         return
     claimed = _Size(int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel), int(ds.BitsAllocated))
-    if claimed.bits > MAX_BITS_ALLOCATED:
+    if claimed.bits > _MAX_BITS_ALLOCATED:
         raise _contradicts(path, f"{claimed.bits} bits a pixel")
     frames = 0
     for frame in _frames(ds):
         frames += 1
         if syntax == RLE:
             size = claimed.rows * claimed.columns * claimed.samples * (claimed.bits // 8)
-            if size > len(frame) * RLE_MAX_RATIO:
+            if size > len(frame) * _RLE_MAX_RATIO:
                 raise _contradicts(path, f"{len(frame)} bytes of RLE for an image of {size}")
             continue
         found = _jpeg_2000_size(frame) if syntax in _JPEG_2000 else _jpeg_size(frame)
@@ -198,7 +208,7 @@ def _inflated(file: _Reader | _InMemory) -> io.BytesIO:
 
 
 def _frames(ds: pydicom.Dataset) -> Iterator[bytes]:
-    """Return the compressed frames as pydicom will pass them to the decoder."""
+    """Yield the compressed frames as pydicom passes them to the decoder."""
     count = int(ds.get("NumberOfFrames") or 1)
     if not hasattr(encaps, "generate_frames"):  # pydicom 2
         return encaps.generate_pixel_data_frame(ds.PixelData, count)

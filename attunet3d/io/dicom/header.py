@@ -1,4 +1,4 @@
-"""Read the header of a DICOM file: the fields of its image, or of each of its frames.
+"""Read the header of a DICOM file: a ``SliceHeader`` for its image, or for each of its frames.
 
 DICOM uses LPS+ mm and (row, column).
 """
@@ -23,9 +23,10 @@ from attunet3d.io.printable import printable_start
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced, legacy converted enhanced
-MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
+_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 
-# In the order in which they are tried, see stacks.py; the first two occur in multi-frame files only.
+# Fields that distinguish scans of the same positions, in the order in which they are tried, see stacks.py. "stack" and
+# "instance" occur in multi-frame files only.
 _MARKS_IN_FILES = (
     "TemporalPositionIdentifier",
     "NominalPercentageOfCardiacPhase",
@@ -40,8 +41,8 @@ _MARKS_IN_FILES = (
 )
 MARKS = ("stack", "instance", *_MARKS_IN_FILES)
 
-# The header scan parses these and skips the rest. Of patient data it reads ID and name, and keeps only keyed hashes to
-# distinguish patients, which are useless elsewhere.
+# The header scan parses these and skips the rest. Of ID and name of the patient it only keeps keyed hashes, which
+# distinguish patients and are useless elsewhere.
 HEADER_TAGS = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -74,8 +75,8 @@ _TEXT = ("CS", "DS", "IS", "LO", "PN", "SH", "TM", "UI")
 _PADDING_INSIDE = re.compile(r"^ | \\|\\ ")
 _HASH_KEY = secrets.token_bytes(16)
 
-MOST = 1e9  # limit of all numbers
-MOST_CHARACTERS = 64  # limit of UIDs and all other texts
+_MOST = 1e9  # limit for all numbers
+MOST_CHARACTERS = 64  # limit for UIDs and all other texts
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class SliceHeader:
 def read_headers(path: Path) -> list[SliceHeader]:
     """Read a header for each frame of a multi-frame file, one for any other DICOM file, and none if it is not DICOM.
 
-    Raises whatever pydicom raises for a damaged header.
+    Raises:
+        Exception: any type that pydicom raises for a damaged header.
     """
     with path.open("rb") as f:
         start = f.read(132)
@@ -150,7 +152,7 @@ def read_headers(path: Path) -> list[SliceHeader]:
             return []
         raise
     meta = getattr(ds, "file_meta", None)
-    if meta and text_of(meta, "MediaStorageSOPClassUID") == MEDIA_DIRECTORY:
+    if meta and text_of(meta, "MediaStorageSOPClassUID") == _MEDIA_DIRECTORY:
         return []
     if not (text_of(ds, "SOPClassUID") or _value(ds, "Modality") or _value(ds, "Rows")):
         if bare:
@@ -160,7 +162,7 @@ def read_headers(path: Path) -> list[SliceHeader]:
 
 
 def headers_of(ds: pydicom.Dataset, path: Path) -> list[SliceHeader]:
-    """Return what ``read_headers`` does, for a data set that has already been read."""
+    """Return the headers like ``read_headers``, for a data set that has already been read."""
     sop_class = text_of(ds, "SOPClassUID")
     header = SliceHeader(
         path=path,
@@ -198,7 +200,7 @@ def headers_of(ds: pydicom.Dataset, path: Path) -> list[SliceHeader]:
 
 
 def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared: pydicom.Dataset) -> SliceHeader:
-    """Return the header of a frame: by its functional groups, the shared ones, or else the file's header."""
+    """Return the header of a frame, from its functional groups, the shared ones, or else the header of the file."""
 
     def group(name: str) -> pydicom.Dataset:
         found = frame.get(name) or shared.get(name)
@@ -236,7 +238,7 @@ def _frame_header(file: SliceHeader, number: int, frame: pydicom.Dataset, shared
 def text_of(ds: pydicom.Dataset, name: str) -> str:
     """Return the text of an element as stored in the file; empty for numbers and for sequences.
 
-    ``str`` of bytes and lists would escape, and so make printable, what ``SliceHeader`` cuts off.
+    ``str`` of bytes and lists would escape unprintable characters, at which ``SliceHeader`` cuts the text off.
     """
     texts = [v.decode("latin-1") if isinstance(v, bytes) else v for v in _values(ds, name)]
     return "\\".join(text for text in texts if isinstance(text, str))
@@ -245,7 +247,7 @@ def text_of(ds: pydicom.Dataset, name: str) -> str:
 def _hashes_of_patient(ds: pydicom.Dataset) -> tuple[str, str]:
     """Return hashes of patient ID and name, each empty if missing.
 
-    Devices differ in the separators within a name, and in whether they add it in another script (after "=").
+    Devices separate the parts of a name differently, and some add the name in another script (after "=").
     """
     name = re.sub(r"[\W_]+", " ", str(_value(ds, "PatientName") or "").partition("=")[0].casefold())
     patient_id = "\\".join(map(str, _values(ds, "PatientID")))
@@ -315,7 +317,7 @@ def _values(ds: pydicom.Dataset, name: str) -> list[Any]:
 
 
 def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """Return ``count`` numbers of plausible size, or None: invalid values count as missing.
+    """Return the ``count`` numbers of an element; None if missing, invalid, or larger than ``_MOST``.
 
     Numbers stored as text under another VR, such as ST or UN, are read too.
     """
@@ -323,7 +325,7 @@ def numbers(ds: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | N
         found = tuple(float(v) for v in _parts(ds, name))
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if len(found) == count and all(abs(v) <= MOST for v in found) else None
+    return found if len(found) == count and all(abs(v) <= _MOST for v in found) else None
 
 
 def _parts(ds: pydicom.Dataset, name: str) -> list[Any]:

@@ -1,9 +1,9 @@
 """Convert stored DICOM pixels to HU: decoding, stored bits, rescale of each image, padding."""
 
 import importlib.util
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import pydicom
@@ -14,7 +14,7 @@ from attunet3d.io.dicom.header import SliceHeader, numbers
 from attunet3d.io.slabs import read_failed
 
 AIR_HU = -1024  # what CT scanners write outside the scanned field
-HIGHEST_HU = 3071  # of the 12-bit CT scale
+_HIGHEST_HU = 3071  # of the 12-bit CT scale
 EXPORT_AGAIN = "export the complete series again"
 
 # Retired JPEG processes that pydicom refuses, though its decoder for the process on the right reads them.
@@ -23,18 +23,18 @@ _SIZES = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRep
 _DECODERS = ("pylibjpeg", "libjpeg", "openjpeg")
 
 
-def hu_slabs(slices: Sequence[SliceHeader], notes: list[str]) -> Iterator[np.ndarray]:
+def hu_slabs(slices: Sequence[SliceHeader], warnings: list[str]) -> Iterator[np.ndarray]:
     """Yield (X, Y) arrays in HU, in the order of ``slices``: int32 if the rescale has integers only, otherwise float64.
 
-    Padding outside the HU scale is set to air.
+    Padding with values outside the HU scale is set to air.
 
     Args:
-        slices: The images.
-        notes: Warnings are added to this list when all slices have been yielded.
+        slices: the images.
+        warnings: new ones are added to this list when all slices have been yielded.
 
     Raises:
-        UnreadableInputError: A file is damaged, or a decoder is missing.
-        UnsupportedImageError: The meaning of the stored values is unclear.
+        UnreadableInputError: a file is damaged, or a decoder is missing.
+        UnsupportedImageError: the meaning of the stored values is unclear.
     """
     padded = 0
     files: dict[Path, list[SliceHeader]] = {}
@@ -52,13 +52,13 @@ def hu_slabs(slices: Sequence[SliceHeader], notes: list[str]) -> Iterator[np.nda
         else:
             hu = pixels * slope + intercept
         # Only padding that cannot be tissue: some writers declare a padding value that they also use as HU.
-        outside = padding & ((hu < AIR_HU) | (hu > HIGHEST_HU))
+        outside = padding & ((hu < AIR_HU) | (hu > _HIGHEST_HU))
         if outside.any():
             hu[outside] = AIR_HU
             padded += int(outside.sum())
         yield hu.T
     if padded:
-        notes.append(f"{padded} padding voxels were set to {AIR_HU} HU")
+        warnings.append(f"{padded} padding voxels were set to {AIR_HU} HU")
 
 
 def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -66,8 +66,8 @@ def _decoded(images: Sequence[SliceHeader]) -> Iterator[tuple[np.ndarray, np.nda
     path, syntax = images[0].path, ""
     for s in images:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with catch_warnings():
+                simplefilter("ignore")
                 if s is images[0]:
                     ds = dcmread(path, force=True)
                     syntax = str(getattr(ds.file_meta, "TransferSyntaxUID", ""))
@@ -109,8 +109,8 @@ def _check_meaning(ds: pydicom.Dataset) -> None:
 
 
 def _decoder_failed(s: SliceHeader, syntax: str, error: Exception) -> UnreadableInputError:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the UID may be malformed
+    with catch_warnings():
+        simplefilter("ignore")  # the UID may be malformed
         name = pydicom.uid.UID(syntax).name
     if syntax and syntax not in (*NATIVE, RLE):
         if any(importlib.util.find_spec(module) is None for module in _DECODERS):
@@ -134,17 +134,17 @@ def _frames(ds: pydicom.Dataset, images: Sequence[SliceHeader]) -> Iterator[np.n
 
 
 class _StoredBits:
-    """Extract values from decoded words: BitsStored bits up to HighBit, and what may be in the other bits.
+    """Extract values from decoded words: BitsStored bits up to HighBit, checked against the other bits.
 
-    pydicom silently drops the other bits. That is right for overlays, which old files store there; but some writers
-    store what does not fit into BitsStored there: padding, or values that would be misread.
+    pydicom silently drops the other bits. That is right for overlays, which old files store there. But some writers use
+    them for values that do not fit into BitsStored: padding, or HU that would be misread.
     """
 
     def __init__(self, ds: pydicom.Dataset, in_container: bool) -> None:
         self.path = ds.filename
         self.signed = ds.PixelRepresentation == 1
         self.bits, self.width = int(ds.BitsStored), int(ds.BitsAllocated)
-        # A codec returns values in the lowest bits, whatever their position was before compression.
+        # A codec returns values in the lowest bits, even if their position was another before compression.
         self.lowest = int(ds.HighBit) + 1 - self.bits if in_container else 0
         if self.bits < 1 or not 0 <= self.lowest <= self.width - self.bits:
             raise UnreadableInputError(
@@ -158,7 +158,12 @@ class _StoredBits:
             ds.BitsStored, ds.HighBit = self.width, self.width - 1  # so that pydicom returns whole words
 
     def values(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the stored values and the mask of padding. Raises UnsupportedImageError."""
+        """Return the stored values and the mask of padding.
+
+        Raises:
+            UnreadableInputError: the decoded words are of an unexpected type.
+            UnsupportedImageError: values need more bits than the header gives them.
+        """
         if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize * 8 < self.width:
             raise UnreadableInputError(f"{self.path}: pixels decode to {pixels.dtype}; {EXPORT_AGAIN}")
         kind = "i" if self.signed else "u"
@@ -168,12 +173,12 @@ class _StoredBits:
         if self.bits == width:
             return values, self._is_padding(values)
         padding = self._is_padding(words) | self._is_padding(values)
-        # The bits above a negative value may be zeros or copies of its sign, but not both in one image: then those with
-        # zeros are positive values that do not fit.
+        # The bits above a negative value may be zeros or copies of its sign. If an image has both, those with zeros are
+        # positive values that do not fit.
         extended = (values << self.lowest) == words
         unsigned = words.view(f"u{pixels.dtype.itemsize}")
-        alone = unsigned & ~unsigned.dtype.type(((1 << self.bits) - 1) << self.lowest) == 0
-        fits = extended | alone
+        zeros = unsigned & ~unsigned.dtype.type(((1 << self.bits) - 1) << self.lowest) == 0
+        fits = extended | zeros
         if self.signed and (extended & (values < 0) & ~padding).any():
             fits = extended
         if self.overlay:

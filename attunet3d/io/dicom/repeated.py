@@ -1,9 +1,9 @@
 """Copy patient, study and geometry of the CT's images to a DICOM SEG: patient and study byte for byte.
 
-Archives hold much that the standard forbids: "ANONYMIZED" for a date, misspelt character sets, UIDs with letters.
-highdicom, which builds the SEG, refuses some of it, and pydicom would write some of it differently. But archives only
-file a SEG with its CT if these fields are the same. So highdicom is given stand-ins without patient data, and then the
-images' fields are copied into the SEG as raw bytes.
+Archives hold values that the standard forbids: "ANONYMIZED" for a date, misspelt character sets, UIDs with letters.
+highdicom, which builds the SEG, rejects some of them, and pydicom would write some differently. But archives only file
+a SEG with its CT if these fields are the same. So the SEG is built from stand-ins for the images, without patient data,
+and then the fields of the images are copied into it as raw bytes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ from attunet3d.io.dicom.header import SliceHeader, numbers, text_of
 # Required in a SEG: they tie it to its study, to the frame of reference, and to each image.
 UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
 # A SEG must have these, though they may be empty, as in de-identified images.
-EMPTY_IF_MISSING = (
+_EMPTY_IF_MISSING = (
     "PatientName",
     "PatientID",
     "PatientBirthDate",
@@ -99,7 +99,11 @@ def uid_of(header: pydicom.Dataset, name: str) -> str:
 
 
 def repeated(header: pydicom.Dataset) -> pydicom.Dataset:
-    """Return the elements of an image that a SEG repeats, as stored. Raises UnsupportedImageError if damaged."""
+    """Return the elements of an image that a SEG repeats, as stored.
+
+    Raises:
+        UnsupportedImageError: one of them is damaged.
+    """
     named = {tag_for_keyword(name) for name in _REPEATED}
     series = {tag_for_keyword(name) for name in _OF_THE_SERIES}
     tags = (tag for tag in list(header.keys()) if tag in named or (tag.group in _PATIENT_GROUPS and tag not in series))
@@ -118,15 +122,15 @@ def stand_in(header: pydicom.Dataset, slices: Sequence[SliceHeader], thickness: 
     """Return an image for highdicom to refer to, with the UIDs, size and geometry of ``header``, but no patient data.
 
     Args:
-        header: Header of the image.
-        slices: Its image, or those of its frames that are used, see ``read_headers``.
-        thickness: Default slice thickness in mm: it may be missing in a CT, but not in a SEG.
+        header: header of the image.
+        slices: the image, or those of its frames that are used, see ``read_headers``.
+        thickness: slice thickness in mm if the image has none, as a SEG must have one.
     """
     first = slices[0]
     image = pydicom.Dataset()
     for name in UIDS:
         setattr(image, name, uid_of(header, name))
-    for name in EMPTY_IF_MISSING:
+    for name in _EMPTY_IF_MISSING:
         setattr(image, name, "")
     for name in _EQUIPMENT:
         with suppress(Exception):  # unreadable elements are left out
@@ -212,7 +216,7 @@ def _usual_vr(tag: Any) -> str:
 
 
 def _write_as_stored(ds: pydicom.Dataset) -> None:
-    """Make pydicom write raw elements unchanged: it does if their original encoding is that to write."""
+    """Make pydicom write raw elements unchanged, as it does if their original encoding is the one to write."""
     character_set = ds.get("SpecificCharacterSet")
     ds.set_original_encoding(
         False, True, default_encoding if character_set is None else convert_encodings(character_set)

@@ -1,4 +1,4 @@
-"""Merge scans that are scattered over several series UIDs: some anonymisers give each file its own UID, or none."""
+"""Merge scans that are scattered over several series UIDs: some anonymisers write a new UID to each file, or none."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ from attunet3d.io.dicom.stacks import (
 from attunet3d.io.grouping import Key, KeyIndex, grouped
 from attunet3d.io.slabs import MIN_SPACING_MM
 
-MOST_IN_A_PART = 5  # slices: more are a scan of their own
-FEWEST_PARTS = 3  # two images have even spacing wherever they lie
-USUAL_GAPS = 0.75  # fraction: slices may be missing, and the reader reports where
-SAME_GAP = 0.1  # relative
+_MOST_IN_A_PART = 5  # slices: more are a separate scan
+_FEWEST_PARTS = 3  # the spacing of two images is always even
+_USUAL_GAPS = 0.75  # fraction: slices may be missing, and the reader reports where
+_SAME_GAP = 0.1  # relative
 
 _Scan = tuple[list[Series], Series]  # its parts, and the merged series
 
@@ -30,13 +30,13 @@ def merge_scattered(series: Sequence[Series]) -> list[Series]:
     """Return the series of a folder, with the parts of each scan that is scattered over several series merged.
 
     Parts are only merged if that is unambiguous: CT images with the same patient, size, pixel spacing, orientation and
-    kind, evenly spaced on one line, no two at the same position. They are several parts too small to be scans, or
-    images without UID and the only series that they can belong to. Study and frame of reference are the same, or most
-    parts have their own.
+    kind, evenly spaced on one line, no two at the same position. The parts must be several that are too small for
+    scans, or images without UID and the only series that they can belong to. Study and frame of reference must be the
+    same, or differ in most parts.
     """
     found = list(series)
     for key, same in ((_key_with_space, _same_scan_and_space), (_key, _same_scan)):
-        parts = [s for s in found if (_is_nameless(s) or len(s.images) <= MOST_IN_A_PART) and _is_uniform(s)]
+        parts = [s for s in found if (_is_nameless(s) or len(s.images) <= _MOST_IN_A_PART) and _is_uniform(s)]
         part_of = {id(s.images[0]): s for s in parts}
         scans: list[_Scan] = []
         for group in grouped([s.images[0] for s in parts], key, same):
@@ -70,13 +70,16 @@ def _is_uniform(s: Series) -> bool:
 
 
 def _can_hold(host: Series, nameless: Series) -> bool:
-    """Not a single image at the end of a series: the reader reports it as damaged."""
+    """Return whether images without UID can belong to a series.
+
+    A single image at the end of a series cannot: it may be damaged, which the reader reports.
+    """
     a, b = host.slices[0], nameless.slices[0]
     between = len(nameless.slices) > 1 or host.heights[0] < nameless.heights[0] < host.heights[-1]
     return between and _same_scan_and_space(a, b) and a.series_number == b.series_number
 
 
-def _scans_among(group: Sequence[Series], fewest: int = FEWEST_PARTS) -> list[_Scan]:
+def _scans_among(group: Sequence[Series], fewest: int = _FEWEST_PARTS) -> list[_Scan]:
     """Find the scans in a group: the parts of each, in their order, and the merged series."""
     if len(group) < fewest:
         return []
@@ -135,7 +138,7 @@ def _is_even(scan: Sequence[SliceHeader]) -> bool:
     travel = positions[order[-1]] - positions[order[0]]
     along = (heights - heights[order[0]]) / (heights[order[-1]] - heights[order[0]])
     offset = np.linalg.norm(positions - positions[order[0]] - np.outer(along, travel), axis=1)
-    return bool(np.mean(np.abs(gaps - typical) <= SAME_GAP * typical) >= USUAL_GAPS and offset.max() < typical / 4)
+    return bool(np.mean(np.abs(gaps - typical) <= _SAME_GAP * typical) >= _USUAL_GAPS and offset.max() < typical / 4)
 
 
 def _same_scan(a: SliceHeader, b: SliceHeader) -> bool:

@@ -4,12 +4,12 @@ highdicom writes and reads it. It is imported only when needed, since it belongs
 """
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import pydicom
@@ -22,11 +22,15 @@ from attunet3d.io.dicom.repeated import UIDS, add_to, repeated, stand_in, uid_of
 from attunet3d.io.slabs import LPS_TO_RAS, StoredImage, read_failed
 from attunet3d.version import __version__
 
-SERIES_NUMBER = 1000  # beyond those of scanners
+_SERIES_NUMBER = 1000  # beyond those of scanners
 
 
 def check_images(image: StoredImage) -> None:
-    """Raise UnsupportedImageError unless each slice of a CT is a DICOM image or frame that a SEG can refer to."""
+    """Check that each slice of a CT is a DICOM image or frame that a SEG can refer to.
+
+    Raises:
+        UnsupportedImageError: the CT is not DICOM, has interpolated slices, or frames of several files.
+    """
     if image.metadata["format"] != "dicom":
         raise UnsupportedImageError(
             f"{image.path}: not DICOM, so a DICOM SEG has no images to refer to; "
@@ -44,9 +48,9 @@ def check_images(image: StoredImage) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Accept values that violate the standard, without warnings, which would quote them."""
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")
+    """Accept values that violate the standard, without pydicom's warnings, which would quote them."""
+    with catch_warnings(), pydicom.config.disable_value_validation():
+        simplefilter("ignore")
         yield
 
 
@@ -55,10 +59,10 @@ class SourceImages:
     """The images that a SEG refers to.
 
     Attributes:
-        folder: Their folder, for messages.
-        images: A stand-in for each image, in the order of the slices, or for the single multi-frame image.
-        series: Their SeriesInstanceUIDs.
-        repeated: The elements of the first one that the SEG repeats.
+        folder: folder of the images, for messages.
+        images: a stand-in for each image, in the order of the slices, or for the single multi-frame image.
+        series: SeriesInstanceUID of each image.
+        repeated: elements of the first image that the SEG repeats.
     """
 
     folder: Path
@@ -72,24 +76,24 @@ def source_headers(
     source: str | os.PathLike[str],
     files: Sequence[Path],
     affine: np.ndarray,
-    notes: list[str],
+    warnings: list[str],
     frames: Sequence[int] = (),
     segmentation_type: str = "BINARY",
 ) -> SourceImages:
-    """Read the headers of a CT's images for a SEG to refer to, and make a SEG of a single voxel with them as a test.
+    """Read the headers of the images that a SEG will refer to, and test them by making a SEG of a single voxel.
 
     Args:
-        source: The CT as given, for messages.
-        files: The images in the order of the slices, see ``check_images``; a multi-frame image counts once.
-        affine: Affine of the CT from voxel indices to RAS+ mm.
-        notes: Warnings are added to this list.
-        frames: See ``StoredImage``; only these frames of a multi-frame image are referred to.
-        segmentation_type: See ``save_seg``.
+        source: the CT as given, for messages.
+        files: the images in the order of the slices, see ``check_images``; a multi-frame image counts once.
+        affine: affine of the CT from voxel indices to RAS+ mm.
+        warnings: new ones are added to this list.
+        frames: see ``StoredImage``; only these frames of a multi-frame image are referred to.
+        segmentation_type: see ``save_seg``.
 
     Raises:
-        UnsupportedImageError: An image lacks a UID that a SEG must repeat, the images are of several studies, or have
+        UnsupportedImageError: an image lacks a UID that a SEG must repeat, the images are of several studies, or have
             elements that cannot be repeated.
-        UnreadableInputError: An image can no longer be read.
+        UnreadableInputError: an image can no longer be read.
         OutputError: highdicom refuses the images.
     """
     images: list[pydicom.Dataset] = []
@@ -123,11 +127,11 @@ def source_headers(
     spaces = {image.FrameOfReferenceUID for image in images}
     if len(spaces) > 1:
         # Some de-identification tools give each image its own. The reader has checked that they are one volume.
-        notes.append(f"the images carry {len(spaces)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
+        warnings.append(f"the images carry {len(spaces)} FrameOfReferenceUIDs; the DICOM SEG takes the first slice's")
     for image in images:  # highdicom only accepts one series and frame of reference
         image.FrameOfReferenceUID, image.SeriesInstanceUID = images[0].FrameOfReferenceUID, series[0]
     if tilt_deg(affine) > TILT_WARNING_DEG:
-        notes.append("dcmqi, and programs that read SEG with it, cannot place the slices of a tilted gantry")
+        warnings.append("dcmqi, and programs that read SEG with it, cannot place the slices of a tilted gantry")
     found = SourceImages(Path(files[0]).parent, images, series, first)
     _test_seg(found, affine, frames, segmentation_type)
     return found
@@ -180,18 +184,18 @@ def save_seg(
     those of the images, byte for byte.
 
     Args:
-        path: A temporary path, which is not cleaned up here (see ``atomic_path``), or a buffer.
+        path: a temporary path (see ``atomic_path``), which is not cleaned up here, or a buffer.
         mask: uint8 (X, Y, Z), 1 is pancreas.
-        affine: From voxel indices to RAS+ mm.
-        sources: The Z images, or the single multi-frame image, see ``source_headers``.
-        frames: Frame number of each of the Z slices in a multi-frame image.
-        checkpoint_sha256: Hash of the weights, 64 hexadecimal digits; with the version it identifies the algorithm.
+        affine: from voxel indices to RAS+ mm.
+        sources: the Z images, or the single multi-frame image, see ``source_headers``.
+        frames: frame number of each of the Z slices in a multi-frame image.
+        checkpoint_sha256: hash of the weights, 64 hexadecimal digits; with the version it identifies the algorithm.
         segmentation_type: "BINARY", one bit per voxel, or "LABELMAP", one byte: a newer storage class that fewer
             programs read.
 
     Raises:
         OutputError: highdicom refuses the images, or the file read back is not the mask.
-        OSError: The file cannot be written.
+        OSError: the file cannot be written.
     """
     try:
         seg = _segmentation(mask, sources.images, checkpoint_sha256, segmentation_type)
@@ -218,7 +222,7 @@ def save_seg(
 
 
 def _refer_to_series(seg: pydicom.Dataset, series: Sequence[str]) -> None:
-    """Refer to each image in its own series: highdicom has only been given one."""
+    """Refer to each image in its own series: highdicom only accepts images of one."""
     of_series: dict[str, list[pydicom.Dataset]] = {}
     for uid, image in zip(series, seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence, strict=True):
         of_series.setdefault(uid, []).append(image)
@@ -228,7 +232,7 @@ def _refer_to_series(seg: pydicom.Dataset, series: Sequence[str]) -> None:
 
 
 def _refer_to_frames(seg: pydicom.Dataset, frames: Sequence[int]) -> None:
-    """Refer to the frames by their numbers in the file: highdicom has counted the slices."""
+    """Refer to the frames by their numbers in the file: highdicom has numbered the slices."""
     for group in seg.PerFrameFunctionalGroupsSequence:
         for derivation in group.get("DerivationImageSequence", []):
             for image in derivation.SourceImageSequence:
@@ -263,7 +267,7 @@ def _segmentation(
         segmentation_type=segmentation_type,
         segment_descriptions=[pancreas],
         series_instance_uid=hd.UID(),
-        series_number=SERIES_NUMBER,
+        series_number=_SERIES_NUMBER,
         sop_instance_uid=hd.UID(),
         instance_number=1,
         manufacturer="attunet3d",
@@ -281,7 +285,7 @@ def _segmentation(
 def _holds(path: Path | BytesIO, mask: np.ndarray, affine: np.ndarray) -> bool:
     """Return whether the SEG in a file marks the same voxels as ``mask``.
 
-    Each frame is placed by its own position, so that this works for tilted gantries too.
+    Each frame is placed by its own position, since slices of a tilted gantry are not on an orthogonal grid.
     """
     import highdicom as hd
 

@@ -40,7 +40,7 @@ _KIND_OF_CLASS = {
 }
 
 # Words in the ImageType of derived CT images, as the standard and the scanners' makers write them: "MIP",
-# "CT_SOM5 MIP", "MAX_IP", "PROJECTION IMAGE", "REFORMATTED". DERIVED alone says too little: compression does that too.
+# "CT_SOM5 MIP", "MAX_IP", "PROJECTION IMAGE", "REFORMATTED". DERIVED alone may mean lossy compression.
 _DERIVED = {
     "SUBTRACTION": "subtraction",
     "PERFUSION": "perfusion map",
@@ -65,7 +65,7 @@ _DERIVED = {
     "3D": "rendering",
 }
 _PAGES = ({"DOSE", "INFO"}, {"DOSE", "REPORT"}, {"PROT"})  # "DOSE_INFO", "CT_SOM5 PROT" (of the scan protocol)
-# Their values are not HU, or their positions not in the patient.
+# Kinds with values that are not HU, or positions that are not in the patient.
 NO_CT = ("subtraction", "perfusion map", "curved MPR", "rendering")
 
 AXIAL_COSINE = 0.8  # 37 degrees: gantries tilt by at most 30
@@ -76,12 +76,12 @@ class Series:
     """The files of a series, or of a stack if a series holds several.
 
     Attributes:
-        uid: SeriesInstanceUID; "1.2.3#2" is the second stack of 1.2.3, and "no-uid-1" stands for files without UID.
-            The first one if a scan has several, see ``merge_scattered``.
-        slices: Headers of the images.
+        uid: SeriesInstanceUID, the first if a scan has several (see ``merge_scattered``). "1.2.3#2" is the second stack
+            of 1.2.3, and "no-uid-1" the first series without UID.
+        slices: headers of the images.
         damaged: DICOM files in the same folders whose header cannot be read.
-        strays: Images alone in their series, located where the next slice of this one would be.
-        not_dicom: Files in the same folders that are named like DICOM, but are not.
+        strays: images alone in their series, located where the next slice of this one would be.
+        not_dicom: files in the same folders that are named like DICOM, but are not.
     """
 
     uid: str
@@ -226,6 +226,6 @@ class Series:
 
 
 def patients_of(slices: Iterable[SliceHeader]) -> int:
-    """Return the number of patients: of different IDs or names, whichever are more; missing ones are ignored."""
+    """Return the number of patients: different IDs or different names, whichever are more; missing ones are ignored."""
     ids, names = zip(*(s.patient for s in slices), strict=True)
     return max(len({*ids} - {""}), len({*names} - {""}))

@@ -9,11 +9,11 @@ from attunet3d.io.dicom.header import MARKS, SliceHeader
 from attunet3d.io.grouping import Key, grouped
 from attunet3d.io.slabs import MIN_SPACING_MM
 
-SAME_COSINE = 1e-3  # 0.06 degrees: 0.4 mm at the edge of a 400 mm field, less than a voxel
-SAME_SPACING = 1e-3  # relative
-SAME_THICKNESS = 1.25  # times: thin and thick reconstructions differ by more
+_SAME_COSINE = 1e-3  # 0.06 degrees: 0.4 mm at the edge of a 400 mm field, less than a voxel
+_SAME_SPACING = 1e-3  # relative
+_SAME_THICKNESS = 1.25  # times: thin and thick reconstructions differ by more
 
-# Times differ within a scan too: they only count if positions are scanned repeatedly.
+# Times differ within a scan too: they are only compared if positions are scanned repeatedly.
 _TIMES = ("TriggerTime", "AcquisitionTime")
 
 _Slices = list[SliceHeader]
@@ -25,9 +25,8 @@ def stacks(slices: Sequence[SliceHeader]) -> list[tuple[SliceHeader, ...]]:
 
     Stacks are different objects (a screenshot or a report among CT images); differ in study, size, pixel spacing,
     orientation or frame of reference; or are scans of the same positions (phases, kernels, acquisitions, see
-    ``MARKS``). Except for other objects, nothing is split off that would leave a single image: it would pass for a
-    stack of its own, and the other slices for a complete one. Localizers stay with a single stack, and are separated
-    from several.
+    ``MARKS``). Except for other objects, no single image is split off: it would be taken for a separate stack, and the
+    other slices for a complete one. Localizers stay with a single stack, and are separated from several.
     """
     parts: list[_Slices] = []
     for objects in grouped(slices, _KEYS[_same_object], _same_object):
@@ -74,17 +73,17 @@ def same_spacing(a: SliceHeader, b: SliceHeader) -> bool:
     """Return whether pixel spacings are equal up to rounding, or one is missing."""
     if a.spacing is None or b.spacing is None:
         return True
-    return all(abs(x - y) <= SAME_SPACING * abs(y) for x, y in zip(a.spacing, b.spacing, strict=True))
+    return all(abs(x - y) <= _SAME_SPACING * abs(y) for x, y in zip(a.spacing, b.spacing, strict=True))
 
 
 def same_orientation(a: SliceHeader, b: SliceHeader) -> bool:
     """Return whether directions of rows and columns are equal up to rounding, or missing in one image."""
     if a.orientation is None or b.orientation is None:
         return True
-    return all(abs(x - y) <= SAME_COSINE for x, y in zip(a.orientation, b.orientation, strict=True))
+    return all(abs(x - y) <= _SAME_COSINE for x, y in zip(a.orientation, b.orientation, strict=True))
 
 
-# The fields that these functions require to be equal unless one is missing.
+# Fields that these functions require to be equal unless one is missing.
 _KEYS: dict[_Same, Callable[[SliceHeader], Key]] = {
     _same_object: lambda s: (s.modality or None, s.sop_class or None),
     same_study: lambda s: (s.study_uid or None,),
@@ -120,14 +119,14 @@ def _by_mark(slices: _Slices, k: int, name: str) -> list[_Slices]:
         return [list(group) for _, group in groupby(ordered, key=lambda s: s.marks[k])]
     groups: list[_Slices] = []
     for s in ordered:
-        if not groups or float(s.marks[k] or 0) > SAME_THICKNESS * float(groups[-1][-1].marks[k] or 0):
+        if not groups or float(s.marks[k] or 0) > _SAME_THICKNESS * float(groups[-1][-1].marks[k] or 0):
             groups.append([])
         groups[-1].append(s)
     return groups
 
 
 def _joined(groups: list[_Slices]) -> list[_Slices]:
-    """Join groups, in the order of their marks, to scans: a group at other positions continues the scan.
+    """Join groups, in the order of their marks, into scans: a group at other positions continues the scan.
 
     A group whose slices alternate with others of the scan, or have their positions, starts the next scan. Joined scans
     must cover the same positions: otherwise it is uncertain that a group continues another, and each group is a scan.
@@ -148,7 +147,7 @@ def _joined(groups: list[_Slices]) -> list[_Slices]:
 
 
 def _alternate(a: np.ndarray, b: np.ndarray) -> bool:
-    """Return whether slices at these heights coincide, or alternate where both overlap: blocks of one scan do not."""
+    """Return whether slices at these heights coincide or, where both overlap, alternate: blocks of one scan do not."""
     low, high = max(a[0], b[0]) - MIN_SPACING_MM, min(a[-1], b[-1]) + MIN_SPACING_MM
     a, b = (heights[(heights >= low) & (heights <= high)] for heights in (a, b))
     both = np.concatenate([a, b])

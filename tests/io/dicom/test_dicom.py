@@ -281,7 +281,7 @@ REFUSED = {
     ),
     "uneven": (_uneven, GeometryError, ["gap of 4 mm", "uneven", "allow_uneven=True"]),
     "sideways": (_shifted_sideways, GeometryError, ["2.00 mm off the line", "in one line"]),
-    "two phases": (_two_phases, GeometryError, ["do not advance", "export them separately"]),
+    "two phases": (_two_phases, GeometryError, ["coincide with another", "export them separately"]),
     "one slice": (lambda f: write_series(f, phantom()[:, :, :1]), GeometryError, ["single slice", "whole series"]),
     "no position": (_change_one(ImagePositionPatient=None), GeometryError, ["ImagePositionPatient is missing"]),
     "no orientation": (_change_one(ImageOrientationPatient=None), GeometryError, ["ImageOrientationPatient is"]),
