@@ -132,7 +132,7 @@ def archive_damage(path: Path, most_times: int = 1) -> str | None:
             broken = archive.testzip() or next((i.filename for i in archive.infolist() if i.external_attr & 0x10), None)
     except ARCHIVE_ERRORS as error:
         return f"cut short, or {' '.join(str(error).split()) or type(error).__name__}"
-    return f"{broken} is not as it was written" if broken else None
+    return f"{broken} does not match its checksum" if broken else None
 
 
 def _check_tuples(path: Path) -> None:

@@ -40,11 +40,11 @@ def find_cases(raw: str | Path) -> RawData:
     """Find the CTs under "training" and "validation" of ``dataset.json``; those without labels (imagesTs) are ignored.
 
     Args:
-        raw: The folder with dataset.json, imagesTr, labelsTr, imagesVa and labelsVa.
+        raw: the folder with dataset.json, imagesTr, labelsTr, imagesVa and labelsVa.
 
     Raises:
-        InputNotFoundError: There is no dataset.json.
-        ConfigError: It is not JSON, or lists no cases.
+        InputNotFoundError: there is no dataset.json.
+        ConfigError: it is not JSON, or lists no cases.
     """
     raw = Path(raw)
     listed, refused = listed_cases(raw, "amos22", ("training", "validation"))

@@ -39,10 +39,10 @@ def find_cases(raw: str | Path) -> RawData:
     """Find the cases in ``img`` and ``label``; those of the folder Testing beside them have no labels.
 
     Args:
-        raw: The folder with img and label, or one above it: Training, RawData or Abdomen.
+        raw: the folder with img and label, or one above it: Training, RawData or Abdomen.
 
     Raises:
-        InputNotFoundError: There are no such folders, or nothing in them.
+        InputNotFoundError: there are no such folders, or nothing in them.
     """
     training = next((path for path in (Path(raw, place) for place in PLACES) if _is_complete(path)), None)
     if training is None:

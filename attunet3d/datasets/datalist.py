@@ -63,10 +63,10 @@ def write_datalist(
     """Write a datalist in MONAI's (MSD) format atomically; the same arguments give the same bytes.
 
     Args:
-        path: The JSON file.
-        metadata: Entries before the cases: "name", "labels", "pancreas_labels", ...
+        path: the JSON file.
+        metadata: entries before the cases: "name", "labels", "pancreas_labels", ...
         cases: {"image": path, "label": path}, and "labelled" if known, in the order of the cases' names.
-        folds, seed, test: As in ``split_cases``.
+        folds, seed, test: as in ``split_cases``.
 
     Raises:
         ConfigError: there are too few cases, or an invalid number of folds.

@@ -26,15 +26,15 @@ def find_cases(
     values become background. "labelled" of a case names the organs that are known to be drawn in it.
 
     Args:
-        datalists: Datalists with cases under "training" only. Their paths are relative to "dataset_dir", which is
+        datalists: datalists with cases under "training" only. Their paths are relative to "dataset_dir", which is
             relative to the datalist; without it, to the datalist's folder.
-        output: The datalist to write.
-        warn: Called with warnings about unusual notation.
+        output: the datalist to write.
+        warn: called with warnings about unusual notation.
 
     Raises:
-        InputNotFoundError: A datalist, or a file in it, does not exist.
-        ConfigError: A datalist is invalid, has cases for validation or test, or several classes of pancreas.
-        OutputError: The output is one of the datalists.
+        InputNotFoundError: a datalist, or a file in it, does not exist.
+        ConfigError: a datalist is invalid, has cases for validation or test, or several classes of pancreas.
+        OutputError: the output is one of the datalists.
     """
     roots, cases, refused = [], [], []
     taken: set[str] = set()

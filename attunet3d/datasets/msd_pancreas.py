@@ -43,13 +43,13 @@ def listed_cases(raw: Path, folder: str, sections: Sequence[str]) -> tuple[list[
     """Return the cases of sections of ``dataset.json``, and names and reasons of those that cannot be used.
 
     Args:
-        raw: The folder with dataset.json.
-        folder: The usual name of that folder, for messages.
-        sections: The first must have cases.
+        raw: the folder with dataset.json.
+        folder: the usual name of that folder, for messages.
+        sections: the first must have cases.
 
     Raises:
-        InputNotFoundError: There is no dataset.json.
-        ConfigError: It is not JSON, or lists no cases.
+        InputNotFoundError: there is no dataset.json.
+        ConfigError: it is not JSON, or lists no cases.
     """
     path = raw / "dataset.json"
     if not path.is_file():

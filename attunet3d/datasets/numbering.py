@@ -48,8 +48,8 @@ class Renumbering:
     """New values for a label map.
 
     Attributes:
-        values: Meaning of the values in the file.
-        numbers: New value of each value; all others become 0.
+        values: meaning of the values in the file.
+        numbers: new value of each value; all others become 0.
     """
 
     values: LabelValues

@@ -35,11 +35,11 @@ class RawCase:
     """A CT (file or DICOM folder) and its label file, paired by the data set's layout.
 
     Attributes:
-        name: Name of the case, for messages.
-        image: The CT.
-        label: Its label file.
-        renumber: New values for the label; "labelled" of the case then names the organs that it has.
-        labelled: These names, if they are known.
+        name: name of the case, for messages.
+        image: the CT.
+        label: its label file.
+        renumber: new values for the label; "labelled" of the case then names the organs that it has.
+        labelled: these names, if they are known.
     """
 
     name: str
