@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -166,8 +166,8 @@ class AttentionUNet(nn.Module):
             raise ValueError(f"channels must hold at least 2 positive numbers, got {tuple(channels)}")
         if in_channels < 1 or out_channels < 1:
             raise ValueError(f"in_channels and out_channels must be at least 1, got {in_channels} and {out_channels}")
-        if gate not in ("grid", "additive", None):
-            raise ValueError(f'gate must be "grid", "additive" or None, got {gate!r}')
+        if gate not in (*get_args(GateName), None):
+            raise ValueError(f"gate must be one of {get_args(GateName)} or None, got {gate!r}")
         if gates_per_skip < 1:
             raise ValueError(f"gates_per_skip must be at least 1, got {gates_per_skip}")
         if upsample not in ("linear", "conv"):

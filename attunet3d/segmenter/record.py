@@ -138,7 +138,7 @@ class SessionRecord(TypedDict):
     bundle: Annotated[str | None, "version of the bundle"]
     checkpoint: Checkpoint
     device: Annotated[str, '"cpu", or the name of the GPU']
-    backend: Annotated[str, '"torch" or "openvino"']
+    backend: Annotated[str, 'library that runs the network, such as "torch" or "openvino"']
     precision: Annotated[str, "floating-point type of the network, and variant of it if there are several"]
     presets: Annotated[list[str], "names of the presets, in the order in which they were merged"]
     config: Config
