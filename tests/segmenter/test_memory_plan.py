@@ -276,16 +276,16 @@ def test_holes_are_counted_where_memory_is_kept_and_it_is_where_there_is_room(mo
     """Images of several sizes leave more of them."""
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     ample, windows = plan(), 2_500_000
-    one, several = ample.holes(windows, False), ample.holes(windows, True)
+    one, several = ample.fragmentation(windows, False), ample.fragmentation(windows, True)
     assert one is not None
     assert several is not None
     assert 0 < one < several <= windows * 300
     assert ample.peak_with(windows, one) == ample.peak_bytes + one
-    assert plan(limit_bytes=ample.peak_bytes + 2 * one).holes(windows, False) == one
-    assert plan(limit_bytes=ample.peak_bytes + 2 * one - 1).holes(windows, False) is None
-    assert plan(limit_bytes=None).holes(windows, False) == one  # what there is is not known
+    assert plan(limit_bytes=ample.peak_bytes + 2 * one).fragmentation(windows, False) == one
+    assert plan(limit_bytes=ample.peak_bytes + 2 * one - 1).fragmentation(windows, False) is None
+    assert plan(limit_bytes=None).fragmentation(windows, False) == one  # what there is is not known
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
-    assert ample.holes(windows, True) == 0
+    assert ample.fragmentation(windows, True) == 0
 
 
 @pytest.mark.parametrize("error", [OSError("no such library"), TypeError("None on Windows")])
