@@ -21,7 +21,7 @@ from attunet3d.io.printable import one_line
 
 Labels = Annotated[
     str | None,
-    typer.Option(metavar="N,...", help="Foreground value or values; default: 1, and the file must hold no other."),
+    typer.Option(metavar="N,...", help="Foreground value or values; default: 1, and the file must contain no other."),
 ]
 
 

@@ -158,7 +158,7 @@ def is_usable(folder: Path) -> bool:
 
 def _stopped(path: Path, reason: str = "it no longer exists") -> OutputError:
     return OutputError(
-        f"{path}: cannot be written ({reason}); free some space or restore the folder, and repeat the command to continue"
+        f"{path}: cannot be written ({reason}); free space or restore the folder, and repeat the command to continue"
     )
 
 

@@ -214,7 +214,7 @@ def test_full_storage_is_no_case_s_fault(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("nibabel.save", full)
-    with pytest.raises(OutputError, match=rf"{os.strerror(number)}\); free some space.*repeat the command"):
+    with pytest.raises(OutputError, match=rf"{os.strerror(number)}\); free space.*repeat the command"):
         loaded.segment(ManyCase("a", str(ct)))
     assert {path.name for path in out.iterdir()} == {LOCK}
 
