@@ -18,7 +18,7 @@ from attunet3d.label.checks import check_index
 
 
 def serve(app: Path, studies: str, host: str, port: int, access: Access, epistemic: bool = False) -> None:
-    """Serve the app of ``make_app`` until the process is told to stop.
+    """Serve the app of ``make_app`` until the process is stopped.
 
     Args:
         app: its folder; logs, and for DICOMweb a copy of the series that were opened, are kept there too.

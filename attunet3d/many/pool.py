@@ -233,7 +233,7 @@ class Pool:
             self._crashes.suspect(case.id for case in cases)
 
     def _drain(self, slot: _Slot) -> list[ManyCase]:
-        """Take the cases back from a worker that does not answer any more, except those that it has finished."""
+        """Take the cases back from a worker that no longer answers, except those that it has finished."""
         of_slot = [reference for reference, task in self._tasks.items() if task.slot is slot]
         there = set(self._actors.wait(of_slot, 0)) if of_slot else set()
         cases = []

@@ -76,10 +76,10 @@ class Worker:
                 self._session = session
 
     def segment(self, case: ManyCase) -> Outcome:
-        """Segment one case, unless its mask is there already; errors of the case become its outcome.
+        """Segment one case, unless its mask exists already; errors of the case become its outcome.
 
         Raises:
-            OutputError: results cannot be written any more, which is not the case's fault.
+            OutputError: results can no longer be written, which is not the case's fault.
         """
         folder = Path(self._job.output)
         check_usable(folder)

@@ -33,7 +33,7 @@ _FRAGMENTATION, _FRAGMENTATION_OF_SEVERAL = 0.25, 1.0
 _RESERVE = 0.05  # share of the free memory that is left to other processes
 HINT_FOR_SIZE = "close other programs, crop the CT to the abdomen, or use a machine with more"
 HINT_FOR_WINDOWS = (
-    "close other programs, use a machine with more, or allow_smaller_windows=True, whose mask is not that of full ones"
+    "close other programs, use a machine with more, or set allow_smaller_windows=True, which changes the mask"
 )
 
 

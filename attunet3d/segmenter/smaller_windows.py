@@ -120,12 +120,12 @@ class WindowRun:
 def _differences(configured: WindowPlan, run: WindowPlan) -> list[str]:
     if run.roi != configured.roi:
         return [
-            f"memory was short: windows of {by_axis(run.roi)} voxels were run in place of {by_axis(configured.roi)}; "
-            "they see less around each voxel, and the mask is not that of full windows"
+            f"memory was short: windows of {by_axis(run.roi)} voxels were run instead of {by_axis(configured.roi)}; "
+            "they have less context around each voxel, so the mask differs from that of full windows"
         ]
     if run.batch != configured.batch:  # libraries choose other kernels for it
         return [
-            f"memory was short: {run.batch} windows were run at once in place of {configured.batch}; that may round "
-            "differently, which can move single voxels of the mask's surface"
+            f"memory was short: {run.batch} windows were run at once instead of {configured.batch}; that may round "
+            "differently, which can change single voxels of the mask's surface"
         ]
     return []

@@ -358,8 +358,8 @@ def test_the_mask_does_not_depend_on_memory(
         tight.segment(ct, tmp_path / "out")
     assert str(refused.value) == (
         f"{ct}: windows of {size[0]} x {size[1]} x {size[2]} voxels need 0.48 GiB of memory, and there are 0.48 GiB: "
-        "close other programs, use a machine with more, or allow_smaller_windows=True, whose mask is not that of full "
-        "ones"
+        "close other programs, use a machine with more, or set allow_smaller_windows=True, which changes the "
+        "mask"
     )
     assert not (tmp_path / "out").exists()
 
@@ -378,7 +378,7 @@ def test_fewer_windows_are_run_at_once_before_anything_is_refused(
         assert tight.record["windows"] == {**ample.record["windows"], "batch": batch}
         assert (tight.mask != ample.mask).mean() < 1e-4  # in float32 other kernels may round differently
         (warning,) = said_of_memory(tight.record)
-        assert warning.startswith(f"memory was short: {batch} windows were run at once in place of 3; that may round")
+        assert warning.startswith(f"memory was short: {batch} windows were run at once instead of 3; that may round")
         assert tight.record["memory_mb"]["predicted"] < ample.record["memory_mb"]["predicted"]
 
 
@@ -398,8 +398,8 @@ def test_smaller_windows_are_taken_where_that_is_allowed_and_said(
     assert tight.record["memory_mb"]["predicted"] < ample["memory_mb"]["predicted"]
     ran, full = (" x ".join(map(str, size)) for size in (windows["size"], ample["windows"]["size"]))
     assert said_of_memory(tight.record) == [
-        f"memory was short: windows of {ran} voxels were run in place of {full}; they see less around each voxel, and "
-        "the mask is not that of full windows"
+        f"memory was short: windows of {ran} voxels were run instead of {full}; they have less context around each "
+        "voxel, so the mask differs from that of full windows"
     ]
     small = limited(tiny_checkpoint, None, max_window_voxels=third).segment(ct)
     assert small.record["windows"] == windows
