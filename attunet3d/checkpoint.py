@@ -20,9 +20,9 @@ from attunet3d.io.safetensors_file import START_BYTES, is_safetensors, read_safe
 from attunet3d.io.weights_format import ARCHIVE_ERRORS
 from attunet3d.io.writer import atomic_path
 
-_ZIP = b"PK\x03\x04"  # begins a file of torch; before 1.6 it wrote this many pickles, followed by the numbers
+_ZIP = b"PK\x03\x04"  # start of a file of torch; before 1.6 it was five pickles, followed by the numbers
 _PICKLES = 5
-_MOST_ITEMS = 1000  # of a tuple, with those of the tuples in it
+_MOST_ITEMS = 1000  # of a tuple, nested ones included
 _HINT = "copy it again, or take other weights of the run"
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -31,11 +31,11 @@ def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     """Read the state dict in a checkpoint; no pickle is run.
 
     Args:
-        checkpoint: a file of torch, with nothing but tensors at the top or under the key "model", or of safetensors.
-            Its content decides which, not its name.
+        checkpoint: a safetensors file, or one of torch with only tensors at the top level or under the key "model";
+            recognized by its content, not its name.
 
     Raises:
-        CheckpointError: the file is missing, damaged or no checkpoint, or holds anything but tensors.
+        CheckpointError: the file is missing or damaged, or contains anything but tensors.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -96,7 +96,7 @@ def read_tensors(path: Path, hint: str) -> Any:
         hint: for messages: what to do if it is damaged.
 
     Raises:
-        CheckpointError: the file is cut short or damaged, or holds anything else.
+        CheckpointError: the file is truncated or damaged, or contains anything else.
     """
     damage = archive_damage(path)
     if damage:
@@ -104,22 +104,22 @@ def read_tensors(path: Path, hint: str) -> Any:
     try:
         _check_tuples(path)
         with path.open("rb") as file, warnings.catch_warnings():
-            # Torch warns of an old format, or of one that is not its own, which is then refused.
+            # Torch warns of old formats, and of foreign ones, which it then refuses.
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)  # of a path the suffix would count as well
+            return torch.load(file, map_location="cpu", weights_only=True)  # a path's suffix would count too
     except Exception as error:  # torch raises many types for files that it did not write
         raise CheckpointError(f"{path}: not a checkpoint of tensors only, so it is not loaded; {hint}") from error
 
 
 def archive_damage(path: Path, most_times: int = 1) -> str | None:
-    """Compare an archive that torch wrote with its checksums, which torch itself does not.
+    """Verify the checksums of an archive that torch wrote, which torch itself does not do.
 
     Args:
-        path: the file; one that is no archive is left to torch.
-        most_times: the size of the file, beyond which its unpacked content is not read.
+        path: the file; one that is not an archive is left to torch.
+        most_times: largest unpacked size that is read, as a multiple of the size of the file.
 
     Returns:
-        What is wrong with it, or None.
+        What is wrong with the file, or None.
     """
     try:
         with path.open("rb") as file:
@@ -128,15 +128,15 @@ def archive_damage(path: Path, most_times: int = 1) -> str | None:
         with zipfile.ZipFile(path) as archive:
             if sum(i.file_size for i in archive.infolist()) > most_times * path.stat().st_size:
                 return "compressed, which torch's files are not"
-            # Torch reads nothing of an entry that is marked as a folder, without an error.
+            # Torch silently reads nothing from an entry that is marked as a folder.
             broken = archive.testzip() or next((i.filename for i in archive.infolist() if i.external_attr & 0x10), None)
     except ARCHIVE_ERRORS as error:
-        return f"cut short, or {' '.join(str(error).split()) or type(error).__name__}"
+        return f"truncated, or {' '.join(str(error).split()) or type(error).__name__}"
     return f"{broken} does not match its checksum" if broken else None
 
 
 def _check_tuples(path: Path) -> None:
-    """Raise ValueError for tuples that hold one another many times over: hashing one would never end."""
+    """Raise ValueError for deeply shared nested tuples: hashing one would take forever."""
     with path.open("rb") as file:
         if file.read(4) != _ZIP:
             file.seek(0)
@@ -150,8 +150,8 @@ def _check_tuples(path: Path) -> None:
 
 
 def _check_tuples_in(file: IO[bytes]) -> None:
-    """Do ``_check_tuples`` for a pickle, without running it."""
-    stack: list[int] = []  # of each object the number of its items, with those of the tuples in it
+    """Check the tuples of a pickle like ``_check_tuples``, without running it."""
+    stack: list[int] = []  # for each object the number of its items, nested ones included
     marks: list[int] = []
     memo: dict[Any, int] = {}
     for operation, argument, _ in pickletools.genops(file):
@@ -186,7 +186,7 @@ def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str |
     Args:
         network: gets the weights.
         weights: the state dict.
-        source: the file that it is from, for messages.
+        source: the file it comes from, for messages.
 
     Raises:
         CheckpointError: the weights belong to another network.
@@ -206,8 +206,9 @@ def without_auxiliary(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def mean_weights(checkpoints: Sequence[str | Path]) -> dict[str, Tensor]:
-    """Return the mean weights of runs, each started from the one before: they transfer better than those of the last.
+    """Return the mean weights of several runs, each of which started from the previous one.
 
+    They transfer better than those of the last run.
     Source: stochastic weight averaging, Izmailov et al., arXiv:1803.05407.
 
     Raises:
@@ -247,7 +248,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def common_recipe(checkpoints: Sequence[str | Path]) -> dict[str, Any] | None:
-    """Return the recipe that all these weights share, for weights made of them; None if they differ or one has none.
+    """Return the recipe that all checkpoints share, for their mean weights; None if they differ or one has none.
 
     Raises:
         CheckpointError: a recipe cannot be read.
@@ -262,13 +263,13 @@ def save_weights(
     dtype: torch.dtype = torch.float16,
     recipe: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a state dict with its floating-point tensors in ``dtype``, atomically: half precision halves the file.
+    """Write a state dict atomically, with floating-point tensors in ``dtype``: half precision halves the file.
 
     Args:
         weights: the state dict.
-        path: of the file, which is of safetensors if its name ends so, and else of torch.
+        path: of the file; the suffix .safetensors chooses that format, any other one torch's.
         dtype: of the floating-point tensors.
-        recipe: of these weights, see ``attunet3d.config.recipe``; as ``read_recipe`` or ``common_recipe`` returns it.
+        recipe: of these weights, as from ``read_recipe`` or ``common_recipe``.
 
     Raises:
         OutputError: the file cannot be written.
@@ -281,8 +282,8 @@ def save_weights(
 
 
 def saved(content: Any, recipe: Mapping[str, Any] | None = None) -> memoryview:
-    """Return what ``torch.save`` writes, with a recipe in it."""
-    buffer = io.BytesIO()  # not the file itself: torch's message of a full disk is unclear
+    """Return the bytes that ``torch.save`` writes, with a recipe added."""
+    buffer = io.BytesIO()  # not the file itself: torch's error for a full disk is unclear
     torch.save(content, buffer)
     if recipe is not None:
         add_recipe(buffer, recipe)

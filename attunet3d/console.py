@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def make_bar() -> tuple[Progress, Console]:
-    """Make a progress bar, not started, that disappears when done, and the console for ``say_above``.
+    """Make a progress bar that disappears when done, not yet started, and the console for ``say_above``.
 
-    Descriptions may contain any text: they are made ``printable``, and markup is not interpreted. If stderr is not a
-    terminal but, for example, a log file, the bar shows nothing.
+    Descriptions may be any text: they are made ``printable``, and markup in them is not interpreted. The bar shows
+    nothing if stderr is not a terminal.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeElapsedColumn, TimeRemainingColumn
@@ -32,7 +32,7 @@ def make_bar() -> tuple[Progress, Console]:
 
     class Bar(Progress):
         def start(self) -> None:
-            """Start like rich's bar, but do not let rich interpret markup in what others print meanwhile."""
+            """Start like rich's bar, but do not interpret markup in what others print meanwhile."""
             foreign = [name for name in ("stdout", "stderr") if isinstance(getattr(sys, name), ForeignText)]
             super().start()
             for name in foreign:
@@ -82,27 +82,27 @@ class _Format(logging.Formatter):
 
 
 def log_to_stderr(level: int) -> None:
-    """Log to stderr from a level on; names of files in records are made printable."""
+    """Log to stderr from a level on; records are made printable."""
     handler = logging.StreamHandler(own(sys.stderr))
     handler.setFormatter(_Format("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
 
 
 def set_up_logging(verbose: bool, progress: bool = False) -> None:
-    """Log to stderr: everything if ``verbose``, else errors, and with ``progress`` this package's progress."""
+    """Log to stderr: from INFO on if ``verbose``, else errors, and with ``progress`` also what this package logs."""
     log_to_stderr(logging.INFO if verbose else logging.ERROR)
-    import pydicom.config  # sets the level of its logger when imported, so before it is set here
+    import pydicom.config  # its import sets the level of its logger, so it comes before the level is set here
 
     # Their messages quote header values, which can identify a patient.
     for logger in (pydicom.config.logger, logging.getLogger("highdicom")):
         logger.setLevel(logging.CRITICAL)
     if verbose:
         warnings.filterwarnings("ignore", module="pydicom")
-        # A decoder that is not used here.
+        # About a decoder that is not used here.
         warnings.filterwarnings("ignore", message="NvImgCodec")
         return
     warnings.simplefilter("ignore")
-    # It logs exceptions, which the command line prints on one line.
+    # ignite logs exceptions, which the command line prints on one line.
     logging.getLogger("ignite").setLevel(logging.CRITICAL)
     if progress:
         logging.getLogger("attunet3d").setLevel(logging.INFO)

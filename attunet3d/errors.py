@@ -1,7 +1,7 @@
 """Errors a user can act on: each message names what was found and what to do about it.
 
-Messages speak Python: they name arguments and config ids. The command line prints them on one line, without a
-traceback, and adds its options for the names in ``arguments``.
+Messages name Python arguments and config ids. The command line prints them on one line, without a traceback, and adds
+its options for the names in ``arguments``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class AttUNet3dError(Exception):
 
     Args:
         message: one line: what was found, and the remedy.
-        arguments: Python arguments and config ids in the message that would change the outcome.
+        arguments: Python arguments and config ids that would change the outcome.
     """
 
     def __init__(self, message: str = "", *, arguments: tuple[str, ...] = ()) -> None:
@@ -75,12 +75,12 @@ class CancelledError(AttUNet3dError):
 
 
 class Notice(str):
-    """A warning, or an error's message that is passed on as a text, with ``arguments`` as an ``AttUNet3dError`` has."""
+    """A warning, or an error's message passed on as text, with ``arguments`` like an ``AttUNet3dError``."""
 
     arguments: tuple[str, ...]
 
     def __new__(cls, text: str, arguments: tuple[str, ...] = ()) -> Notice:
-        """Make a text with arguments."""
+        """Create a text with arguments."""
         notice = super().__new__(cls, text)
         notice.arguments = arguments
         return notice
@@ -90,7 +90,7 @@ def own_error(error: BaseException) -> AttUNet3dError | None:
     """Find the error of this package that caused another: MONAI wraps what transforms and components raise."""
     cause: BaseException | None = error
     while cause is not None:
-        # A data loader's worker sends its errors as text, a traceback that ends with the error's name and message.
+        # A data loader's worker sends an error as text: a traceback that ends with its name and message.
         if sent := _SENT.search(str(cause)):
             kinds = {kind.__name__: kind for kind in AttUNet3dError.__subclasses__()}
             return kinds.get(sent[1], AttUNet3dError)(sent[2])

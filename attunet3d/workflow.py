@@ -35,7 +35,7 @@ def make_workflow(
     """
     from monai.bundle import ConfigWorkflow
 
-    # MONAI warns that no logging file is used; the caller has configured logging.
+    # MONAI warns that there is no logging file; the caller has configured logging.
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     changes = changes_with_recipe(mode, presets, overrides or {}, allow_code)
     if changes.get("device") == "auto":  # the default of the config
@@ -52,7 +52,7 @@ def make_workflow(
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
-    """Raise a ConfigError, or the error of this package, for any error of a component that is being built."""
+    """Turn any error of a component that is being built into a ConfigError; errors of this package stay as they are."""
     try:
         yield
     except Exception as error:
@@ -84,22 +84,23 @@ def train(
     allow_code: bool = False,
     **overrides: Any,
 ) -> Path:
-    """Train the bundle's network; the weights with the best validation Dice are in ``output_dir/model.pt``.
+    """Train the bundle's network, and return the file of the weights with the best validation Dice, ``model.pt``.
 
-    A run may be stopped at any time; with ``resume`` it continues as if it had not been.
+    A run may be stopped at any time; with ``resume`` it continues as if it had not been interrupted.
 
     Args:
         dataset_dir: folder that the datalist's paths are relative to.
         datalist: MONAI datalist JSON, with folds or "validation".
-        output_dir: for weights, state and history of the run, TensorBoard logs and cached cases.
+        output_dir: folder for weights, state and history of the run, TensorBoard logs and cached cases.
         presets: names or files, merged in order.
         resume: resume from the state in ``output_dir``, if there is one.
-        allow_code: presets and overrides may contain expressions and name classes; they can then run any program.
+        allow_code: whether presets and overrides may contain expressions and class names; they can then run any
+            program.
         overrides: config ids and their values.
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.
-        ConfigError: a preset or an id does not exist or contains code, ``output_dir`` has a run and ``resume`` is
+        ConfigError: a preset or an id does not exist or contains code, ``output_dir`` contains a run and ``resume`` is
             false, the datalist is invalid, or a case is both trained on and held out.
         UnsupportedImageError, GeometryError: a label does not fit its CT.
         CheckpointError: the run in ``output_dir`` has other cases, other values or another network.
@@ -108,15 +109,15 @@ def train(
     """
     if not resume and any((Path(output_dir) / name).is_file() for name in ("last.pt", "previous.pt")):
         raise ConfigError(
-            f"{output_dir}: a run is there already; resume=True goes on with it, or choose another folder",
+            f"{output_dir}: contains a run already; continue it with resume=True, or choose another folder",
             arguments=("resume",),
         )
     ids = {"dataset_dir": Path(dataset_dir), "datalist": Path(datalist), "ckpt_dir": Path(output_dir), "resume": resume}
     workflow = make_workflow("train", presets, ids | overrides, allow_code)
-    # Before imports and components.
+    # Checked before the imports and components of the config, which take longer.
     training, validation = (
-        load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"), warn=say)
-        for section, say in (("training", logger.warning), ("validation", logger.debug))
+        load_cases(datalist, dataset_dir, section, parsed(workflow, "fold"), warn=warn)
+        for section, warn in (("training", logger.warning), ("validation", logger.debug))
     )
     logger.info("%d cases to train on, %d to validate with", len(training), len(validation))
     try:
@@ -137,13 +138,20 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the "validation" cases of a datalist, on the grid of each CT.
 
-    Writes masks, ``metrics.csv``, ``summary.json`` and ``report.html`` to ``output_dir``; returns the mean Dice as
-    "val_dice". Arguments as for ``train``.
+    Writes masks, ``metrics.csv``, ``summary.json`` and ``report.html``.
+
+    Args:
+        dataset_dir, datalist, presets, allow_code, overrides: as for ``train``.
+        checkpoint: the weights.
+        output_dir: folder for the results.
+
+    Returns:
+        The mean Dice, as "val_dice".
 
     Raises:
         InputNotFoundError: the datalist or a file it names is missing.
-        ConfigError: a preset or an id does not exist or contains code, the datalist is invalid, or a case is trained on
-            too.
+        ConfigError: a preset or an id does not exist or contains code, the datalist is invalid, or a case is also
+            trained on.
         UnsupportedImageError, GeometryError: a label does not fit its CT.
         CheckpointError: the checkpoint cannot be read.
     """
@@ -168,6 +176,6 @@ def _run(workflow: ConfigWorkflow, engine: str) -> None:
     with only_own_error():
         with _refusing("initialize"):
             workflow.initialize()
-        parsed(workflow, engine)  # invalid values are found here, before any case is read
+        parsed(workflow, engine)  # finds invalid values before any case is read
         workflow.run()
         workflow.finalize()

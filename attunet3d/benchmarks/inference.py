@@ -1,4 +1,4 @@
-"""Time and memory of this package against MONAI's stock pipeline, on one CT, one model grid and one device.
+"""Measure time and memory of this package and MONAI's stock pipeline, on the same CT, model grid and device.
 
 Each measurement runs in its own process, one after the other. The parent process imports neither torch nor MONAI: on
 Linux no child has a lower peak of memory than its parent (see ``_run``).
@@ -62,22 +62,22 @@ def run_benchmark(
     progress: Callable[[str, int, int], None] | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Measure contenders on one CT; writes ``benchmark.json`` to ``output_dir``, and the masks of each to a subfolder.
+    """Measure contenders on one CT; write ``benchmark.json`` to ``output_dir``, and the masks of each to a subfolder.
 
     For each contender, one process segments the CT once as warm-up and then ``repeat`` times. Another segments it once
-    and exits: its wall time and peak memory are measured from outside; for this package it is the command line. There
-    are no test-time scales: ``scales`` is [1.0] and ``threshold`` 0.5, unless they are given.
+    and exits: its wall time and peak memory are measured from outside; for this package it is the command line. By
+    default ``scales`` is [1.0] and ``threshold`` 0.5, as the stock pipeline has no test-time scales.
 
     Args:
         ct: any CT that ``attunet3d.segment`` reads.
         output_dir: created if it does not exist.
         only: names from ``CONTENDERS``.
-        repeat: repetitions after the warm-up, at least 1. The median is reported, of an even number the lower one, as
-            other processes can only slow a case down.
+        repeat: repetitions after the warm-up, at least 1. The (lower) median is reported, as other processes can only
+            slow a case down.
         threads: of each contender; by default the cores that this process may use.
         device: "auto", "cpu", "cuda", "cuda:1"; the same for all.
         checkpoint: weights; the bundle's own by default.
-        presets: preset names or files. Spacing, HU window, window size and widths apply to the stock pipeline as well.
+        presets: preset names or files. Spacing, HU window, window size and channels also apply to the stock pipeline.
         allow_code: as for ``Segmenter``.
         progress: called as ``progress(what, done, total)``.
         overrides: ids of the bundle's inference config and their values; as for the presets.
@@ -97,8 +97,8 @@ def run_benchmark(
         raise ConfigError(f"{repeat} warm cases, threads: {threads}; each must be at least 1")
     if checkpoint is not None:
         overrides["checkpoint"] = os.path.abspath(checkpoint)
-    said: list[str] = []
-    inference_values(presets, overrides, allow_code, said.append)
+    warnings: list[str] = []
+    inference_values(presets, overrides, allow_code, warnings.append)
     overrides = {"scales": [1.0], "threshold": 0.5} | overrides  # the same work as the stock pipeline
     config = inference_values(presets, overrides, allow_code)
     path, folder = os.path.abspath(ct), make_folder(os.path.abspath(output_dir))
@@ -140,7 +140,7 @@ def run_benchmark(
             "checkpoint": Path(config["checkpoint"]).name,
             "presets": [Path(preset).stem for preset in presets],
             "overrides": {key: value for key, value in overrides.items() if key != "checkpoint"},
-            "warnings": said,
+            "warnings": warnings,
             "stock": {name: config[name] for name in ("spacing", "hu_window", "roi_size", "channels")},
         },
         "contenders": contenders,

@@ -1,4 +1,4 @@
-"""MONAI's stock pipeline, wired as in its model zoo, and the process in which a benchmark measures it or this package.
+"""MONAI's stock pipeline, configured as in its model zoo, and the process that runs it or this package for a benchmark.
 
 The pipeline is untuned, and this file shows all of it. ``python -m attunet3d.benchmarks.stock_pipeline SPEC`` is for
 ``attunet3d.benchmarks.inference`` only. Imports are local, so that each contender's process loads only its own

@@ -1,4 +1,4 @@
-"""Time of a training step against MONAI's stock trainer with its ``AttentionUnet``: two processes that take turns."""
+"""Compare the time of a training step with MONAI's stock trainer and its ``AttentionUnet``, in alternating turns."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _batch(patch_size: tuple[int, ...], batch_size: int) -> tuple[Batch, float]:
-    """Make patches of a phantom, in [0, 1]; returns the time per patch, s, as well."""
+    """Make patches of a phantom, in [0, 1]; return the time per patch, s, too."""
     phantom = make_phantom(0, spacing=(2.0, 2.0, 2.0), orientation="RAS")
     case: dict[Hashable, Tensor] = {
         "image": torch.from_numpy(phantom.image.copy())[None],
@@ -180,7 +180,7 @@ class _Contender:
         self.process.communicate()
 
     def turn(self) -> dict[str, Any]:
-        """Run a turn; the seconds of its steps."""
+        """Run a turn; return the seconds of its steps."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self.answer()
@@ -195,7 +195,7 @@ class _Contender:
 
 
 class _Clock:
-    """Measure the seconds of each step: the first handler to run at its start, and the last at its end."""
+    """Measure the seconds of each step, by the first handler at its start and the last one at its end."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -229,7 +229,7 @@ def _stock(device: torch.device) -> tuple[nn.Module, nn.Module, list[Any]]:
 
 
 def _run(settings: Mapping[str, Any]) -> None:
-    """Run a contender's process: a turn for each line of stdin."""
+    """Run the process of a contender: one turn for each line of stdin."""
     answers, sys.stdout = sys.stdout, sys.stderr  # MONAI's loggers print there
     device = torch.device(settings["device"])
     torch.manual_seed(0)

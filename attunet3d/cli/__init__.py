@@ -19,12 +19,12 @@ from attunet3d.cli.app import app
 from attunet3d.errors import AttUNet3dError
 from attunet3d.io.printable import ForeignText, one_line, own, say
 
-# Of click, or of the copy of it inside typer.
+# From click, or from the copy of it inside typer.
 _ClickError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def main() -> None:
-    """Run the program; errors of this package, or in the arguments, become one line on stderr and exit code 2."""
+    """Run the program; errors of this package or in the arguments become one line on stderr and exit code 2."""
     with redirect_stderr(cast("Any", ForeignText(own(sys.stderr)))):
         sys.exit(_exit_code())
 
@@ -36,7 +36,7 @@ def _exit_code() -> int:
         say(f"error: {one_line(error)}")
         return 2
     except BrokenPipeError:
-        # The reader of stdout has closed it, as `head` does.
+        # The reader closed stdout, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _ClickError as error:

@@ -1,4 +1,4 @@
-"""The program ``attunet3d``, to which the other modules of this package add their verbs."""
+"""The program ``attunet3d``, to which the other modules here add their verbs."""
 
 from __future__ import annotations
 

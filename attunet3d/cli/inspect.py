@@ -1,4 +1,4 @@
-"""``attunet3d inspect``: what an input is, before anything is segmented."""
+"""``attunet3d inspect``: describe images or weights."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def inspect(
 ) -> None:
     """List the series in a folder, with their geometry, and whether each can be segmented; or describe weights.
 
-    Of images headers only; a UID of the list can be given to `segment --series`. Sizes are columns x rows x slices,
+    For images, only headers are read; `segment --series` takes a UID of the list. Sizes are columns x rows x slices,
     spacing is in the same order. No name or ID of a patient is shown.
 
-    Of weights (model.pt, safetensors) and exported networks (ONNX, TorchScript): the network, the recipe, the SHA-256,
+    For weights (model.pt, safetensors) and exported networks (ONNX, TorchScript): the network, the recipe, the SHA-256,
     and whether the file can be used as a checkpoint.
 
     Example: attunet3d inspect dicom_folder
@@ -62,7 +62,7 @@ def inspect(
 
 
 def _description(report: WeightsReport) -> str:
-    """Format a line for each property of weights, and one for each value of their recipe."""
+    """Format one line for each property of weights and for each value of their recipe."""
     dtypes = f", {' and '.join(report.dtypes)}" if report.dtypes else ""
     rows = [
         ("weights", f"{report.format}, {report.size:,} bytes"),
@@ -89,7 +89,7 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _table(findings: Sequence[Finding]) -> str:
-    """Format the geometry in columns, and below each row UID, verdict and warnings, which are too long for a column."""
+    """Format a table of the geometry; UID, verdict and warnings are too long for columns and go below each row."""
     rows = [_COLUMNS, *map(_cells, findings)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

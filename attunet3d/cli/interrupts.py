@@ -1,4 +1,4 @@
-"""Interruption by Ctrl-C, a scheduler, a container that stops or a terminal that closes."""
+"""Handle interruption by Ctrl-C, a scheduler, a stopping container or a closing terminal."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # Windows has no SIGHUP, and alone has SIGBREAK: Ctrl-Break
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGHUP is not on Windows, SIGBREAK (Ctrl-Break) only there
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the work.
 
     Attributes:
-        code: exit code by convention of shells: 130, 143 or 129; on Windows 149 for Ctrl-Break or a closed console.
+        code: exit code by the convention of shells: 130, 143 or 129; on Windows 149 for Ctrl-Break or a closed console.
     """
 
     def __init__(self, number: int) -> None:
@@ -26,7 +26,8 @@ class Interrupted(KeyboardInterrupt):
 def interruptible() -> Iterator[None]:
     """Raise ``Interrupted`` for these signals within the block, so that unfinished files are removed.
 
-    Only the first signal counts: the cleanup is not interrupted. Signals that are ignored, as after ``nohup``, stay so.
+    Signals after the first are ignored, so that they do not interrupt the cleanup. Signals that are already ignored, as
+    with ``nohup``, stay so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""``attunet3d label``: serve the bundle to annotators."""
+"""``attunet3d label``: serve the bundle with MONAI Label."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def label(
     no_token: Annotated[bool, typer.Option("--no-token", help="Accept requests without a token.")] = False,
     epistemic: Annotated[
         bool,
-        typer.Option("--epistemic", help="Keep scoring unlabelled cases by the network's uncertainty, in background."),
+        typer.Option("--epistemic", help="Keep scoring unlabelled cases by uncertainty, in the background."),
     ] = False,
 ) -> None:
     """Serve the bundle with MONAI Label, for 3D Slicer and OHIF; prints the URL, which contains a token.
@@ -73,7 +73,7 @@ def label(
     if not is_loopback(host):
         say(
             f"warning: {host} can be reached from other machines (by further names with --allow-host), and traffic is "
-            "not encrypted: an eavesdropper gets the images, the labels and the token"
+            "not encrypted: an eavesdropper can read the images, the labels and the token"
         )
     if no_token:
         say(

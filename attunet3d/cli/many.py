@@ -36,7 +36,7 @@ from attunet3d.many import CASE_MINUTES
 if TYPE_CHECKING:
     from attunet3d.many.run import Status
 
-_SECONDS_BETWEEN_LINES = 30  # where stderr is no terminal
+_SECONDS_BETWEEN_LINES = 30  # if stderr is not a terminal
 
 
 @app.command("segment-many")

@@ -1,6 +1,6 @@
-"""What the verbs share: options, results on stdout, progress on stderr, and checks of output paths.
+"""Code shared by verbs: options, results on stdout, progress on stderr, and checks of output paths.
 
-Parameters are named as the Python arguments that they become: that is how an error finds its option, see ``verbs``.
+Parameters have the names of the Python arguments that they set, so that errors can name their option, see ``verbs``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def output(help: str, metavar: str | None = None) -> Any:
-    """Declare the option for where a verb writes."""
+    """Declare the option for the output of a verb."""
     return typer.Option("--output", "-o", metavar=metavar, help=help)
 
 
@@ -35,12 +35,12 @@ def checkpoint(help: str) -> Any:
 
 
 def output_format(help: str) -> Any:
-    """Declare the option for the format of what a verb writes."""
+    """Declare the option for the format of the output."""
     return typer.Option("--format", help=help)
 
 
 def memory(help: str) -> Any:
-    """Declare the option for a limit of memory."""
+    """Declare the option for a memory limit."""
     return typer.Option("--memory", metavar="GB", min=0.1, help=help)
 
 
@@ -62,7 +62,7 @@ AllowCode = Annotated[
         help="Let presets and --set run code, which can be any program: only if you trust their author.",
     ),
 ]
-# Reading CTs, and what is written for each
+# Reading CTs, and the results of each
 AllowUneven = Annotated[
     bool, typer.Option("--allow-uneven", help="Interpolate DICOM slices that are missing or unevenly spaced.")
 ]
@@ -75,12 +75,12 @@ AllowSmallerWindows = Annotated[
 ]
 MaskFormat = Annotated[
     str,
-    output_format(f"Of the masks: {', '.join(FOR_ANY_CT)}; for CTs in DICOM folders also {', '.join(FOR_DICOM)}."),
+    output_format(f"Format of masks: {', '.join(FOR_ANY_CT)}; for CTs in DICOM folders also {', '.join(FOR_DICOM)}."),
 ]
 QC = Annotated[bool, typer.Option("--qc", help="Also write a picture of each mask over its CT.")]
 NoUids = Annotated[
     bool,
-    typer.Option("--no-uids", help="No DICOM UIDs in records, tables and messages. A DICOM SEG holds UIDs anyway."),
+    typer.Option("--no-uids", help="No DICOM UIDs in records, tables and messages. A DICOM SEG contains UIDs anyway."),
 ]
 # Data sets
 DatasetDir = Annotated[Path, typer.Option(help="Folder that the datalist's paths are relative to.")]
@@ -94,8 +94,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log and
 def products() -> Iterator[Callable[[object], None]]:
     """Reserve stdout for results: what libraries print there (MONAI's loggers do) goes to stderr.
 
-    A result is a path, JSON or a table. Paths are exact, which ``refuse_unprintable`` ensures; in a table, or a path
-    that the locale's encoding cannot represent, escapes stand for what cannot be shown.
+    A result is a path, JSON or a table. Paths are printed exactly, as ``refuse_unprintable`` has checked them; tables,
+    and paths that the locale's encoding cannot represent, have escapes for what cannot be printed.
 
     Yields:
         A function that prints a result.
@@ -111,7 +111,7 @@ def products() -> Iterator[Callable[[object], None]]:
             except BrokenPipeError:
                 raise
             except OSError as error:
-                if sys.platform == "win32" and error.errno == errno.EINVAL:  # so it says that the reader went away
+                if sys.platform == "win32" and error.errno == errno.EINVAL:  # Windows' error for a closed pipe
                     raise BrokenPipeError from error
                 raise OutputError(f"stdout: cannot be written ({error.strerror})") from error
 
@@ -135,12 +135,12 @@ def progress_bar() -> Iterator[tuple[Progress, Callable[[str], None]]]:
 def overrides_of(pairs: list[str] | None, taken: tuple[str, ...], **switches: bool) -> dict[str, Any]:
     """Parse ``["overlap=0.5"]`` to ``{"overlap": 0.5}``, see ``override``.
 
-    Unknown ids are refused here: they could be other arguments of the function that takes the values.
+    Unknown ids are refused here, as they could be other arguments of the function that gets the values.
 
     Args:
         pairs: values of ``--set``.
         taken: ids that have an option of their own.
-        switches: likewise, with the value of that option; those that are on are added to the result.
+        switches: likewise, with the value of their option; those that are on are added to the result.
 
     Raises:
         ConfigError: an id does not exist or has an option of its own, or a value does not fit.

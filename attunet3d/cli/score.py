@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,9 +19,12 @@ from attunet3d.errors import AttUNet3dError, ConfigError, OutputError
 from attunet3d.io.json_text import json_text
 from attunet3d.io.printable import one_line
 
+if TYPE_CHECKING:
+    from attunet3d.metrics.folders import FolderScores
+
 Labels = Annotated[
     str | None,
-    typer.Option(metavar="N,...", help="Foreground value or values; default: 1, and the file must hold no other."),
+    typer.Option(metavar="N,...", help="Foreground value or values; default: 1, and the file must contain no other."),
 ]
 
 
@@ -76,21 +79,7 @@ def score(
             notes: list[str] = []
             result = score_files(prediction, reference, **arguments, warn=notes.append)
             scores = FolderScores([{"case": case_name(prediction), **result}], {}, [], notes)
-        for case, error in scores.failures.items():
-            if isinstance(error, AttUNet3dError):
-                say(f"error: {one_line(with_options(error, context.command))}")
-            else:
-                found = f"unexpected {type(error).__name__}: {one_line(error)}"
-                say(f"error: {case}: {found} (--verbose shows the traceback)")
-                logging.getLogger(__name__).info("traceback", exc_info=error)
-        for note in scores.notes:
-            say(f"warning: {one_line(note)}")
-        for row in scores.rows:
-            if math.isnan(row["dice"]):
-                say(f"warning: {row['case']}: both masks are empty, so the Dice is undefined")
-        if scores.unpredicted:
-            names = ", ".join(scores.unpredicted)
-            say(f"warning: references without a prediction ({len(scores.unpredicted)}): {names}")
+        _report(scores, context.command, say)
         if output is not None and scores.rows:
             product(write_metrics_csv(output, scores.rows))
             if folders:
@@ -100,6 +89,25 @@ def score(
             product(json_text(_rounded(result)))
     if scores.failures:
         raise typer.Exit(1)
+
+
+def _report(scores: FolderScores, verb: Any, say: Callable[[str], None]) -> None:
+    """Print the errors of cases that failed, and the warnings."""
+    for case, error in scores.failures.items():
+        if isinstance(error, AttUNet3dError):
+            say(f"error: {one_line(with_options(error, verb))}")
+        else:
+            found = f"unexpected {type(error).__name__}: {one_line(error)}"
+            say(f"error: {case}: {found} (--verbose shows the traceback)")
+            logging.getLogger(__name__).info("traceback", exc_info=error)
+    for note in scores.notes:
+        say(f"warning: {one_line(note)}")
+    for row in scores.rows:
+        if math.isnan(row["dice"]):
+            say(f"warning: {row['case']}: both masks are empty, so the Dice is undefined")
+    if scores.unpredicted:
+        names = ", ".join(scores.unpredicted)
+        say(f"warning: references without a prediction ({len(scores.unpredicted)}): {names}")
 
 
 def _values(option: str, text: str | None) -> list[int] | None:

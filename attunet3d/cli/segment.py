@@ -109,7 +109,7 @@ def segment(
                     allow_smaller_windows=allow_smaller_windows,
                 )
                 session = Segmenter(checkpoint, device, precision, presets or (), memory_limit, allow_code, **overrides)
-                if not verbose:  # which has them in the log
+                if not verbose:  # else they are in the log
                     for warning in session.warnings:
                         say("warning", with_options(warning, context.command))
                 if segmentable_series:
@@ -148,17 +148,17 @@ def segment(
 def _error_of(case: Case, verb: Any) -> str:
     error = case.error
     if isinstance(error, AttUNet3dError):
-        # The message names the folder of the images, which may hold several series.
+        # The message names the folder of the images, which may contain several series.
         of = "" if isinstance(case.ct, Path) or str(error).startswith(f"{case.ct}: ") else f"{case.ct}: "
         return f"{of}{with_options(error, verb)}"
-    # A case that fails in an unforeseen way must not stop the others.
+    # An unexpected error of a case must not stop the others.
     logging.getLogger(__name__).info("traceback", exc_info=error)
     found = f"unexpected {type(error).__name__}: {error}"
     return f"{case.ct}: {found} (--verbose shows the traceback)"
 
 
 def _names(cts: list[Path]) -> list[str]:
-    """Name each CT's files after the CT, prefixed with the name of its folder if two would be the same."""
+    """Name the files of each CT after the CT, prefixed with the name of its folder if two would be the same."""
     from attunet3d.io.cases import case_name, name_collisions
 
     names = [case_name(ct) for ct in cts]
@@ -181,7 +181,7 @@ def _refuse_same(cts: Sequence[PathLike], names: list[str]) -> None:
 def _each_series(
     cts: list[Path], names: list[str], say: Callable[[str, str], None]
 ) -> tuple[list[PathLike], list[str]]:
-    """Replace each DICOM folder by its series; the CTs and the names of their files."""
+    """Replace each DICOM folder by its series; return the CTs and the names of their files."""
     from attunet3d.io.cases import partition_series
 
     chosen: list[PathLike] = []

@@ -1,4 +1,4 @@
-"""Verbs that need no data set: phantoms, export, and benchmarks against MONAI's stock pipeline."""
+"""``attunet3d phantom``, ``export``, ``benchmark`` and ``benchmark-training``."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def export(
 ) -> None:
     """Export the network for other programs, for images of any size, with the preprocessing values of its training.
 
-    A safetensors file holds the same weights, and can be used wherever a model.pt can.
+    A safetensors file contains the same weights, and can be used wherever a model.pt can.
 
     Example: attunet3d export runs/mine/model.pt -o mine.onnx
     """

@@ -1,4 +1,4 @@
-"""Values of ``--set ID=VALUE``: YAML, and other notations that are unambiguous."""
+"""Parse ``--set ID=VALUE``: YAML, and other unambiguous notations."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _LONGEST = 10_000  # characters; the regular expressions below backtrack
 def override(pair: str) -> tuple[str, Any]:
     """Parse ``"overlap=0.5"`` to ``("overlap", 0.5)``.
 
-    For a list of numbers in the bundle's configs ``2,2,2`` and ``(2 2 2)`` are accepted as well, and for a float
-    ``0,5``. Quotes that the shell has left are dropped.
+    If the value in the bundle's configs is a list of numbers, ``2,2,2`` and ``(2 2 2)`` are accepted too; if it is a
+    float, ``0,5``. Quotes that the shell left are removed.
 
     Raises:
-        ConfigError: ID or VALUE is missing, or the value is of another type than in the configs; the message shows the
+        ConfigError: ID or VALUE is missing, or the value has another type than in the configs; the message shows the
             notation.
     """
     if len(pair) > _LONGEST:
@@ -73,7 +73,7 @@ def _number(key: str, text: str, usual: float) -> Any:
 
 
 def _numbers(text: str) -> list[int | float] | None:
-    """Parse numbers, in brackets or not, separated by commas, spaces, "x" or semicolons (then a comma is a point)."""
+    """Parse numbers, in brackets or not, separated by commas, spaces, "x" or semicolons (with decimal commas)."""
     inner = text.strip(_BRACKETS + " ")
     if ";" in inner:
         parts = inner.replace(",", ".").split(";")

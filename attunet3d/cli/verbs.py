@@ -1,4 +1,4 @@
-"""The verbs' base class, which adds to errors and warnings of the library the options that they are about."""
+"""Base class of verbs, which appends the relevant options to errors and warnings of the library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Verb(TyperCommand):
 
 
 class Program(typer.Typer):
-    """A program, or a group of verbs, in which each command is a ``Verb``."""
+    """A program or a group of verbs, whose commands are ``Verb``."""
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         """Declare a command, like ``typer.Typer.command``."""
@@ -49,8 +49,8 @@ def with_options(message: object, verb: Any) -> str:
 
 
 def _arguments(message: object) -> Iterator[str]:
-    """List the arguments of a message and, for an error, of the errors that it quotes as its causes."""
-    seen: list[object] = []  # a cause that is raised again has the error around it as context
+    """Yield the arguments of a message and, for an error, of its causes that it quotes."""
+    seen: list[object] = []  # a cause that is raised again has the outer error as its context
     while message is not None and message not in seen:
         if not seen or str(message) in str(seen[0]):
             yield from getattr(message, "arguments", ())

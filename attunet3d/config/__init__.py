@@ -1,4 +1,4 @@
-"""The bundle's configs, presets and overrides as plain values, and the recipe saved with weights."""
+"""The bundle's configs, presets and overrides as plain values, and the recipe that is saved with weights."""
 
 import lazy_loader
 

@@ -20,10 +20,11 @@ from attunet3d.config.files import (
     set_id,
 )
 from attunet3d.config.plain import MOST_CHARACTERS, for_monai, is_plain, read_yaml, refuse_code, split_id
-from attunet3d.config.recipe import FINE_TUNE_IDS, RECIPE_IDS, read_recipe, recipe_changes, said_of_recipe
+from attunet3d.config.recipe import FINE_TUNE_IDS, RECIPE_IDS, read_recipe, recipe_changes, recipe_warnings
 from attunet3d.errors import ConfigError
 
-# Ids of inference.yaml that are values; the others are components, which only MONAI builds.
+# Ids of inference.yaml that are values; the others are components, which only MONAI builds. Those in `RECIPE_IDS` are
+# saved with the weights.
 INFERENCE_IDS = (
     "checkpoint",
     "device",
@@ -47,7 +48,6 @@ INFERENCE_IDS = (
     "channels",
     "network_def",
 )
-# Of these, `recipe.RECIPE_IDS` are saved with the weights.
 
 
 def config_changes(
@@ -97,8 +97,7 @@ def changed_config(
     allow_code: bool = False,
     recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the bundle's config for ``mode``, unevaluated, for MONAI: with the recipe, then ``config_changes``
-    applied.
+    """Return the bundle's config for ``mode``, unevaluated, with the recipe and then ``config_changes`` applied.
 
     Raises:
         ConfigError: as ``config_changes``.
@@ -121,12 +120,12 @@ def changes_with_recipe(
     """
     changes = config_changes(mode, presets, overrides, allow_code)
     named = changes.get("initial_checkpoint" if mode == "train" else "checkpoint", "")
-    if mode == "train" and named in ("", "bundled"):  # the values of the bundle's own weights are those of the config
+    if mode == "train" and named in ("", "bundled"):  # the config has the values of the bundle's own weights
         return changes
     recipe = read_recipe(named or bundled_weights())
     wanted = FINE_TUNE_IDS if mode == "train" else RECIPE_IDS
     own = {key: value for key, value in recipe_changes(recipe or {}).items() if key in wanted}
-    if mode == "evaluate" and recipe is None and presets:  # assumed to be those of the training
+    if mode == "evaluate" and recipe is None and presets:  # assumed to be the presets of the training
         own["recipe_warnings"] = []
     return own | changes
 
@@ -139,23 +138,23 @@ def inference_values(
 ) -> dict[str, Any]:
     """Return the values to segment with, one for each of ``INFERENCE_IDS``, with references (``@id``) resolved.
 
-    They are those of the bundle's inference config, updated with the recipe of the weights, the presets, and the
-    overrides. ``warn`` is called with a line if these contradict the recipe, or if there is neither a recipe nor
-    a preset.
+    The bundle's inference config is updated with the recipe of the weights, then the presets, then the overrides.
+    ``warn`` is called with a line if presets or overrides contradict the recipe, or if there is neither a recipe nor a
+    preset.
 
     Raises:
-        ConfigError: as ``config_changes``; or an id is a component instead of a value, or its value is an expression.
+        ConfigError: as ``config_changes``; or an id is a component, or its value an expression.
         CheckpointError: the recipe cannot be read.
     """
     config = read_config("inference")
-    # These are expressions in the file, for MONAI.
+    # Expressions in the file, which only MONAI evaluates.
     config["checkpoint"] = str(bundled_weights())
     config["device"] = "auto"
     changes = config_changes("inference", presets, overrides or {}, allow_code)
     for key in changes:
         if split_id(key)[0] not in INFERENCE_IDS:
             raise ConfigError(
-                f"id {key!r} is not a value, but a component of the pipeline: change it with "
+                f"id {key!r} is a component of the pipeline, not a value: change it with "
                 "`python -m monai.bundle run --config_file <bundle>/configs/inference.yaml`"
             )
     checkpoint = _resolve(changes.get("checkpoint", config["checkpoint"]), config | changes, "checkpoint")
@@ -165,7 +164,7 @@ def inference_values(
     values = {name: _resolve(config[name], config, name) for name in INFERENCE_IDS}
     if recipe is not None or (not presets and Path(checkpoint).is_file()):
         given = {split_id(key)[0] for key in changes} if recipe is None else set()
-        for line in said_of_recipe(checkpoint, recipe, {key: values[key] for key in RECIPE_IDS if key not in given}):
+        for line in recipe_warnings(checkpoint, recipe, {key: values[key] for key in RECIPE_IDS if key not in given}):
             warn(line)
     return values
 
@@ -177,7 +176,7 @@ def _resolve(value: Any, config: Mapping[str, Any], name: str, depth: int = 0) -
         return [_resolve(item, config, name, depth) for item in value]
     if isinstance(value, str) and value.startswith("@"):
         if value[1:] not in config or depth > len(config):
-            raise ConfigError(f"config id {name!r}: reference {value!r} leads nowhere")
+            raise ConfigError(f"config id {name!r}: reference {value!r} cannot be resolved")
         return _resolve(config[value[1:]], config, name, depth + 1)
     if isinstance(value, str) and value.startswith("$"):
         raise ConfigError(f"config id {name!r}: expressions ({value}) are only run by `python -m monai.bundle run`")

@@ -1,7 +1,7 @@
-"""Tell plain values in presets and overrides from what MONAI's ConfigParser would run or look up.
+"""Distinguish plain values in presets and overrides from what MONAI's ConfigParser would run or look up.
 
-MONAI evaluates a text that begins with "$" as Python code, replaces one that begins with "%" by the content of a file
-and one with "@" by the value of another id, and calls the ``_target_`` of a mapping.
+MONAI evaluates a string that begins with "$" as Python code, replaces one with "%" by content of a file and one with
+"@" by the value of another id, and calls the ``_target_`` of a mapping.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ NETWORKS = frozenset(
     }
 )
 ALLOW_CODE_HINT = (
-    "allow_code=True takes it all the same; with it a preset can run any program, with all your rights, so that you "
-    "must trust who wrote it"
+    "allow_code=True accepts it, but then a preset can run any program with your permissions: use it only if you trust "
+    "its author"
 )
 _MARKS = ("$", "@", "%")
 _INSIDE = (*_MARKS, "#")  # MONAI also interprets "@#" and "%#" inside a text, and replaces "#" by "::"
@@ -43,13 +43,13 @@ def split_id(key: str) -> list[str]:
 
 
 def refuse_code(key: str, value: Any, where: str, may_refer: Callable[[str], bool]) -> None:
-    """Check that a value is plain: numbers, texts, lists and mappings, in which MONAI runs or looks up nothing.
+    """Check that a value is plain: numbers, strings, lists and mappings in which MONAI runs and looks up nothing.
 
     Args:
         key: the id to change.
         value: its new value.
         where: prefix of the message: the file, or nothing.
-        may_refer: whether an id may be referenced, as "@id": as the whole value of another id, or in ``network_def``.
+        may_refer: whether an id may be referenced as "@id", by the whole value of another id or in ``network_def``.
 
     Raises:
         ConfigError: the value is not plain.
@@ -58,8 +58,8 @@ def refuse_code(key: str, value: Any, where: str, may_refer: Callable[[str], boo
     if found is not None:
         name, what = found
         raise ConfigError(
-            f"{where}id {name!r} is code or wiring and no value ({_SHORT.repr(what)}): write a value (arguments are "
-            f"ids of their own, as loss::lambda_ce; a file of such a name is its path from ./ or / on). "
+            f"{where}id {name!r} is code or a component, not a plain value ({_SHORT.repr(what)}): write a value "
+            f"(arguments have ids of their own, such as loss::lambda_ce; start the path of a file with ./ or /). "
             f"{ALLOW_CODE_HINT}",
             arguments=("allow_code",),
         )
@@ -71,7 +71,7 @@ def _code_in(name: str, value: Any, may_refer: Callable[[str], bool], depth: int
         text = value.lstrip()
         if not text.startswith(_MARKS):
             return None
-        # In lists and other mappings a few references to each other could make an infinite value.
+        # In lists and other mappings, references to each other could form an infinite value.
         whole = depth == 0 or (depth == 1 and split_id(name)[0] == "network_def")
         return None if whole and value.startswith("@") and may_refer(value[1:]) else (name, value)
     if depth > _DEEPEST:
@@ -89,7 +89,7 @@ def _code_in(name: str, value: Any, may_refer: Callable[[str], bool], depth: int
 
 
 def _special(above: str, key: Any, value: Any) -> tuple[str, Any] | None:
-    """Return an id with a part that MONAI interprets, and its value; None if it has none or is an allowed network."""
+    """Return an id with a part that MONAI interprets, and its value; None without one, or for an allowed network."""
     name = above + "::".join(split_id(key))
     if name == "network_def::_target_" and is_network(value):
         return None
@@ -109,9 +109,9 @@ def is_network(target: Any) -> bool:
 
 
 def for_monai(value: Any, allow_code: bool = False) -> Any:
-    """Escape a checked value so that MONAI takes each path, and each text except references, literally.
+    """Escape a checked value so that MONAI takes each path, and each string except references, literally.
 
-    With ``allow_code`` texts are left to MONAI; a ``Path`` is always a path.
+    With ``allow_code`` strings are left to MONAI; a ``Path`` is always a path.
     """
     if isinstance(value, Path):
         return _literal(str(value))
@@ -125,7 +125,7 @@ def for_monai(value: Any, allow_code: bool = False) -> Any:
 
 
 def _literal(text: str) -> str:
-    """Return a text that MONAI takes literally, or else an expression for it without any of MONAI's marks."""
+    """Return a string that MONAI takes literally, or else an expression for it without any of MONAI's marks."""
     if not any(mark in text for mark in _INSIDE):
         return text
     expression = ascii(str(text))

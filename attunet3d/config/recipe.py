@@ -1,7 +1,7 @@
-"""The recipe of weights: the values they were trained with that decide a voxel of a mask, in the file of the weights.
+"""The recipe of weights: the values they were trained with that affect masks, stored in the file of the weights.
 
-``torch.save`` writes a zip archive, from which torch reads the records whose names it knows; the recipe is one more, as
-JSON. In a safetensors file it is a text of the metadata. So it goes wherever the weights go.
+``torch.save`` writes a zip archive, and torch ignores records that it does not know; the recipe is such a record, as
+JSON. In a safetensors file it is part of the metadata.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def make_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe of a config's values.
 
     Args:
-        values: for each of ``RECIPE_IDS``; ``network_def`` may be the network itself. One of another package is left
-            out.
+        values: for each of ``RECIPE_IDS``; ``network_def`` may be the network itself. A network of another package is
+            left out.
 
     Raises:
         ConfigError: a value is not one that a recipe may have.
@@ -45,12 +45,12 @@ def make_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
         del recipe["network_def"]
     wrong = misfit(recipe)
     if wrong:
-        raise ConfigError(f"{wrong}, with which no CT could be segmented; write another value")
+        raise ConfigError(f"{wrong}, and no CT could be segmented with that; choose another value")
     return recipe
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Return a value in the one form that a recipe has for it."""
+    """Normalize a value to the form that it has in recipes."""
     if name == "network_def":
         if is_network(f"{type(value).__module__}.{type(value).__qualname__}"):
             value = {"_target_": _NETWORK, **value.arguments}
@@ -83,7 +83,7 @@ def read_recipe(checkpoint: str | Path) -> dict[str, Any] | None:
     """Read the recipe in a file of weights, of torch or safetensors; None if it has none, or there is no such file.
 
     Raises:
-        CheckpointError: it is damaged, of a newer version of this package, or holds anything but plain values of
+        CheckpointError: it is damaged, from a newer version of this package, or contains anything but plain values of
             ``RECIPE_IDS``.
     """
     path = Path(checkpoint)
@@ -98,10 +98,10 @@ def read_recipe(checkpoint: str | Path) -> dict[str, Any] | None:
 
 
 def parse_recipe(text: bytes, path: Path) -> dict[str, Any]:
-    """Return the recipe that a JSON text states.
+    """Parse the JSON text of a recipe.
 
     Args:
-        text: untrusted; as it is in the file.
+        text: as in the file; untrusted.
         path: of the file, for messages.
 
     Raises:
@@ -128,7 +128,7 @@ def _refusal(path: Path, why: str, hint: str = "") -> CheckpointError:
 
 
 def _excess(recipe: Mapping[str, Any], path: Path) -> str | None:
-    """Name a network of more weights than the file holds: building it could take all memory."""
+    """Describe a network with more weights than the file contains: building it could take all memory."""
     for widths in (recipe["channels"], recipe.get("network_def", recipe)["channels"]):
         least = 2 * 27 * sum(width**2 for width in widths)  # bytes: each level has a 3x3x3 convolution of its width
         if least > path.stat().st_size:
@@ -137,11 +137,11 @@ def _excess(recipe: Mapping[str, Any], path: Path) -> str | None:
 
 
 def stored_recipe(path: Path, name: str = MEMBER) -> bytes | None:
-    """Read the text of a file's recipe, which may be anything; None if it has none, or there is no such file.
+    """Read the text of a file's recipe, not validated; None if it has none, or there is no such file.
 
     Args:
         path: of the file.
-        name: of the record that holds it, where the file is an archive of torch.
+        name: of the record that contains it in an archive of torch.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -152,17 +152,17 @@ def stored_recipe(path: Path, name: str = MEMBER) -> bytes | None:
         if is_safetensors(start):
             text = read_metadata(path).get(METADATA)
             return None if text is None else text.encode()
-        # Anything else is written by an old torch, or no weights at all, which loading them will say.
+        # Anything else is from an old torch or not weights, which loading will find.
         return _member(path, name) if start.startswith(b"PK\x03\x04") else None
     except (FileNotFoundError, IsADirectoryError):
         return None
     except ARCHIVE_ERRORS as error:
-        why = f"damaged (cut short, or {' '.join(str(error).split())[:200] or type(error).__name__})"
+        why = f"damaged (truncated, or {' '.join(str(error).split())[:200] or type(error).__name__})"
         raise CheckpointError(f"{path}: {why}; copy it again, or take other weights of the run") from error
 
 
 def _member(path: Path, name: str) -> bytes | None:
-    """Read a record of an archive that torch wrote, at most one byte more than a recipe may have; None if missing."""
+    """Read a record of an archive of torch, up to one byte more than a recipe may have; None if missing."""
     with zipfile.ZipFile(path) as records:
         full_name = f"{_folder(records)}/{name}"
         found = records.namelist().count(full_name)
@@ -175,7 +175,7 @@ def _member(path: Path, name: str) -> bytes | None:
 
 
 def recipe_changes(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe as changes to the configs; its network still follows ``channels`` and ``num_classes``."""
+    """Return a recipe as changes to the configs, in which the network refers to ``channels`` and ``num_classes``."""
     changes = dict(recipe)
     if "network_def" in recipe:
         definition = dict(recipe["network_def"])
@@ -202,8 +202,8 @@ def _pairs(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tup
             yield name, own, given
             continue
         for argument in own:
-            said_already = argument in _NAMED and recipe[_NAMED[argument]] == own[argument]
-            if argument in given and not said_already:
+            listed = argument in _NAMED and recipe[_NAMED[argument]] == own[argument]
+            if argument in given and not listed:
                 yield f"{name}::{argument}", own[argument], given[argument]
 
 
@@ -212,8 +212,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def said_of_recipe(checkpoint: str | Path, recipe: Mapping[str, Any] | None, values: Mapping[str, Any]) -> list[str]:
-    """Return warnings for users of weights: the values in use contradict their recipe, or they have none.
+def recipe_warnings(checkpoint: str | Path, recipe: Mapping[str, Any] | None, values: Mapping[str, Any]) -> list[str]:
+    """Return a warning if the values in use contradict the recipe of the weights, or if there is no recipe.
 
     Args:
         checkpoint: the weights, whose file name is quoted.
@@ -232,7 +232,7 @@ def said_of_recipe(checkpoint: str | Path, recipe: Mapping[str, Any] | None, val
 
 
 def warn_of_recipe(checkpoint: str | Path, values: Mapping[str, Any], ids: Sequence[str] = RECIPE_IDS) -> list[str]:
-    """Log the warnings of ``said_of_recipe``, and return them: for configs that MONAI runs.
+    """Log and return the ``recipe_warnings`` of weights; used by configs that MONAI runs.
 
     Args:
         checkpoint: the weights.
@@ -242,7 +242,8 @@ def warn_of_recipe(checkpoint: str | Path, values: Mapping[str, Any], ids: Seque
     Raises:
         CheckpointError: the recipe cannot be read.
     """
-    said = said_of_recipe(checkpoint, read_recipe(checkpoint), {key: values[key] for key in ids if key in values})
-    for line in said:
+    compared = {key: values[key] for key in ids if key in values}
+    warnings = recipe_warnings(checkpoint, read_recipe(checkpoint), compared)
+    for line in warnings:
         logger.warning(line)
-    return said
+    return warnings

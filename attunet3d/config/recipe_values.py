@@ -1,4 +1,4 @@
-"""The values that a recipe may have: it is untrusted data, and a network is built from it."""
+"""Valid values of a recipe, which is untrusted data from which a network is built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from attunet3d.config.plain import is_network
 from attunet3d.networks.limits import MOST_CHANNELS, MOST_LEVELS
 
-# An argument of the network that inference has no use for.
+# An argument of the network that only training uses.
 OF_TRAINING = "auxiliary_channels"
 
 
@@ -28,7 +28,7 @@ def _is_window(value: Any) -> bool:
     return _are(range(2, 3), _is_number)(value) and bool(value[0] < value[1])
 
 
-# Arguments of the network, each with what its constructor takes, so that nothing else is built.
+# Arguments of the network, each with a check that its constructor accepts the value.
 _ARGUMENTS: dict[str, Callable[[Any], bool]] = {
     "_target_": is_network,
     "spatial_dims": lambda value: _is_count(value, 3, 3),
@@ -48,7 +48,7 @@ _ARGUMENTS: dict[str, Callable[[Any], bool]] = {
 
 
 def is_definition(value: Any) -> bool:
-    """Return whether a value states every argument of a network of this package, and nothing else."""
+    """Whether a value has exactly the arguments of a network of this package, all valid."""
     return (
         isinstance(value, dict)
         and value.keys() == _ARGUMENTS.keys()
@@ -56,8 +56,8 @@ def is_definition(value: Any) -> bool:
     )
 
 
-# The ids that decide a voxel, each with the values that it may have. All but the network are required: one of another
-# package cannot be written as values.
+# The ids that affect masks, each with a check of its value. All are required except the network: one of another package
+# has no plain values.
 _FITS: dict[str, Callable[[Any], bool]] = {
     "spacing": _are(range(3, 4), lambda value: _is_number(value, 1e-3, 1e3)),
     "antialias": lambda value: type(value) is bool,
@@ -75,12 +75,12 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "network_def": is_definition,
 }
 RECIPE_IDS = tuple(_FITS)
-# Of these, the ids that fine-tuning takes over from its initial weights, with a warning where it has other values.
+# Of these, the ids that fine-tuning takes over from its initial weights; other values cause a warning.
 FINE_TUNE_IDS = ("spacing", "antialias", "hu_window", "num_classes", "channels", "network_def")
 
 
 def misfit(recipe: Mapping[str, Any]) -> str | None:
-    """Name the first id of a recipe that is missing or has a value that it may not have; None if all fit."""
+    """Describe the first id of a recipe that is missing or has an invalid value; None if all are valid."""
     for name, fits in _FITS.items():
         if name not in recipe:
             if name != "network_def":

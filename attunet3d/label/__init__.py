@@ -1,1 +1,1 @@
-"""The bundle in MONAI Label: ``folder.make_app`` sets up its app, ``server.serve`` starts it, ``app`` runs in it."""
+"""Serve the bundle with MONAI Label: ``folder`` creates its app, ``server`` starts it, and ``app`` runs in it."""

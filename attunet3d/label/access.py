@@ -18,12 +18,12 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# An environment variable, since other users can read a process's arguments.
+# An environment variable, as other users can read a process's arguments.
 TOKEN_VARIABLE = "ATTUNET3D_LABEL_TOKEN"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{22,}")  # at least 128 bits if random
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _HOST = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
-# Only OHIF's pages run scripts; in whatever else a browser displays, none may run.
+# Only OHIF's pages may run scripts, and nothing else that a browser displays.
 _NO_SCRIPTS = [(b"content-security-policy", b"default-src 'none'; sandbox"), (b"x-content-type-options", b"nosniff")]
 _ALWAYS = [(b"referrer-policy", b"same-origin"), (b"x-frame-options", b"SAMEORIGIN")]
 
@@ -121,16 +121,16 @@ class Guard:
             await self._with_token(scope, receive, send, self.access.token)
 
     def _foreign(self, scope: Scope) -> str:
-        """Return why the request is refused even with a token, or ""."""
+        """Return the reason why the request is refused even with a token, or ""."""
         hosts = _values(scope, b"host")
         if len(hosts) != 1 or hosts[0].lower() not in self.access.hosts:
-            return "this server is not reached by that Host: it was started without it in allow_hosts"
+            return "this server does not accept that Host: it is not in allow_hosts"
         own = f"{scope.get('scheme', 'http')}://{hosts[0].lower()}"
         origins = [origin.lower() for origin in _values(scope, b"origin")]
         allowed = bool(origins) and self.access.origins.issuperset(origins)
         sites = _values(scope, b"sec-fetch-site")
         if not allowed and ({*origins} - {own} or {*sites} - {"same-origin", "none"}):
-            return "pages of another origin may not use this server: it was started without it in allow_origins"
+            return "pages of that origin may not use this server: it is not in allow_origins"
         return ""
 
     def _is_preflight(self, scope: Scope) -> bool:

@@ -49,18 +49,18 @@ def check_name(what: str, value: str) -> None:
         ConfigError: it could be one.
     """
     if not is_name(value):
-        raise ConfigError(f"{what}: {shown(value)} is no name: it contains / or \\, or starts with a dot or a drive")
+        raise ConfigError(f"{what}: {shown(value)} is not a name: it contains / or \\, or starts with a dot or a drive")
 
 
 def check_file_name(sent: str, suffixes: Collection[str]) -> str:
     """Return the name of an uploaded file without the sender's folders, which 3D Slicer includes.
 
     Raises:
-        ConfigError: it contains "..", is no file name, or has another suffix.
+        ConfigError: it contains "..", is not a file name, or has another suffix.
     """
     parts = re.split(r"[/\\]", sent)
     if ".." in parts or not is_name(parts[-1]):
-        raise ConfigError(f"{shown(sent)} is no file name")
+        raise ConfigError(f"{shown(sent)} is not a file name")
     if not parts[-1].lower().endswith(tuple(suffixes)):
         raise ConfigError(f"{shown(parts[-1])}: expected a file with {', '.join(suffixes)}")
     return parts[-1]
@@ -93,7 +93,7 @@ def check_digest(value: str) -> None:
     """Check the format of a checksum.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a checksum.
     """
     if not re.fullmatch(r"((SHA256|SHA512|MD5):)?[0-9a-fA-F]+", value):
         raise ConfigError("check_sum: expected hexadecimal digits, after SHA256:, SHA512: or MD5:")
@@ -119,7 +119,7 @@ def check_page(path: str) -> None:
         ConfigError: it could leave it.
     """
     if path and not all(map(is_name, path.removesuffix("/").split("/"))):
-        raise ConfigError(f"{shown(path)} is no page")
+        raise ConfigError(f"{shown(path)} is not a page")
 
 
 def check_index(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a MONAI Label app with its copy of the bundle, which training may change."""
+"""Create the folder of a MONAI Label app with its own copy of the bundle, which training changes."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def make_app(
 
 
 def _copy_weights(source: Path, target: Path, recipe: Mapping[str, Any] | None) -> None:
-    """Copy weights to a model.pt, which MONAI Label takes for a file of torch because of its name."""
+    """Copy weights to a model.pt, in the format of torch, which MONAI Label expects."""
     from attunet3d.checkpoint import read_weights, saved
 
     if weights_format(source) == "safetensors":
@@ -122,7 +122,7 @@ def sample_app() -> Path:
 
 
 def _by_mode(overrides: Mapping[str, Any]) -> dict[Mode, dict[str, Any]]:
-    """Split overrides by the config that defines them; the first one will refuse unknown ids."""
+    """Split overrides by the config that defines them; unknown ids go to the first one, which refuses them."""
     changes: dict[Mode, dict[str, Any]] = {mode: {} for mode in _MODES}
     for key, value in overrides.items():
         for mode in [mode for mode in _MODES if defines(mode, key)] or _MODES[:1]:

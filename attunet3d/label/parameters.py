@@ -1,6 +1,6 @@
 """Parameters of requests to the MONAI Label server, with their types and ranges.
 
-MONAI Label passes some of them to a parser that can execute text.
+MONAI Label passes some of them to a parser that can execute strings.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def check_parameters(what: str, given: Any, allowed: Parameters, model: str = ""
 
 
 def check_information(what: str, given: Any) -> None:
-    """Check an annotator's information about an image or label: no fields of the server, and no text that executes.
+    """Check an annotator's information about an image or label: no fields of the server, and no executable strings.
 
     Raises:
-        ConfigError: it holds such.
+        ConfigError: it contains such.
     """
     if not isinstance(given, dict) or not _is_plain(given):
         raise ConfigError(f"{what}: expected a JSON object whose texts do not start with $, @ or %, nor names with _")

@@ -1,4 +1,4 @@
-"""MONAI Label's server with the bundle, in this process."""
+"""Run MONAI Label's server with the bundle in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attunet3d.label.checks import check_index
 
 
 def serve(app: Path, studies: str, host: str, port: int, access: Access, epistemic: bool = False) -> None:
-    """Serve the app of ``make_app`` until the process is told to stop.
+    """Serve the app of ``make_app`` until the process is stopped.
 
     Args:
         app: its folder; logs, and for DICOMweb a copy of the series that were opened, are kept there too.
@@ -34,11 +34,11 @@ def serve(app: Path, studies: str, host: str, port: int, access: Access, epistem
         try:
             _serve(app, studies, host, port, access, epistemic)
         finally:
-            os.chdir(before)  # Windows removes no folder in which a process works
+            os.chdir(before)  # Windows cannot remove a working directory
 
 
 def _work_in(folder: str, app: Path) -> None:
-    """Make a folder that only this user can read the working and temporary directory of this process and its children.
+    """Use a folder that only this user can read as working and temporary directory, of child processes too.
 
     MONAI Label leaves uploaded images of patients in the temporary directory. Its training runs ``python -m``, which
     would import Python files from the user's working directory, possibly that of the studies.
@@ -48,7 +48,7 @@ def _work_in(folder: str, app: Path) -> None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
     tempfile.tempdir = folder
-    os.environ.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder))  # Windows' own programs heed the last two
+    os.environ.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder))  # Windows uses the last two
     os.chdir(folder)
 
 
@@ -70,7 +70,7 @@ def _serve(app: Path, studies: str, host: str, port: int, access: Access, episte
 
     from attunet3d.label.endpoints import labelling_app
 
-    # Nothing is to be downloaded from the model zoo.
+    # Nothing may be downloaded from the model zoo.
     conf = {"models": BUNDLE, "zoo_source": "local", "sam2": "false", "epistemic_model": BUNDLE}
     conf["server"] = address(host, port)
     server = Main()
@@ -105,7 +105,7 @@ def _stop_children() -> None:
 
 
 def check_studies(studies: str) -> str:
-    """Check a folder of NIfTI files or the URL of a DICOMweb server; the text that MONAI Label takes.
+    """Check a folder of NIfTI files or the URL of a DICOMweb server, and return it as MONAI Label takes it.
 
     Raises:
         InputNotFoundError: the folder does not exist.
@@ -145,7 +145,7 @@ def check_address(host: str, port: int) -> None:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
-            if sys.platform != "win32":  # there it would take a port that is taken
+            if sys.platform != "win32":  # there it would allow a port in use
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as error:

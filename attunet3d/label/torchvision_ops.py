@@ -1,6 +1,6 @@
 """Make torchvision importable with a CPU build of torch, for MONAI Label, which imports it.
 
-The wheel on PyPI is built for CUDA: with a CPU build its compiled library does not load, so that its Python code fails.
+The wheel on PyPI is built for CUDA: with a CPU build of torch its library does not load, and its Python code fails.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Thousands of CTs on a cluster: a pool of Ray actors, one session each (``attunet3d[ray]``)."""
+"""Segment thousands of CTs on a cluster, with a pool of Ray actors that have one session each (``attunet3d[ray]``)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import Any
 
 __all__ = ["CASE_MINUTES", "list_cases", "segment_many"]
 
-CASE_MINUTES = 120.0  # no case takes as long, but one whose storage hangs takes forever
+CASE_MINUTES = 120.0  # far longer than any case takes, unless its storage hangs
 
 
 def list_cases(source: Path, left_out: list[str] | None = None, output: Path | None = None) -> list[Any]:
-    """List the cases of a manifest, or of a folder, whose headers are read in parallel by Ray, which must be connected.
+    """List the cases of a manifest, or of a folder, whose headers are read in parallel by Ray.
 
-    In a folder, the folder ``output`` is not searched, and results that lie elsewhere are not cases.
-    Raises ConfigError, InputNotFoundError as ``read_manifest``, ``entries_of`` and ``check_cases``.
+    Args:
+        source: manifest or folder; for a folder Ray must be connected.
+        left_out: gets a line for each image in the folder that is not a CT to segment.
+        output: folder of results, which is not searched; results elsewhere are not cases either.
+
+    Raises:
+        ConfigError, InputNotFoundError: as ``read_manifest``, ``entries_of`` and ``check_cases``.
     """
     from attunet3d.many.manifest import entries_of, list_entry, name_cases, read_manifest
 
@@ -58,7 +63,7 @@ def segment_many(
     """Segment the CTs of a manifest or folder on a Ray cluster; return the summary, as in summary.json.
 
     The folder gets the files of ``Segmenter.segment`` for each case, and results.csv with a row for each finished case.
-    The same call continues where a killed one stopped.
+    The same call continues a run that was killed.
 
     Args:
         source: manifest (CSV, JSON lines) or folder.
@@ -68,13 +73,13 @@ def segment_many(
         output_format, qc, keep_uids: as ``Segmenter.segment``.
         retry_failed: also run cases that failed or were set aside before.
         case_minutes: a case that takes longer is set aside, and its worker is killed; None for no limit.
-        left_out: gets a line for each image in a folder that is no CT to segment.
+        left_out: gets a line for each image in a folder that is not a CT to segment.
         watch: called with the ``Status`` after each case and at least each second.
         warn: called with each warning of the session, see ``Segmenter.warnings``.
         session: arguments of ``Segmenter``.
 
     Raises:
-        AttUNet3dError: the run as a whole fails; errors of a case are in its row of results.csv.
+        AttUNet3dError: the run as a whole cannot go on; errors of a case are in its row of results.csv.
     """
     from attunet3d.checkpoint import file_sha256
     from attunet3d.config.changes import inference_values
@@ -91,10 +96,10 @@ def segment_many(
     need_ray()
     find_formats(output_format)
     source, folder = Path(source), Path(output).absolute()
-    # A bad manifest, or a missing one, is refused before anything is written or started.
+    # A missing or invalid manifest is refused before anything is written or started.
     cases = None if source.is_dir() else list_cases(existing(source))
     overrides = dict(session)
-    # Workers have a folder of their own, so that paths must not be relative to this one.
+    # Workers have another working directory, so paths must be absolute.
     presets = [str(preset_path(preset).absolute()) for preset in overrides.pop("presets", ())]
     allow_code = overrides.pop("allow_code", False)
     if overrides.get("checkpoint") is None:

@@ -1,4 +1,4 @@
-"""The workers of a pool as actors of Ray, and the meaning of Ray's errors."""
+"""Start and call the workers of a pool as Ray actors, and translate Ray's errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class WorkerLostError(Exception):
 class Actors:
     """Starts actors and calls them; each call returns a reference to its result.
 
-    Ray does not restart them: it would not tell whether and why one died.
+    Ray does not restart them, as then it would not report whether and why one died.
 
     Args:
         job: settings that all cases share.
@@ -66,7 +66,7 @@ class Actors:
         return actor.segment.remote(case)
 
     def wait(self, references: Sequence[Any], seconds: float) -> list[Any]:
-        """Wait for at least one result, at most so many seconds; return the references of all that are there."""
+        """Wait for at least one result, for at most ``seconds``; return the references of available ones."""
         import ray
 
         if not references:
@@ -117,4 +117,4 @@ def reason_of(text: str) -> str:
 
 
 def _gone() -> ConfigError:
-    return ConfigError("the Ray cluster has gone; start it, and give the same command again: it goes on")
+    return ConfigError("the Ray cluster has gone; start it, and repeat the command to continue")

@@ -1,4 +1,4 @@
-"""The address file of ``ray start``, which names a cluster on this machine; other users may be able to write it."""
+"""Read the address file of ``ray start``, which names a cluster here, and which other users may be able to write."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SECONDS = 5.0
 
 
 def read_address_file() -> str | None:
-    """Read the address of the cluster that this user has started here, and that answers; None if there is none.
+    """Read the address of the running cluster that this user started here; None if there is none.
 
-    A driver loads pickles that its cluster sends, so that joining another user's cluster runs their code. Therefore an
-    address file of another user is ignored, and so is their cluster at the address of this user's, and, unlike in Ray,
-    the list of processes.
+    A driver loads pickles that its cluster sends, so joining another user's cluster would run their code. Therefore an
+    address file that another user can write is ignored, and so is another user's cluster at the address in it.
+    Ray's other way of finding clusters, the list of processes, is not used.
     """
     if not hasattr(os, "getuid"):  # Windows, where nothing says whose a cluster is
         return None
@@ -44,7 +44,7 @@ def read_address_file() -> str | None:
 
 
 def _others_can_write(state: os.stat_result) -> bool:
-    """Whether another user can write, such as a member of the group, unless this user is the only member."""
+    """Whether users other than the owner can write to the file; a group with no other member does not count."""
     import grp
     import pwd
 
@@ -58,14 +58,15 @@ def _others_can_write(state: os.stat_result) -> bool:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether a process listens there, which on this machine must be of this user.
+    """Whether a process listens at an address; on this machine it must be this user's.
 
-    Raises OSError, ValueError, OverflowError.
+    Raises:
+        OSError, ValueError, OverflowError: nothing listens there, or it is not an address.
     """
     owners = _listeners(port) if _is_here(host) else None
     if owners is not None:
         return owners == {os.getuid()}
-    # Ray would try for minutes.
+    # Ray itself would try for minutes.
     socket.create_connection((host, port), timeout=_SECONDS).close()
     return True
 
@@ -82,7 +83,7 @@ def _is_here(host: str) -> bool:
 
 
 def _listeners(port: int) -> set[int] | None:
-    """The users who listen on a TCP port of this machine; None if the system does not tell."""
+    """Return the ids of users who listen on a TCP port of this machine; None if the system does not tell."""
     owners = set()
     tables = [table for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if table.is_file()]
     for table in tables:

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run, which exists or is started on this machine, and the workers that fit into it."""
+"""Connect to a Ray cluster or start one on this machine, and plan the workers that fit into it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from attunet3d.errors import ConfigError
 from attunet3d.many.address_file import read_address_file
 from attunet3d.many.local_cluster import ray_environment, restore_environment, start_local_cluster, use_token_of_user
 
-_REFUSED = "it wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, as on its head"
-_MOST_THREADS = 2  # of a worker without a GPU, unless something else is asked for
+_REFUSED = "it requires another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on its head"
+_MOST_THREADS = 2  # of a worker without a GPU, by default
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,25 @@ class Resources:
 
 
 def need_ray() -> None:
-    """Raise ConfigError where Ray is not installed."""
+    """Raise ConfigError if Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("segment-many needs Ray, which is not installed; run: pip install 'attunet3d[ray]'")
 
 
 @contextmanager
 def connected(address: str = "auto") -> Iterator[None]:
-    """Connect to Ray: "auto" is the cluster that ``ray start`` made here, or else a local one; "local" is always local.
+    """Connect to a Ray cluster within the block.
 
-    The first is this user's own, or the one that RAY_ADDRESS names. A local one listens on the loopback interface only,
-    requires a token, has no dashboard, and ends with this process. In a process that is connected already, that
-    connection is used and kept; else the environment is restored in the end.
+    A local cluster listens on the loopback interface only, requires a token, has no dashboard, and ends with this
+    process. If the process is already connected, that connection is used and kept; else the environment is restored at
+    the end.
+
+    Args:
+        address: of the cluster; "auto" is the one that RAY_ADDRESS names or that this user started here with ``ray
+            start``, or else a local one; "local" always starts a local one.
 
     Raises:
-        ConfigError: the address cannot be reached, or no cluster be started.
+        ConfigError: the address cannot be reached, or no cluster can be started.
     """
     need_ray()
     before = ray_environment()  # which Ray changes when it is imported
@@ -64,7 +68,7 @@ def connected(address: str = "auto") -> Iterator[None]:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             _connect(address, stack)
-        except Exception as error:  # Ray raises no less for a node that does not start
+        except Exception as error:  # Ray raises plain Exception if a node does not start
             reason = _REFUSED if _is_refused(error) else error
             raise ConfigError(
                 f"address {address}: no Ray cluster can be reached or started ({reason})", arguments=("address",)
@@ -77,13 +81,13 @@ def connected(address: str = "auto") -> Iterator[None]:
 
 
 class _Modules(list[str]):
-    """The search path of workers for modules: of the folders that Ray adds, those that this process has too.
+    """The module search path of workers: of the folders that Ray adds, only those that this process has too.
 
-    Ray puts the working folder first, so that any Python file in a folder of images from elsewhere could run.
+    Ray puts the working directory first, so that a Python file in a folder of downloaded images could run.
     """
 
     def extend(self, places: Iterable[str]) -> None:
-        """Extend the list by known folders."""
+        """Add the folders that are in ``sys.path``."""
         known = set(map(os.path.abspath, sys.path))
         super().extend(place for place in places if place in known)
 
@@ -96,7 +100,7 @@ def _connect(address: str, stack: ExitStack) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or "auto"
-    if not address.startswith("ray://"):  # to that the working folder is nothing
+    if not address.startswith("ray://"):  # a client's working directory means nothing to its cluster
         options["job_config"] = ray.job_config.JobConfig()
         options["job_config"]._py_driver_sys_path = _Modules()
     if address not in ("auto", "local"):
@@ -124,8 +128,8 @@ def plan_workers(
 ) -> Resources:
     """Plan as many workers as the connected cluster has room for now, unless a number is given.
 
-    With GPUs each worker gets one and its share of the node's cores; without, up to 2 cores. More workers than there is
-    room for are no error: they start when nodes join.
+    With GPUs each worker gets one and its share of the node's cores; without, up to 2 cores. More workers than fit are
+    allowed: they start when nodes join.
 
     Raises:
         ConfigError: no node has room for one worker.

@@ -36,7 +36,7 @@ class _Death:
 
 @dataclass
 class _Suspect:
-    """``unproven`` is the death in its last trial until the node has been checked again."""
+    """A suspect; ``unproven`` is the death in its last trial, until it is known whether the node is still there."""
 
     on_trial: bool = False
     unproven: _Death | None = None
@@ -44,7 +44,7 @@ class _Suspect:
 
 
 class Crashes:
-    """The deaths of a run's workers, and the cases that are suspected of them.
+    """Records deaths of a run's workers, and decides which cases caused them.
 
     Args:
         clock: time, s.
@@ -69,7 +69,7 @@ class Crashes:
             self._suspects.setdefault(case, _Suspect())
 
     def worker_died(self, cases: Iterable[str], node: str, reason: str) -> None:
-        """Record the death of a worker with the cases in it: none, one on trial, or several, which become suspects."""
+        """Record the death of a worker and its cases, which become suspects unless they are on trial."""
         death = _Death(self._clock(), frozenset(cases), node, reason)
         self._crashes.append(death)
         self.suspect(death.cases)
@@ -138,11 +138,11 @@ class Crashes:
         ]
 
     def _standing(self, case: str) -> list[_Death]:
-        """The charges of a suspect that count: none near the death of a worker without suspects."""
+        """Return the charges of a suspect that count: those not near the death of a worker without suspects."""
         others = [d for d in self._crashes if case not in d.cases and d.cases.isdisjoint(self._guilty | self.suspects)]
         return [charge for charge in self._suspects[case].charges if not any(map(charge.is_near, others))]
 
     def _suspects_near(self, case: str, charges: list[_Death]) -> set[str]:
-        """Other suspects whose workers died near a case's charges: if they are innocent, this one may be too."""
+        """Return other suspects whose workers died near a case's charges: if they are innocent, the case may be too."""
         near = [d for d in self._crashes if case not in d.cases and any(map(d.is_near, charges))]
         return {other for death in near for other in death.cases if other in self._suspects}

@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine alone: on the loopback interface, with a token, in a private folder."""
+"""Start a Ray cluster on this machine: on the loopback interface, with a token, in a private folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def start_local_cluster(stack: ExitStack, **options: Any) -> None:
     """
     import ray
 
-    folder = Path(stack.enter_context(_private_folder()))  # Ray opens the one that it gets to all
+    folder = Path(stack.enter_context(_private_folder()))  # Ray makes its own folder accessible to all users
     _keep_to_loopback(stack)
     set_token(folder)
     read_authentication()
@@ -54,13 +54,13 @@ def start_local_cluster(stack: ExitStack, **options: Any) -> None:
 
 
 def _private_folder() -> tempfile.TemporaryDirectory[str]:
-    """Make a folder of mode 0700 among temporary files; in /tmp if their path does not suit Ray.
+    """Make a temporary folder of mode 0700, in /tmp if the usual path does not suit Ray.
 
-    It must be short enough for Unix sockets, and hold no quotes, backslashes, or letters outside ASCII.
+    The path must be short enough for Unix sockets, without quotes, backslashes or non-ASCII letters.
     """
     wanted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
     fits = len(str(wanted)) <= _MOST and _PLAIN.fullmatch(wanted.as_posix())
-    # On Windows Ray has no such sockets, and temporary files lie in a folder of the user's own.
+    # On Windows Ray has no such sockets, and each user has a folder for temporary files.
     parent = wanted if fits or sys.platform == "win32" else Path("/tmp")
     parent.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryDirectory(prefix="attunet3d-", dir=parent, ignore_cleanup_errors=True)
@@ -69,12 +69,12 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
 def _keep_to_loopback(stack: ExitStack) -> None:
     """Have Ray take 127.0.0.1 for this node, as it does on macOS and Windows.
 
-    Elsewhere it puts the machine's own address in its place, and then listens on all there are.
+    Elsewhere it replaces it by the machine's own address, and then listens on all interfaces.
     """
     from ray._private import ray_constants
 
     stack.callback(setattr, ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
-    ray_constants.ENABLE_RAY_CLUSTER = False  # which was read when Ray was imported
+    ray_constants.ENABLE_RAY_CLUSTER = False  # set when Ray was imported
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for its processes
 
 
@@ -106,7 +106,7 @@ def read_authentication() -> None:
 
 
 def _raylet() -> Any:
-    """The compiled module of Ray, which has no types."""
+    """Import Ray's compiled module, which has no types."""
     return importlib.import_module("ray._raylet")
 
 

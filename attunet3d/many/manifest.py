@@ -1,4 +1,4 @@
-"""The cases of a run and their ids, from a manifest or a folder."""
+"""List the cases of a run with their ids, from a manifest or a folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_CHARACTERS = 200  # of an id: file names have 255 bytes, and suffixes are a
 
 
 class ManyCase(NamedTuple):
-    """A CT of a run: the id that its files' names begin with, an absolute path, and which DICOM series there."""
+    """A CT of a run: the id with which names of its files begin, the absolute path, and which DICOM series there."""
 
     id: str
     path: str
@@ -46,14 +46,16 @@ def read_manifest(path: Path) -> list[ManyCase]:
     """Read the cases of a table (CSV) or of JSON lines: path, and optionally id and series_uid; see ``read_rows``.
 
     Paths are relative to the manifest's folder. The default of an id is the name of the CT, see ``case_name``.
-    Raises ConfigError for a manifest that cannot be read, and for ids that are unsafe, duplicate, or hold a UID.
+
+    Raises:
+        ConfigError: the manifest cannot be read, or an id is unsafe, duplicate, or contains a UID.
     """
     cases = []
     for line, row in read_rows(path):
         unknown = set(row) - set(COLUMNS)
         values = {key: row.get(key) or None for key in COLUMNS}
         if any("\0" in value for value in values.values() if isinstance(value, str)):
-            raise ConfigError(f"{path}, line {line}: a value holds the character NUL, which no path or UID has")
+            raise ConfigError(f"{path}, line {line}: a value contains a NUL character, which no path or UID can")
         if unknown or not all(value is None or isinstance(value, str) for value in values.values()):
             raise ConfigError(f"{path}, line {line}: expected texts for {', '.join(COLUMNS)}, and nothing else")
         if values["path"] is None:
@@ -79,7 +81,7 @@ def check_cases(cases: list[ManyCase], source: Path) -> None:
         if len(case.id.encode()) > MOST_CHARACTERS:
             raise ConfigError(f"id {name[:20]}...: longer than {MOST_CHARACTERS} bytes; {hint}")
         if UID.search(case.id):
-            raise ConfigError(f'id "{name}": holds a DICOM UID, which no file name may; {hint}')
+            raise ConfigError(f'id "{name}": contains a DICOM UID, which file names must not; {hint}')
     for same in name_collisions([case.id for case in cases]):
         ids = quote_collision(cases[index].id for index in same)
         paths = ", ".join(printable(cases[index].path) for index in same)
@@ -89,7 +91,10 @@ def check_cases(cases: list[ManyCase], source: Path) -> None:
 def entries_of(folder: Path, output: Path | None = None) -> list[Path]:
     """Split a folder into entries for ``list_entry``: those of the folder, or itself if it is one scan.
 
-    Results are left out, and so is the folder that they are written to. Raises InputNotFoundError.
+    Results are left out, and so is their folder.
+
+    Raises:
+        InputNotFoundError: the folder does not exist or cannot be listed.
     """
     if not folder.is_dir():
         raise InputNotFoundError(f"{folder}: no such manifest or folder")
@@ -114,14 +119,14 @@ def entries_of(folder: Path, output: Path | None = None) -> list[Path]:
 def list_entry(entry: Path, left_out: list[str], output: Path | None = None) -> list[Found]:
     """List the CTs in a file or folder: image files, and DICOM series as ``attunet3d inspect`` finds them.
 
-    A folder of several patients is split into its subfolders. Damaged or ambiguous images are cases too, which will
-    fail with the reason. Images that are no CT to segment add a line to ``left_out``. The folder ``output`` is not
-    searched, and results that lie elsewhere are left out.
+    A folder of several patients is split into its subfolders. Damaged or ambiguous images are cases too, and will fail
+    with the reason. Images that are not a CT to segment add a line to ``left_out``. The folder ``output`` is not
+    searched, and results elsewhere are left out.
     """
     try:
         return _list_entry(entry, left_out, None if output is None else os.path.realpath(output))
     except OSError as error:
-        left_out.append(f"{entry}: cannot be looked at ({error.strerror}); check its permissions")
+        left_out.append(f"{entry}: cannot be accessed ({error.strerror}); check its permissions")
         return []
 
 
@@ -129,7 +134,7 @@ def _list_entry(entry: Path, left_out: list[str], results: str | None) -> list[F
     if _is_file(entry):
         return [Found(_name(entry), entry)]
     if not os.path.exists(entry):
-        left_out.append(f"{entry}: a link to what is gone, or to itself; remove it, or bring back what it leads to")
+        left_out.append(f"{entry}: a broken link; remove it, or restore its target")
         return []
     images = [p for p in _images_below(entry, results, left_out) if not p.name.startswith(".")]
     found = [Found(_name(p), p) for p in images]
@@ -160,7 +165,9 @@ def name_cases(found: Iterable[Found], root: Path) -> list[ManyCase]:
     """Make ids for the CTs found below ``root``: their names, preceded by the relative folder if names collide.
 
     If ids still collide, or cannot name files, a short hash of the relative path is added.
-    Raises ConfigError as ``check_cases``.
+
+    Raises:
+        ConfigError: as ``check_cases``.
     """
     found = list(found)
     names = [case.name for case in found]
@@ -213,7 +220,7 @@ def _holds_results_only(folder: Path, results: str | None) -> bool:
 
 
 def _is_round(path: Path, within: str) -> bool:
-    """Whether an entry is a link to a folder that is searched anyway, or that contains this one."""
+    """Whether a path is a link to a folder inside the searched one, or to one that contains it."""
     target = os.path.realpath(path)
     try:
         return path.is_symlink() and os.path.commonpath([target, within]) in (target, within)
@@ -222,15 +229,15 @@ def _is_round(path: Path, within: str) -> bool:
 
 
 def _place(path: Path, root: Path) -> str:
-    """The path of a case relative to its folder, with slashes on every system."""
+    """Return the path of a case relative to a folder, with slashes on every system."""
     try:
         return Path(os.path.relpath(path, root.resolve())).as_posix()
-    except ValueError:  # Windows resolves a drive that stands for a server's folder to that
+    except ValueError:  # Windows resolves a mapped drive to the server's folder
         return Path(os.path.relpath(path, root)).as_posix()
 
 
 def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # not Path.is_file, which raises where a folder cannot be looked into
+    return os.path.isfile(path)  # Path.is_file raises if a folder is inaccessible
 
 
 def _name(path: Path) -> str:
@@ -245,7 +252,7 @@ def _safe(name: str) -> str:
 
 
 def _without_uid(name: str) -> str:
-    """Replace UIDs in a name, which archives give to folders and which no file name may hold, by a short hash."""
+    """Replace UIDs in a name, which archives use for folders and file names must not contain, by a short hash."""
     return UID.sub(lambda uid: "uid" + hashlib.sha256(uid[0].encode()).hexdigest()[:8], name)
 
 

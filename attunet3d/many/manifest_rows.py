@@ -1,4 +1,4 @@
-"""Read the rows of a manifest as spreadsheets, scripts and people write them; ambiguous ones are refused."""
+"""Read the rows of a manifest, as spreadsheets, scripts and people write them; refuse ambiguous ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NAMES = {
     **dict.fromkeys(("seriesuid", "series", "seriesinstanceuid"), "series_uid"),
 }
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")  # with its end
-_BLANKS = " \t\xa0\u3000"  # around a value; a line break there belongs to it
+_BLANKS = " \t\xa0\u3000"  # around a value; line breaks belong to the value
 _SEPARATORS = (",", ";", "\t", "|")
 # UTF-32 first: its mark begins as that of UTF-16 does.
 _MARKS = {
@@ -42,9 +42,12 @@ _HEADER = "path,id,series_uid"
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Read each row of a manifest with the number of its line, from 1: texts by the names of ``COLUMNS``, and others.
 
-    A table has a header, in which columns may have usual other names; separators are commas, semicolons, tabs or bars.
-    Lines of paths alone need no header. JSON lines have an object each. The encoding is UTF-8, or that of the byte
-    order mark. Raises ConfigError for a manifest that cannot be read, or that is ambiguous.
+    A table has a header, in which columns may have common other names; separators are commas, semicolons, tabs or bars.
+    A list of paths needs no header. JSON lines have one object each. The encoding is UTF-8, or that of the byte order
+    mark.
+
+    Raises:
+        ConfigError: the manifest cannot be read, or is ambiguous.
     """
     text = _decoded(path)
     json_lines = path.suffix.lower() in (".jsonl", ".ndjson") or text.lstrip().startswith("{")
@@ -158,7 +161,7 @@ def _fields(path: Path, number: int, line: str, separator: str) -> list[str]:
 
 
 def _unquoted(line: str) -> str:
-    """The path of a line that holds nothing else, even with separators in it."""
+    """Return a line, which may contain separators, without quotes around it."""
     line = line.strip(_BLANKS)
     return line[1:-1].replace('""', '"') if len(line) > 1 and line[0] == line[-1] == '"' else line
 

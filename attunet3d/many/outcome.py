@@ -1,4 +1,4 @@
-"""Outcomes of cases: their rows in the table, their files in the folder, and whether both are still valid."""
+"""Outcomes of cases: rows of the table, files in the folder, and whether both are still valid."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def state_of_input(folder: Path, case: ManyCase) -> str:
 
 
 def is_unchanged(folder: Path, output_format: str, case: ManyCase, status: str, state: str) -> bool:
-    """Whether a case with a row is unchanged, by names, sizes and times of its input and its mask alone."""
+    """Whether input and mask of a case with a row are unchanged, judged by names, sizes and times only."""
     now = state_of_input(folder, case)
     return bool(state) and state == (done_state(now, _mask(folder, case, output_format)) if status == DONE else now)
 
@@ -50,7 +50,7 @@ def find_outcome(
 ) -> Outcome | None:
     """Find the outcome of a case in the folder, if its files are what this run would write; None if they are not.
 
-    That is so for a case whose worker or driver was killed after the mask, the last file, was put in its place.
+    They are if worker or driver were killed after the mask, the last file, was in its place.
 
     Args:
         folder: of the results.
@@ -62,7 +62,7 @@ def find_outcome(
     output = outputs.formats[0]
     mask = _mask(folder, case, output.name)
     described = folder / f"{case.id}{RECORD_SUFFIX}"
-    if not described.is_file():  # a pipe would be waited for
+    if not described.is_file():  # reading a pipe would block
         return None
     try:
         record = parse_json(described.read_bytes())

@@ -32,7 +32,7 @@ _MOST_LOST = 10  # times that a case may be lost with a worker that does not ans
 
 @dataclass
 class _Slot:
-    """Slot of a worker in the pool; a worker that dies is replaced.
+    """A worker's slot in the pool; a worker that dies is replaced.
 
     Attributes:
         number: of the slot.
@@ -41,8 +41,8 @@ class _Slot:
         up: whether it has answered, and takes cases.
         taken: number of cases in it.
         since: when the oldest of them began, s.
-        loads: number of workers that died here before one was ever ready; None once one was.
-        asked: whether the worker has just answered, and may have a trial.
+        loads: number of workers that died in this slot while loading; None once one was ready.
+        asked: whether the worker has just answered, and may run a trial.
     """
 
     number: int
@@ -57,7 +57,7 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Task:
-    """A case that was submitted to a worker, perhaps on trial; without a case, the question whether it is ready."""
+    """A case that was submitted to a worker, possibly as a trial; without a case, the call of ``ready``."""
 
     slot: _Slot
     case: ManyCase | None = None
@@ -115,7 +115,7 @@ class Pool:
                 self._step()
         finally:
             for slot in self._slots:
-                with suppress(Exception):  # the cluster may be what has gone
+                with suppress(Exception):  # the cluster may be gone
                     self._actors.stop(slot.actor)
 
     def _step(self) -> None:
@@ -136,7 +136,7 @@ class Pool:
         self._watch(self._status)
 
     def _fill(self) -> None:
-        """Submit cases to workers that have room, and when none are left suspects, one on each node."""
+        """Submit cases to workers that have room; once none are left, try suspects, one on each node."""
         running = [task for task in self._tasks.values() if task.case]
         if self._todo:
             if not any(task.trial for task in running):
@@ -200,23 +200,23 @@ class Pool:
             self._crashes.worker_died([case.id for case in cases], slot.node, reason)
         self._status.deaths += slot.number in self._status.processes
         self._replace(slot, reason)
-        for other in self._slots:  # who else is dead tells whether it was the case
+        for other in self._slots:  # other deaths tell whether the case caused it
             if other.up and not other.taken:
                 self._ask(other)
 
     def _worker_lost(self, slot: _Slot, reason: str) -> None:
         cases = self._drain(slot)
-        self._actors.stop(slot.actor)  # it may still live, and work on them
+        self._actors.stop(slot.actor)  # it may still be alive, and working on them
         self._replace(slot, reason)
         self._lost.update(case.id for case in cases)
         worn = [case for case in cases if self._lost[case.id] >= _MOST_LOST]
         self._requeue([case for case in cases if case not in worn])
         for case in worn:
-            why = f"{_MOST_LOST} times there was no answer from its worker: {reason}"
+            why = f"{_MOST_LOST} times its worker did not answer: {reason}"
             self._end(case, self._failed(case, WorkerLostError(), why, FAILED))
 
     def _stop_overdue(self) -> None:
-        """Kill workers whose case takes too long; of two cases, trials show which one it is."""
+        """Kill workers whose case takes too long; if they have two, trials show which one it is."""
         if self._case_seconds is None:
             return
         for slot in self._slots:
@@ -233,7 +233,7 @@ class Pool:
             self._crashes.suspect(case.id for case in cases)
 
     def _drain(self, slot: _Slot) -> list[ManyCase]:
-        """Take the cases back from a worker that does not answer any more, except those that it has finished."""
+        """Take the cases back from a worker that no longer answers, except those that it has finished."""
         of_slot = [reference for reference, task in self._tasks.items() if task.slot is slot]
         there = set(self._actors.wait(of_slot, 0)) if of_slot else set()
         cases = []
@@ -247,7 +247,7 @@ class Pool:
                     continue
             except AttUNet3dError:
                 raise
-            except Exception:  # it is seen again when the case is run again
+            except Exception:  # it will be raised again when the case is run again
                 pass
             cases.append(case)
         slot.taken = 0
@@ -258,7 +258,7 @@ class Pool:
         self._reason = reason
         self._status.processes.pop(slot.number, None)
         slot.node, slot.up = "", False
-        if slot.loads is not None:  # what has been ready once will be again
+        if slot.loads is not None:  # if one was ready here, the next one will be
             slot.loads += 1
             if slot.loads > _MOST_RELOADS:
                 self._slots.remove(slot)
@@ -267,7 +267,7 @@ class Pool:
         self._ask(slot)
 
     def _requeue(self, cases: list[ManyCase]) -> None:
-        """Queue cases again that have no outcome through no fault of theirs."""
+        """Queue cases again that were interrupted through no fault of theirs."""
         for case in cases:
             if case.id in self._crashes.suspects:
                 self._crashes.release(case.id)

@@ -1,4 +1,4 @@
-"""The output folder of a run: its settings, and a table that gets a row when a case ends."""
+"""The output folder of a run: its settings, and a table that gets a row for each finished case."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from attunet3d.io.writer import no_link, write_text_atomic
 
 DONE, FAILED, SET_ASIDE = "done", "failed", "set aside"
 TABLE, SETTINGS = "results.csv", "run.json"
-# Errors of full or lost storage, with whichever file.
+# Errors of full or lost storage, whichever file it is.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -29,8 +29,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 class Row:
     """A row of results.csv, one case.
 
-    ``seconds`` is the sum over its stages, ``flags`` the warnings of the record, ``record`` the file of that; ``state``
-    is a hash of its input and mask, see ``done_state``.
+    ``seconds`` is the sum over its stages, ``flags`` has the warnings of its record, ``record`` is the name of that
+    file, and ``state`` is a hash of its input and mask, see ``done_state``.
     """
 
     id: str
@@ -49,7 +49,7 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of a run to its folder; raise ConfigError if the masks there were made with others."""
+    """Write the settings of a run to its folder; raise ConfigError if results there are from other settings."""
     path = folder / SETTINGS
     settings = json.loads(json.dumps(settings, default=str))
     if not path.is_file() or not any(folder.glob("*_seg.json")):
@@ -63,14 +63,14 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     if changed:
         raise ConfigError(
             f"{folder}: holds results of a run with other settings ({', '.join(changed)}); choose another folder, or "
-            "give what was given then"
+            "use the same settings"
         )
 
 
 class ResultsTable:
     """results.csv, whose rows are read when it is opened; each further row is on disk before ``add`` returns.
 
-    A line that a killed run did not finish is dropped, and its case is run again.
+    An incomplete last line of a killed run is dropped, and its case is run again.
 
     Args:
         folder: of the run, which must be ``locked``.
@@ -86,7 +86,7 @@ class ResultsTable:
         self.path = folder / TABLE
         self.rows: dict[str, tuple[str, str]] = {}
         try:
-            content = self.path.read_bytes() if self.path.is_file() else b""  # a pipe would be waited for
+            content = self.path.read_bytes() if self.path.is_file() else b""  # reading a pipe would block
             whole = content[: content.rfind(b"\n") + 1]
             table = io.StringIO(whole.decode("utf-8"), newline="")  # within quotes a line may break
             header, *lines = list(csv.reader(table, strict=True)) or [list(COLUMNS)]
@@ -95,7 +95,7 @@ class ResultsTable:
                     f"{self.path}: not a table of segment-many, or of another version; choose another output folder"
                 )
             self.rows |= {row[0]: (row[1], row[len(COLUMNS) - 1]) for row in lines}
-            # Unbuffered: what a full disk did not take must not be tried again.
+            # Unbuffered: what could not be written to a full disk must not be written later.
             self._file = open(self.path, "ab", buffering=0, opener=no_link)  # noqa: SIM115
             self._file.truncate(len(whole))
             if not whole:
@@ -104,7 +104,7 @@ class ResultsTable:
             raise OutputError(f"{self.path}: cannot be used ({error}); choose another output folder") from error
 
     def add(self, row: Row) -> None:
-        """Append a row. Raises OutputError if it cannot be written, or the table is not there any more."""
+        """Append a row. Raises OutputError if it cannot be written, or the table has been removed or replaced."""
         try:
             if not os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
                 raise FileNotFoundError(errno.ENOENT, "it is another file now")
@@ -121,7 +121,7 @@ class ResultsTable:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(values)
         rest = line.getvalue().encode("utf-8")
-        while rest:  # the rest of a line that a full disk took half of is the error
+        while rest:  # after a partial write to a full disk, the next one raises
             rest = rest[self._file.write(rest) :]
         os.fsync(self._file.fileno())
 
@@ -135,7 +135,7 @@ def done_state(input_sha256: str, mask: Path) -> str:
 def storage_error(error: BaseException, folder: Path) -> OutputError | None:
     """Return the error that ends a run, if a case failed because of the storage of results; None for other errors.
 
-    With a full disk, or without the folder, all other cases would fail too.
+    With a full disk, or without the folder, all other cases would fail as well.
     """
     full = [one for one in _chain(error) if isinstance(one, OSError) and one.errno in _FULL]
     if full:
@@ -156,10 +156,9 @@ def is_usable(folder: Path) -> bool:
     return os.path.exists(folder / LOCK) and os.access(folder, os.W_OK | os.X_OK)
 
 
-def _stopped(path: Path, reason: str = "it is not there any more") -> OutputError:
+def _stopped(path: Path, reason: str = "it no longer exists") -> OutputError:
     return OutputError(
-        f"{path}: cannot be written ({reason}); make room, or bring it back, and give the same command again: what is "
-        "not done is still to do"
+        f"{path}: cannot be written ({reason}); free space or restore the folder, and repeat the command to continue"
     )
 
 

@@ -1,4 +1,4 @@
-"""A run: cases that are left to do, the pool of workers, and the summary."""
+"""Run a pool of workers on the cases that have no outcome yet, and write the summary."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_pool(
         case_minutes: most that a case may take; a worker that takes longer is killed.
 
     Raises:
-        AttUNet3dError: no case can be segmented: values of the session, weights, or the output folder.
+        AttUNet3dError: values of the session, the weights or the output folder allow no case to be segmented.
     """
     folder = Path(job.output)
     before = finished_before(cases, job, table, {DONE} if retry_failed else {DONE, FAILED, SET_ASIDE})

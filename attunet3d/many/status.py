@@ -58,7 +58,7 @@ class Status:
         )
 
     def summary(self, resources: Resources) -> dict[str, Any]:
-        """Make the content of summary.json; all but the cases by status is of this run."""
+        """Make the content of summary.json; only "cases" and "by_status" include earlier runs."""
         return {
             "cases": self.total,
             "by_status": dict(sorted(self.by_status.items())),

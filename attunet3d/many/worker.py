@@ -1,4 +1,4 @@
-"""The worker of a pool, an actor of Ray: one session, which reads a case while another one is in the network."""
+"""The worker of a pool, a Ray actor with one session: it reads one case while the network works on another."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Job:
 
 
 class Worker:
-    """A session that works on two cases at a time: one is read, the other is in the network."""
+    """A session that works on two cases at a time: it reads one while the network works on the other."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -76,10 +76,10 @@ class Worker:
                 self._session = session
 
     def segment(self, case: ManyCase) -> Outcome:
-        """Segment one case, unless its mask is there already; errors of the case become its outcome.
+        """Segment one case, unless its mask exists already; errors of the case become its outcome.
 
         Raises:
-            OutputError: results cannot be written any more, which is not the case's fault.
+            OutputError: results can no longer be written, which is not the case's fault.
         """
         folder = Path(self._job.output)
         check_usable(folder)
@@ -91,7 +91,7 @@ class Worker:
             if storage is not None:
                 raise storage from error
             message = str(error) if isinstance(error, AttUNet3dError) else f"unexpected: {error}"
-            if isinstance(error, AmbiguousSeriesError):  # it describes series in the words of their headers
+            if isinstance(error, AmbiguousSeriesError):  # its message quotes the headers of the series
                 message = message.partition(": ")[0] + ": several CT series, or patients; see `attunet3d inspect`"
             return failed(folder, case, error, message, state, keep_uids=self._job.keep_uids)
 
@@ -99,7 +99,7 @@ class Worker:
         with self._reading:
             current = self._current
             read = None if current is None else self._reader.read_beside(case.path, current, case.series_uid)
-            if read is None:  # no other case is there, or both do not fit, and this one waits until the other has gone
+            if read is None:  # there is no other case, or both do not fit, so wait until the other is done
                 with self._network:
                     read = self._reader.read(case.path, case.series_uid)
             mine = self._current = read.memory

@@ -1,4 +1,4 @@
-"""Pictures of a case for the report: the CT with outlines of both masks, and with attention maps."""
+"""Draw pictures of a case for the report: the CT with outlines of both masks, and with attention maps."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WEBP_QUALITY = 82
 
 @dataclass(frozen=True)
 class Picture:
-    """A plane: name ("axial"), slice ("slice 3 of 90"), image as a data: URI, and size in pixels."""
+    """A picture of a slice: view ("axial"), slice ("slice 3 of 90"), data: URI of the image, and size in pixels."""
 
     view: str
     slice: str
@@ -71,7 +71,7 @@ class CasePictures:
 def case_pictures(
     image: str, prediction: str, reference: str, pancreas_labels: Sequence[int], attention: AttentionMaps | None = None
 ) -> CasePictures:
-    """Draw planes through the largest area of both masks of a case; if they do not overlap, through that of each.
+    """Draw slices through the largest area of both masks of a case, or of each mask if they do not overlap.
 
     Args:
         image: path of the CT. The masks have its voxels, but may have another orientation.

@@ -1,4 +1,4 @@
-"""The report of an evaluation: metrics of every case, their summary, and an HTML page."""
+"""Write the report of an evaluation: metrics of every case, their summary, and an HTML page."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def write_report(
 ) -> Path:
     """Write metrics.csv (a row per case), summary.json and report.html, all three atomically.
 
-    The page is self-contained. It shows pictures of the 5 worst and the 3 best cases by Dice; only their CTs are read,
-    one at a time. A case that cannot be shown is listed with the reason.
+    The page is self-contained. It shows pictures of the 5 worst and the 3 best cases by Dice, and only their CTs are
+    read, one at a time. A case that cannot be shown is listed with the reason.
 
     Args:
         output_dir: created if it does not exist.
         results: at least one case.
-        settings: of the evaluation, plain JSON values; shown and written.
+        settings: of the evaluation, plain JSON values; shown, and written to summary.json.
         pancreas_labels: values of the references that count as pancreas.
         tolerance_mm: of the normalized surface Dice (nsd), as the metrics were computed.
         attention: called with the path of the CT of each case shown; returns {title of a level: map (X, Y, Z) on the
@@ -150,7 +150,7 @@ def _groups(cases: int) -> dict[str, list[int]]:
 
 
 def _draw(result: CaseResult, pancreas_labels: Sequence[int], attention: AttentionMaps | None) -> CasePictures | str:
-    """Draw the pictures of a case, or return the reason why not: an unreadable file must not prevent the report."""
+    """Draw the pictures of a case, or return the reason why it failed, which must not prevent the report."""
     try:
         return case_pictures(result.image, result.prediction, result.reference, pancreas_labels, attention)
     except CancelledError:

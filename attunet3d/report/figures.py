@@ -1,4 +1,4 @@
-"""Charts of a report: distribution of Dice, agreement of volumes. SVG as data: URIs, for light and dark pages."""
+"""Charts of the report: distribution of Dice and agreement of volumes, as SVG for light and dark pages."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _DARK = _Theme(ink="#dbe3ea", muted="#51606e", points="#6db6f2", lines="#ffb070"
 class Agreement:
     """Agreement of two measurements of the same volumes, in mL (Bland and Altman, Lancet 1986;327:307-310).
 
+    With a single case all but the mean are None.
+
     Attributes:
         mean, sd: of the differences (n - 1 in the denominator).
         lower, upper: limits of agreement, mean ± 1.96 sd, between which 95% of differences are expected.
-
-    With a single case all but the mean are None.
     """
 
     mean: float
@@ -68,7 +68,7 @@ def agreement(differences: Sequence[float]) -> Agreement:
 
 
 def dice_chart(dice: Sequence[float]) -> Chart:
-    """Draw the Dice of each case, in the given order and numbered from 1, beside a histogram; the axis is 0 to 1."""
+    """Draw the Dice of each case, in the given order and numbered from 1, and a histogram."""
 
     def draw(figure: Figure, theme: _Theme) -> None:
         cases, bars = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": [4, 1]})

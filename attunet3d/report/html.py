@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that needs nothing else, and that a browser keeps from fetching anything."""
+"""Render the report: one self-contained HTML file, whose policy forbids browsers to fetch anything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from attunet3d.report.figures import HEIGHT_IN, WIDTH_IN, agreement, agreement_c
 
 @dataclass(frozen=True)
 class Column:
-    """How a metric is shown: its key, its name, its unit ("" for a ratio) and its decimals."""
+    """A column of a table: key and name of a metric, unit ("" for a ratio) and decimals."""
 
     key: str
     name: str
@@ -32,7 +32,7 @@ class Column:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def show(self, value: float) -> str:
-        """A value as text."""
+        """Format a value."""
         if math.isnan(value):
             return "\N{EN DASH}"
         if math.isinf(value):
@@ -40,15 +40,19 @@ class Column:
         return signed(value, self.decimals) if self.key == "difference_ml" else f"{value:.{self.decimals}f}"
 
     def quantity(self, value: float) -> str:
-        """A value as text, with its unit."""
+        """Format a value with its unit."""
         return f"{self.show(value)} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)
 class ShownCase:
-    """One case: its number in the table, its name and metrics, and its pictures, or why there are none.
+    """One case of the report.
 
-    pictures: None for a case that is in the table only; a text is the reason why its CT cannot be shown.
+    Attributes:
+        number: in the table of all cases.
+        name: of the case.
+        metrics: by their keys.
+        pictures: None for a case that is only in the table; a string is the reason why its CT cannot be shown.
     """
 
     number: int
@@ -59,11 +63,16 @@ class ShownCase:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is on the page.
+    """Content of the page.
 
-    title; created: a date and time as text; columns: of the tables; summary: from
-    ``attunet3d.metrics.table.summarize``; cases: worst first, numbered from 1; groups: heading -> the cases shown with
-    pictures; settings: plain JSON values.
+    Attributes:
+        title: of the page.
+        created: date and time, formatted.
+        columns: of the tables.
+        summary: from ``attunet3d.metrics.table.summarize``.
+        cases: worst first, numbered from 1.
+        groups: heading -> the cases shown with pictures.
+        settings: plain JSON values.
     """
 
     title: str
@@ -78,7 +87,7 @@ class Report:
 def page(report: Report) -> str:
     """Render the report as HTML.
 
-    All text is escaped; there is no script, and no address but data: and places in the page.
+    All text is escaped. There are no scripts, and only data: URIs and links within the page.
     """
     cases = [case for group in report.groups.values() for case in group]
     low, high = WINDOW_HU
@@ -105,7 +114,7 @@ def _template() -> Template:
 
 
 def _printable(value: Any) -> Any:
-    """Escape what turns the direction of writing, or is no text, as in ``printable``; what is HTML already stays."""
+    """Escape control characters and direction marks, as ``printable`` does; what is HTML already stays."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 

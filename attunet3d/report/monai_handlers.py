@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 class CaseMetrics(Metric):
     """Computes the metrics of each case on the grid of its CT; the key metric of an evaluator, with mean Dice as value.
 
-    Class maps and labels are (1, X, Y, Z) on one grid. Every class but 0 counts as pancreas; if there are several, each
-    has metrics of its own too, such as "class2_dice".
+    Class maps and labels are (1, X, Y, Z) on the same grid. Every class but 0 counts as pancreas; if there are several,
+    each also has metrics of its own, such as "class2_dice".
 
     Args:
         layout: paths of the saved masks.
@@ -94,8 +94,8 @@ class EvaluationReport:
         metrics: the evaluator's ``CaseMetrics``.
         output_dir: folder for the three files.
         checkpoint: file of the weights.
-        network: with those weights, for its attention maps; without gates it has none.
-        runner: the prepared network that the evaluator runs.
+        network: with those weights, for its attention maps, if it has gates.
+        runner: the network as the evaluator runs it, from ``prepare``.
         preprocessing: of the evaluator, from paths to an image on the model grid.
         inferer: of the evaluator.
         pancreas_labels: label values of the pancreas, or lists of them.

@@ -1,4 +1,4 @@
-"""Variants of a network at inference: what ``FastNetwork`` chooses from.
+"""Variants of a network at inference, from which ``FastNetwork`` chooses.
 
 A backend is a module with a function ``builders(device_type, dtype) -> list[VariantBuilder]``, and an entry in
 ``_BACKENDS`` of ``fast_network``.
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from attunet3d.runtime.device import dtype_name
 
 Run = Callable[[Tensor], Tensor]
-# Limits of the self-test. One rounding is 2^-9 of a value in bf16, 2^-12 in fp16 and TF32, and some forty follow each
-# other; what is broken is wrong by the size of the logits.
+# Limits of the self-test. One rounding is 2^-9 of a value in bf16, 2^-12 in fp16 and TF32, and about forty accumulate;
+# the error of a broken variant is as large as the logits.
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
@@ -25,7 +25,7 @@ class Variant:
     """How a network runs; ``str()`` is its name: "torch bfloat16", "torch float32, joined", ...
 
     Attributes:
-        backend: "torch" or "openvino".
+        backend: name of the backend, such as "torch" or "openvino".
         dtype: of the features.
         split: whether skip and upsampled features are convolved separately, which takes less memory; see ``fold``.
         note: "joined" if features are concatenated on a CPU, "plain" if nothing is folded; otherwise empty.

@@ -143,7 +143,7 @@ def _parameters(definition: Mapping[str, Any]) -> int:
 
 
 def _torchscript_recipe(path: Path) -> bytes | None:
-    damage = archive_damage(path, _MOST_TIMES) if zipfile.is_zipfile(path) else "cut short, or no archive"
+    damage = archive_damage(path, _MOST_TIMES) if zipfile.is_zipfile(path) else "truncated, or no archive"
     if damage:
         raise CheckpointError(f"{path}: damaged ({damage}); {_HINT}")
     return stored_recipe(path, f"extra/{MEMBER}")

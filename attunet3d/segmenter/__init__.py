@@ -1,4 +1,4 @@
-"""From a CT to a mask in a file: one session, many cases."""
+"""Segment CTs: ``Segmenter`` loads the network once and turns each CT into a mask, a record and their files."""
 
 import lazy_loader
 

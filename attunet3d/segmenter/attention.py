@@ -1,4 +1,4 @@
-"""Attention maps: the weights of the attention gates, level by level, on the grid of the CT."""
+"""Attention maps: the weights of the attention gates at each level, resampled to the grid of the CT."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_attention_maps(
     dtype: torch.dtype,
     allow_code: bool = False,
 ) -> FastNetwork:
-    """Load ``AttentionMaps`` for inference in torch; ``.network`` of the result is the module itself.
+    """Load the network that computes attention maps, ready for inference with torch.
 
     Args:
         definition: a config's ``network_def``.
@@ -41,17 +41,20 @@ def load_attention_maps(
         dtype: of the arithmetic; if its self-test fails on the device, float32 is used.
         allow_code: see ``build_network``.
 
+    Returns:
+        The network; its attribute ``network`` is the ``AttentionMaps`` module.
+
     Raises:
         ConfigError: the network has no attention gates, or as ``build_network``.
         CheckpointError: the checkpoint is missing or has changed.
     """
-    with torch.inference_mode(False):  # the caller's would make weights whose changes cannot be seen
+    with torch.inference_mode(False):  # inference tensors have no version, by which FastNetwork notices new weights
         network = build_network(definition, allow_code)
         if not checkpoint.is_file() or file_sha256(checkpoint) != sha256:
-            raise CheckpointError(f"{checkpoint}: is not what it was when this session began; start a new one")
+            raise CheckpointError(f"{checkpoint}: has changed since this session began; start a new session")
         load_weights(network, checkpoint)
         maps = FastNetwork(AttentionMaps(network), device, dtype, "torch").eval()
-    with torch.inference_mode():  # the fast form is made and tested now
+    with torch.inference_mode():  # build and test the variant now
         maps(torch.zeros((1, 1, *[2 * maps.network.min_size] * 3), device=device))
     return maps
 
@@ -59,11 +62,11 @@ def load_attention_maps(
 class MapsOnCT(Mapping[str, np.ndarray]):
     """Attention maps on a CT's own grid, by name: uint8 (X, Y, Z), 255 is a weight of 1.
 
-    They are held on the model grid, and resampled to the CT's at each access, so that only those in use take memory at
-    the CT's size.
+    They are stored on the model grid and resampled at each access, so that only maps in use take memory at the size of
+    the CT.
 
     Args:
-        names: see ``AttentionMaps``.
+        names: of the maps, see ``AttentionMaps``.
         maps: (maps, X, Y, Z) in [0, 1] on the grid ``source``.
         source: the model grid, or a box of it; outside it weights are 0.
         target: the CT's grid.

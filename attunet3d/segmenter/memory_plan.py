@@ -1,7 +1,8 @@
 """Predict the memory that a case takes, and limit its windows to what is free.
 
-Windows are fixed by the config and the image: the mask must not depend on the load of the machine. If they do not fit,
-fewer are run at once, which changes no voxel; then the case is refused, or run in smaller windows if that is allowed.
+The size of windows depends only on the config and the image, as the mask must not depend on the load of the machine. If
+they do not fit into memory, fewer are run at once. If not even one fits, the case is refused, or run in smaller windows
+if that is allowed.
 
 docs/explanation/memory.md compares the prediction with the peaks of fresh processes (two threads; VmHWM, ``memory_mb``
 in the record).
@@ -20,19 +21,19 @@ from attunet3d.inferers.windows import SMALLEST_SIDE
 from attunet3d.runtime.free_memory import available_bytes
 from attunet3d.runtime.process_memory import has_huge_pages, resident_bytes
 
-# While resampling, per pixel of a slice: slabs of 8 planes in float32, and their neighbours. If the CT is oblique to
-# the model grid, the way back also takes the positions of the eight neighbours of each voxel.
+# For resampling, per pixel of a slice: slabs of 8 planes in float32, and their neighbours. If the CT is oblique to the
+# model grid, resampling back also needs the positions of the eight neighbours of each voxel.
 _SLAB_BYTES_PER_PIXEL, _OBLIQUE_BYTES_PER_PIXEL = 160, 1120
-_IMAGES_BESIDE_NETWORK = 4  # of float32 on the model grid: the image, its logits, their weights, and one for sums
-# Of any first case: code that libraries load, kernels and buffers of oneDNN, small tensors.
+_IMAGES_BESIDE_NETWORK = 4  # float32, on the model grid: the image, the logits, their weights, and a temporary one
+# For the first case of a session: code that libraries load, kernels and buffers of oneDNN, small tensors.
 FIRST_CASE_BYTES = 64 * 2**20
 # Fragmentation if freed memory is kept (see `keep_freed_memory`), as a share of the memory of the tensors: with one
 # test-time scale, and with several.
-_HOLES, _HOLES_OF_SEVERAL = 0.25, 1.0
+_FRAGMENTATION, _FRAGMENTATION_OF_SEVERAL = 0.25, 1.0
 _RESERVE = 0.05  # share of the free memory that is left to other processes
 HINT_FOR_SIZE = "close other programs, crop the CT to the abdomen, or use a machine with more"
 HINT_FOR_WINDOWS = (
-    "close other programs, use a machine with more, or allow_smaller_windows=True, whose mask is not that of full ones"
+    "close other programs, use a machine with more, or set allow_smaller_windows=True, which changes the mask"
 )
 
 
@@ -41,13 +42,13 @@ class MemoryPlan:
     """Memory that a case is expected to take.
 
     Attributes:
-        peak_bytes: upper bound of the peak of this process; the windows are only known once the image is read.
+        peak_bytes: upper bound of the peak of this process; its windows are only known once the image has been read.
         allowed_bytes: most that this process may take; None if unknown.
-        limit_voxels: most voxels per forward pass; None if they need no limit.
+        limit_voxels: most voxels per forward pass; None if no limit is needed.
         elsewhere_bytes: predicted peak of this process outside the network.
-        beside_bytes: held on the network's device while it runs, without its own tensors.
+        beside_bytes: on the network's device while it runs, besides its own tensors.
         bytes_per_voxel: of the network's tensors, for each voxel of a forward pass.
-        room_bytes: free on that device for both; None if unknown.
+        room_bytes: free on that device for ``beside_bytes`` and the network; None if unknown.
         on_gpu: whether that device has memory of its own.
     """
 
@@ -61,19 +62,20 @@ class MemoryPlan:
     on_gpu: bool = False
 
     def has_room_for(self, more_bytes: int) -> bool:
-        """Whether so much more fits beside the case."""
+        """Whether so many bytes more fit beside the case."""
         return self.allowed_bytes is None or self.peak_bytes + more_bytes <= self.allowed_bytes
 
     def network_bytes(self, voxels: int) -> int:
-        """Bytes on the network's device with so many voxels per forward pass."""
+        """Predict the memory on the network's device, bytes, for a number of voxels per forward pass."""
         return self.beside_bytes + voxels * self.bytes_per_voxel
 
-    def peak_with(self, voxels: int, holes: int = 0) -> int:
-        """Predict the peak of this process, bytes, with so many voxels per forward pass."""
-        return self.elsewhere_bytes if self.on_gpu else max(self.elsewhere_bytes, self.network_bytes(voxels) + holes)
+    def peak_with(self, voxels: int, fragmentation: int = 0) -> int:
+        """Predict the peak of this process, bytes, for a number of voxels per forward pass."""
+        network = self.network_bytes(voxels) + fragmentation
+        return self.elsewhere_bytes if self.on_gpu else max(self.elsewhere_bytes, network)
 
-    def holes(self, voxels: int, several: bool) -> int | None:
-        """Bytes lost to fragmentation if freed memory is kept; None if there is no room, so that it must not be kept.
+    def fragmentation(self, voxels: int, several: bool) -> int | None:
+        """Estimate the bytes lost to fragmentation if freed memory is kept; None if there is no room for that.
 
         Args:
             voxels: per forward pass.
@@ -81,9 +83,9 @@ class MemoryPlan:
         """
         if self.on_gpu or has_huge_pages():  # nothing is kept
             return 0
-        holes = int(voxels * self.bytes_per_voxel * (_HOLES_OF_SEVERAL if several else _HOLES))
-        # Twice: another CT may be read beside.
-        return holes if self.room_bytes is None or self.network_bytes(voxels) + 2 * holes <= self.room_bytes else None
+        lost = int(voxels * self.bytes_per_voxel * (_FRAGMENTATION_OF_SEVERAL if several else _FRAGMENTATION))
+        # Twice: another CT may be read meanwhile.
+        return lost if self.room_bytes is None or self.network_bytes(voxels) + 2 * lost <= self.room_bytes else None
 
 
 def plan_memory(
@@ -113,19 +115,20 @@ def plan_memory(
         smallest_voxels: fewest voxels per forward pass.
         oblique: whether the CT's axes are oblique to the model grid's.
         keeps_ct: whether the CT is needed until the end, for a picture.
-        writing_bytes: taken while results are written, beside the CT if that is kept, see ``Outputs.writing_bytes``.
-        maps: number of attention maps, held beside the logits on the model grid and resampled one at a time.
+        writing_bytes: needed to write the results, besides the CT if that is kept, see ``Outputs.writing_bytes``.
+        maps: number of attention maps, which are stored on the model grid and resampled one at a time.
         limit_bytes: most that this process may take; by default what is free on the machine.
 
     Raises:
-        MemoryLimitError: the case does not fit with the smallest windows; the message tells needed and free memory.
+        MemoryLimitError: the case does not fit even with the smallest windows; the message states what it needs and
+            what is free.
     """
     voxels, model, pixels = math.prod(shape), math.prod(model_shape), shape[0] * shape[1]
     hu, mask, image = 2 * voxels, voxels, 4 * model
     images = (_IMAGES_BESIDE_NETWORK + maps) * image
-    # Stage by stage. The CT is freed once it is resampled, unless it is kept; an oblique one is copied for that.
+    # Stage by stage. The CT is freed once it is resampled, unless it is kept; resampling an oblique one needs a copy.
     kept = hu if keeps_ct else 0
-    copied = device.type == "mps"  # to the GPU, in the same memory
+    copied = device.type == "mps"  # to the GPU, which shares the memory
     there = (1 + oblique + copied) * hu + image + _SLAB_BYTES_PER_PIXEL * pixels
     slab = _OBLIQUE_BYTES_PER_PIXEL if oblique else _SLAB_BYTES_PER_PIXEL
     back = kept + (2 + copied) * mask + (1 + maps) * image + slab * pixels
@@ -161,14 +164,14 @@ def plan_memory(
 
 
 def _allowed_bytes(base: int, limit_bytes: int | None) -> int | None:
-    """Most that this process may hold; what it holds beyond ``base`` is freed, and a reserve is left."""
+    """Return the memory that this process may take; what it holds beyond ``base`` is freed, and a reserve is left."""
     available = available_bytes()
     free = None if available is None else int((available + (resident_bytes() or base)) * (1 - _RESERVE))
     return min((n for n in (free, limit_bytes) if n is not None), default=None)
 
 
 def _free_on(device: torch.device) -> int:
-    """Memory of a GPU that this process may take, with what torch has reserved there and does not use."""
+    """Return the memory of a GPU that this process may take, including what torch has reserved and does not use."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + max(kept, 0)
 

@@ -1,4 +1,4 @@
-"""Results of a case and their files: masks, record, picture and attention maps, written as one."""
+"""Write the results of a case: masks, record, picture and attention maps, all of them or none."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Results that are wanted of each case of a session.
+    """The results to write for each case of a session.
 
     Attributes:
         folder: where files are written; None writes none.
-        output_format: names of ``FORMATS``, one or several. The file of the first one stands for the result: it is
-            ``Segmentation.path`` and the record's ``output``.
-        qc: a picture of the mask over the CT.
-        attention: the attention gates' maps.
+        output_format: names of ``FORMATS``, one or several. The file of the first one is ``Segmentation.path`` and the
+            record's ``output``.
+        qc: whether to write a picture of the mask over the CT.
+        attention: whether to write the maps of the attention gates.
         keep_uids: whether the record names the DICOM series.
 
     Raises:
@@ -95,18 +95,18 @@ class Outputs:
                 output.check_header(image)
 
     def writing_bytes(self, voxels: int) -> int:
-        """Memory that is needed to write the results of a CT of so many voxels, one after another, bytes."""
+        """Return the memory, bytes, needed to write the results of a CT of so many voxels, one after another."""
         picture = _MASK_COPIES_OF_PICTURE * voxels + _MATPLOTLIB_BYTES if self.qc else 0
         return max(picture, *(output.writing_bytes(voxels) for output in self.formats))
 
 
 class CaseWriter:
-    """Writes the files of one case. It is made before the network runs: what cannot be written is refused then.
+    """Writes the files of one case; created before the network runs, so that what cannot be written is refused early.
 
     Args:
-        outputs: what is wanted.
+        outputs: what to write.
         ct: as it was given.
-        name: of the case, which the names of its files begin with; by default as the CT.
+        name: of the case, with which the names of its files begin; by default that of the CT.
         read: the CT.
         checkpoint_sha256: of the weights.
 
@@ -132,17 +132,18 @@ class CaseWriter:
     ) -> Path | None:
         """Write the files of a case atomically, and return the path of the first mask; None if nothing is written.
 
-        They replace those of a former result of the same name, also files that are not written again.
+        They replace an earlier result of the same name, including files that are not written again.
 
         Args:
             mask: uint8 (X, Y, Z).
             record: the names of the files are added to it.
             maps: as ``Segmentation.attention``.
             hu: int16 (X, Y, Z), for the picture.
-            writing: entered while images are written, and left before the record is, which may hold its measurements.
+            writing: context that is entered while images are written, and left before the record, which may contain its
+                measurements.
 
         Raises:
-            OutputError: the folder cannot be made, a file cannot be written, or a DICOM SEG is not the mask.
+            OutputError: the folder cannot be created, a file cannot be written, or a DICOM SEG differs from the mask.
         """
         if self._outputs.folder is None:
             return None
@@ -176,17 +177,17 @@ class CaseWriter:
                 record["attention_meaning"] = MEANING
             record["memory_mb"]["peak"] = megabytes(peak_bytes())
             temporary(record_file).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8", newline="\n")
-            # The first mask stands for the result, so it comes last; the record, which names the rest, first.
+            # The first mask marks the result as complete, so it comes last; the record, which names the rest, first.
             mask_file, *others, new_record = new
             replace_as_one([new_record, *others, mask_file], self._former(folder, record_file))
         return first
 
     def _former(self, folder: Path, record_file: Path) -> list[Path]:
-        """The files of the result that a record in the same place describes, but for the record: its mask first.
+        """List the files, mask first, of the earlier result that a record in the same place describes.
 
-        Files that no record names are not known to be of a result; so without a record there are none.
+        Files that no record names may not be results, so without a record there are none.
         """
-        if not record_file.is_file():  # a pipe would be waited for
+        if not record_file.is_file():  # reading a pipe would block
             return []
         try:
             record = parse_json(record_file.read_bytes())
@@ -209,7 +210,7 @@ class CaseWriter:
             from attunet3d.pictures.qc import qc_picture
 
             qc_picture(png, hu, mask, self._source.affine, title)
-        except Exception as error:  # matplotlib's fonts, layouts and settings fail in ways of their own
+        except Exception as error:  # matplotlib's fonts, layouts and settings can raise anything
             record["warnings"].append(f"the picture could not be drawn ({type(error).__name__}); the mask is complete")
             return None
         return png.getvalue()

@@ -1,4 +1,4 @@
-"""Read CTs that fit into memory, the next one while the network works on another."""
+"""Read CTs that fit into memory, each while the network works on the one before."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from attunet3d.transforms.grid import Grid, model_grid
 
 
 class PlannedCT:
-    """A CT that has been read, and the memory plan that was made from its header.
+    """A CT that has been read, with the memory plan made from its header.
 
     Attributes:
         grid: grid of the CT.
         model: grid that the network works on.
-        metadata: what its reader said, see ``Volume.metadata``.
+        metadata: of the image, see ``Volume.metadata``.
         files, frames: its DICOM images, see ``StoredImage``.
         memory: plan of the case.
         seconds: time that reading took.
@@ -41,7 +41,7 @@ class PlannedCT:
         self.seconds = round(time.perf_counter() - start, 3)
 
     def take(self) -> np.ndarray:
-        """Hand over the voxels, HU int16 (X, Y, Z), once: the caller can free them."""
+        """Hand over the voxels, HU int16 (X, Y, Z), once, so that the caller can free them."""
         hu, self._hu = self._hu, None
         if hu is None:
             raise RuntimeError("the voxels have been taken already")
@@ -53,10 +53,10 @@ class CaseReader:
 
     Args:
         spacing: of the model grid, mm.
-        plan: from a CT of which only the header has been read, and its model grid, to the memory that the case takes;
-            raises if that is too much, or if its results could not be written. Voxels are read after it.
+        plan: called with a CT of which only the header has been read, and its model grid; returns the memory plan of
+            the case, or raises if it does not fit or its results could not be written. Voxels are read after it.
         allow_uneven: see ``open_ct``.
-        results: folder that results are written to; it may lie in the folder of a CT, and is not taken as part of it.
+        results: folder of the results; it may be inside the folder of a CT, but is not part of it.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class CaseReader:
                 yield given
 
     def read_beside(self, ct: PathLike, current: MemoryPlan, series_uid: str | None = None) -> PlannedCT | None:
-        """Like ``read``, while another case is at work with its plan; None if both do not fit into memory."""
+        """Read a CT like ``read`` while another case is running; None if both do not fit into memory."""
         start = time.perf_counter()
         image, files = self._open(ct, series_uid)
         if not current.has_room_for(2 * math.prod(image.shape)):
@@ -109,7 +109,7 @@ class CaseReader:
         return self._read(image, files, start)
 
     def _open(self, ct: PathLike, series_uid: str | None) -> tuple[StoredImage, FileStates]:
-        """Open a CT; return it with the states that its files had before."""
+        """Open a CT; return it with the states of its files before."""
         files = input_files(ct, self._results)
         try:
             image = open_ct(ct, series_uid=series_uid, allow_uneven=self._allow_uneven)

@@ -1,4 +1,4 @@
-"""The record of a case: what its mask was made from and with, where it lies, and how long that took.
+"""The record of a case: input, weights, configuration, geometry, files, time and memory.
 
 The types describe ``<name>_seg.json``; ``attunet3d.segmenter.record_schema`` makes a JSON Schema of them.
 """
@@ -138,7 +138,7 @@ class SessionRecord(TypedDict):
     bundle: Annotated[str | None, "version of the bundle"]
     checkpoint: Checkpoint
     device: Annotated[str, '"cpu", or the name of the GPU']
-    backend: Annotated[str, '"torch" or "openvino"']
+    backend: Annotated[str, 'library that runs the network, such as "torch" or "openvino"']
     precision: Annotated[str, "floating-point type of the network, and variant of it if there are several"]
     presets: Annotated[list[str], "names of the presets, in the order in which they were merged"]
     config: Config
@@ -195,7 +195,7 @@ def session_record(
     Args:
         checkpoint: the weights' file.
         device: where the network runs.
-        variant: of the network, that runs there.
+        variant: of the network that runs there.
         presets: as they were given.
         values: the inference config's.
         warnings: of the weights and their recipe.
@@ -234,13 +234,13 @@ def case_record(
     run: RunRecord,
     keep_uids: bool = True,
 ) -> CaseRecord:
-    """Make the record of one case, as far as it is known before files are written.
+    """Make the record of one case, as far as known before files are written.
 
     Args:
         ct: its path; only the name is kept.
         mask: uint8 (X, Y, Z).
         grid: of the CT.
-        metadata: what its reader said, see ``Volume.metadata``.
+        metadata: of the CT, see ``Volume.metadata``.
         session: from ``session_record``.
         run: how the network was run.
         keep_uids: if false, the series' UID is left out, and UIDs in the CT's name and the warnings are masked.

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Case:
-    """One CT of many, as it was given, and either its segmentation or the error."""
+    """One of many CTs, as it was given, with either its segmentation or the error."""
 
     ct: PathLike
     segmentation: Segmentation | None
@@ -54,21 +54,21 @@ class Case:
 class Segmenter:
     """Segments CTs with a network that is loaded and prepared once.
 
-    Threads can share it: each case has its own progress, cancel and memory plan, which does not count the other cases.
+    Threads can share it: each case has its own progress, cancel and memory plan, which does not include other cases.
 
     Args:
         checkpoint: weights; the bundle's own by default.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: "auto", "fp32", "bf16" or "fp16".
         presets: preset names or files, merged in order over the weights' recipe, or else the bundle's config.
-        memory_limit: most that this process may take, GB; by default what is free on the machine or in its cgroups.
+        memory_limit: memory that this process may take, GB; by default what is free on the machine or in its cgroup.
         allow_code: presets and overrides may name any class; they can then run any program.
         overrides: ids of that config and their values, e.g. ``overlap=0.5``, or ``allow_smaller_windows=True`` for
-            CTs whose windows do not fit into memory: the record's warnings say where the mask is not that of full ones.
+            CTs whose windows do not fit into memory, which changes the mask; the record then has a warning.
 
     Attributes:
-        warnings: where presets and overrides contradict the recipe of the weights, or these have none; each record has
-            them too.
+        warnings: contradictions between the values in use and the recipe of the weights, or that there is no recipe;
+            each record has them too.
 
     Raises:
         CheckpointError: the weights, or their recipe, cannot be read or do not fit the network.
@@ -161,22 +161,22 @@ class Segmenter:
             ct: a NIfTI, NRRD or MetaImage file, a folder with a DICOM series, or a series of ``segmentable_series``.
             output_dir: folder for ``<name>_seg.nii.gz`` (the CT's shape and affine) and ``<name>_seg.json`` (the
                 ``CaseRecord``), made if it does not exist; by default nothing is written.
-            name: of the case, which its files' names begin with; by default as the CT.
+            name: of the case, with which the names of its files begin; by default that of the CT.
             series_uid: which series of a DICOM folder.
             qc: also write ``<name>_seg.png``.
             attention: also run the windows for the attention gates' weights, averaged over overlapping windows, and
                 write ``<name>_attention_level2.nii.gz``, ... on the CT's grid: uint8 with a slope of 1/255, so that
                 viewers show [0, 1]; 0 where no window was run.
-            output_format: "nifti", or "dicom-seg" for ``<name>_seg.dcm`` in place of ``<name>_seg.nii.gz``: a binary
-                DICOM SEG that refers to the images of the series, so that the CT must be a DICOM folder; or
-                "dicom-seg-labelmap", a label map SEG, which is newer and which fewer programs read.
-            keep_uids: if false, the record holds no DICOM UID; a DICOM SEG holds them all the same.
+            output_format: name of an ``attunet3d.io.output_formats.FORMATS``: "nifti"; "dicom-seg", a binary DICOM SEG
+                ``<name>_seg.dcm`` that refers to the images of the series, so that the CT must be a DICOM folder; or
+                "dicom-seg-labelmap", a label map SEG, which is newer and supported by fewer programs.
+            keep_uids: if false, the record contains no DICOM UID; a DICOM SEG contains them anyway.
             progress: called as ``progress(stage, done, total)``.
             cancel: asked between windows and stages whether to stop.
 
         Raises:
             AttUNet3dError: the CT cannot be read, is no CT volume, does not fit into memory, or the output cannot be
-                written; ``CancelledError`` if ``cancel`` returned true. Nothing is left half written.
+                written; ``CancelledError`` if ``cancel`` returned true. No incomplete file is left.
             ConfigError, CheckpointError: the output format does not exist or its library is not installed; for
                 ``attention`` the network has no gates, or the file of the weights has changed since the session began.
                 Nothing has been read.
@@ -203,9 +203,9 @@ class Segmenter:
     ) -> Iterator[Case]:
         """Segment many CTs, in order; a case that fails does not stop the others.
 
-        While one CT is in the network the next one is read, if both fit into memory.
-        Arguments as for ``segment``; ``names`` has one for each CT, and ``progress`` gets the case's index before the
-        stage.
+        While the network works on one CT the next one is read, if both fit into memory.
+        Arguments as for ``segment``; ``names`` has one name for each CT, and the first argument of ``progress`` is the
+        index of the case.
 
         Raises:
             CancelledError: ``cancel`` returned true.
@@ -230,16 +230,16 @@ class Segmenter:
             yield case
 
     def reader(self, outputs: Outputs) -> CaseReader:
-        """Make a reader of CTs for ``segment_read`` with the same outputs; it refuses those that cannot be segmented.
+        """Make a reader of CTs for ``segment_read`` with the same outputs; it refuses CTs that cannot be segmented.
 
-        Files that killed processes left in the output folder are removed. Errors as ``segment``.
+        Removes unfinished files that killed processes left in the output folder. Errors as ``segment``.
         """
         maps = len(self._attention_maps().network.names) if outputs.attention else 0
         outputs.remove_left_behind()
         return CaseReader(self._spacing, partial(self._plan, outputs, maps), self._allow_uneven, outputs.folder)
 
     def _attention_maps(self) -> FastNetwork:
-        """Load ``AttentionMaps`` of the session's network when first needed: its own weights are folded."""
+        """Load ``AttentionMaps`` when first needed, from the file: the weights in the session are folded."""
         if self._attention is None:
             network = self._session["config"]["network_def"]
             sha256 = self._session["checkpoint"]["sha256"]
@@ -278,7 +278,7 @@ class Segmenter:
         notify: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> Segmentation:
-        """Segment a CT that ``reader`` has read; in any thread. Arguments and errors as ``segment``."""
+        """Segment a CT that ``reader`` has read, in any thread. Arguments and errors as ``segment``."""
         stages = Stages(ct, self.device, notify, cancel)
         stages.seconds["read"] = read.seconds
         writer = CaseWriter(outputs, ct, name, read, self._session["checkpoint"]["sha256"])
@@ -311,7 +311,7 @@ class Segmenter:
         return Segmentation(mask, read.grid.affine, path, record, maps or None)
 
     def _preprocess(self, read: PlannedCT, keep_hu: bool) -> tuple[torch.Tensor, np.ndarray | None]:
-        """Make the network's input, (1, 1, X, Y, Z) on the model grid; the CT is returned if it is kept, else freed."""
+        """Make the network's input, (1, 1, X, Y, Z) on the model grid; return the CT too if it is kept."""
         hu: np.ndarray | None = read.take()
         volume = torch.from_numpy(hu).to(self.device)
         if not keep_hu:
@@ -351,7 +351,7 @@ def _sliding_window(values: Mapping[str, Any], device: torch.device) -> SlidingW
         body_threshold=values["body_threshold"],
         max_window_voxels=values["max_window_voxels"],
     )
-    window.most_voxels((1, 1, 1), device)  # refuses a roi_size of other than three axes
+    window.most_voxels((1, 1, 1), device)  # refuses a roi_size without three axes
     return window
 
 

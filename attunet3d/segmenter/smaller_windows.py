@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class WindowRun:
-    """The windows of one image, and how they are run.
+    """Runs the windows of one image, fewer at once or smaller if memory is short.
 
     Args:
         window: settings of the windows.
@@ -32,7 +32,7 @@ class WindowRun:
     Attributes:
         plan: the windows; changed by ``logits`` if memory runs out.
         predicted_bytes: peak of this process that is expected with these windows.
-        warnings: differences to the configured windows, for the record.
+        warnings: how the windows differ from the configured ones, for the record.
 
     Raises:
         MemoryLimitError: one window does not fit, and smaller ones are not allowed.
@@ -45,9 +45,9 @@ class WindowRun:
         self._allow_smaller = allow_smaller
         self._configured = window.plan(image)
         self.plan = self._fit(image, memory)
-        holes = memory.holes(self.plan.voxels, several_scales)
-        self._keep_freed = holes is not None
-        self.predicted_bytes = memory.peak_with(self.plan.voxels, holes or 0)
+        fragmentation = memory.fragmentation(self.plan.voxels, several_scales)
+        self._keep_freed = fragmentation is not None
+        self.predicted_bytes = memory.peak_with(self.plan.voxels, fragmentation or 0)
         self.warnings: list[str] = []
 
     def _fit(self, image: Tensor, memory: MemoryPlan) -> WindowPlan:
@@ -81,7 +81,7 @@ class WindowRun:
         return logits
 
     def maps(self, image: Tensor, network: nn.Module, progress: Progress, cancel: Cancel | None) -> Tensor:
-        """Run a network whose output are maps, see ``SlidingWindow.average``; after ``logits``, whose errors it has."""
+        """Average the maps of a network, see ``SlidingWindow.average``; after ``logits``, with the same errors."""
         run = partial(self._window.average, progress=progress, cancel=cancel)
         maps, plan = self._run(run, image, network)
         self.warnings += [f"attention maps: {line}" for line in _differences(self.plan, plan)]
@@ -90,7 +90,7 @@ class WindowRun:
     def _run(
         self, run: Callable[[Tensor, nn.Module, WindowPlan], Tensor], image: Tensor, network: nn.Module
     ) -> tuple[Tensor, WindowPlan]:
-        """Return what ``run`` does, and the windows with which it did."""
+        """Return the result of ``run``, and the windows that fitted into memory."""
         plan, keep_freed = self.plan, self._keep_freed
         while True:
             try:
@@ -120,12 +120,12 @@ class WindowRun:
 def _differences(configured: WindowPlan, run: WindowPlan) -> list[str]:
     if run.roi != configured.roi:
         return [
-            f"memory was short: windows of {by_axis(run.roi)} voxels were run in place of {by_axis(configured.roi)}; "
-            "they see less around each voxel, and the mask is not that of full windows"
+            f"memory was short: windows of {by_axis(run.roi)} voxels were run instead of {by_axis(configured.roi)}; "
+            "they have less context around each voxel, so the mask differs from that of full windows"
         ]
     if run.batch != configured.batch:  # libraries choose other kernels for it
         return [
-            f"memory was short: {run.batch} windows were run at once in place of {configured.batch}; that may round "
-            "differently, which can move single voxels of the mask's surface"
+            f"memory was short: {run.batch} windows were run at once instead of {configured.batch}; that may round "
+            "differently, which can change single voxels of the mask's surface"
         ]
     return []

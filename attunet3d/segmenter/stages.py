@@ -1,4 +1,4 @@
-"""Stages of a case: progress, cancelling, seconds, and errors that name the CT."""
+"""Stages of a case: progress, cancellation, timing, and errors that name the CT."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Stages:
 
     Args:
         ct: as it was given, for messages.
-        device: whose work belongs to the stage in which it was begun.
+        device: its work counts for the stage in which it was started.
         progress: called as ``progress(stage, done, total)``.
         cancel: asked before each stage whether to stop.
 
@@ -42,7 +42,7 @@ class Stages:
 
     @contextmanager
     def run(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """Run a stage in a block, which gets a function for its own progress, ``(done, total)``.
+        """Run the block as a stage; it gets a function that reports its progress, ``(done, total)``.
 
         Raises:
             CancelledError: the case was cancelled before the stage began.
@@ -67,4 +67,4 @@ class Stages:
 
 
 def ignore_progress(stage: str, done: int, total: int) -> None:
-    """Do nothing: the progress of callers that gave none."""
+    """Do nothing: the default ``progress``."""

@@ -16,10 +16,10 @@ PLAIN_HU, BRIGHT_HU = 40.0, 300.0
 
 
 class RandContrastPhased(RandomizableTransform, MapTransform):
-    """Simulate another contrast phase: HU above 40, plain tissue, are taken as iodine and multiplied by a random gain.
+    """Simulate another contrast phase: multiply HU above 40, attributed to iodine, by a random gain.
 
-    Below 40 HU nothing changes, above 300 HU (calcium, bone) the change is constant; the order of HU is kept. A gain of
-    0 is a CT without contrast medium, 1 keeps the phase.
+    HU below 40 do not change, and above 300 (calcium, bone) the change is constant, so the order of HU is preserved. A
+    gain of 0 simulates a CT without contrast medium, 1 keeps the phase.
 
     Args:
         keys: images in HU.

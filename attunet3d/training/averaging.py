@@ -13,16 +13,16 @@ from torch import Tensor, nn
 class AverageWeights:
     """An exponential moving average of a network's weights, a handler for the trainer.
 
-    The average follows closely at first, (1 + n) / (10 + n) of it kept after n steps, and settles at ``decay``. It is
-    what is validated and saved. With ``decay`` 0 it is the network itself.
+    After n steps, min(``decay``, (1 + n) / (10 + n)) of the average is kept, so that it follows the network closely at
+    first. The average is what is validated and saved. With ``decay`` 0 it is the network itself.
 
     Args:
         network: the network in training; its weights at the start of the run are the first average.
         decay: share of the average that a step keeps, in [0, 1).
 
     Attributes:
-        network: the average, a network of its own.
-        steps: how many weights have been averaged.
+        network: the average, a separate network.
+        steps: number of averaged steps.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -34,19 +34,19 @@ class AverageWeights:
         self.steps = 0
 
     def attach(self, engine: Engine) -> None:
-        """Start from the network's weights as they are when the run starts, then follow them."""
+        """Average over a trainer's run, from its start on."""
         if self.decay > 0.0:
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
 
     def start(self, engine: Engine | None = None) -> None:
-        """The average becomes the network as it is now."""
+        """Reset the average to the current weights of the network."""
         self.steps = 0
         self.network.load_state_dict(self.source.state_dict())
 
     @torch.no_grad()
     def update(self, engine: Engine | None = None) -> None:
-        """Take the network's weights into the average; statistics of BatchNorm too, counters as they are."""
+        """Average in the network's weights and the statistics of BatchNorm; copy counters."""
         keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
         new, average = self.source.state_dict(), self.network.state_dict()
@@ -57,5 +57,5 @@ class AverageWeights:
                 value.copy_(new[key])
 
     def state_dict(self) -> dict[str, Tensor | int | dict[str, Tensor]]:
-        """The average and how many steps it holds."""
+        """Return the average and its number of steps."""
         return {"steps": self.steps, "network": self.network.state_dict()}

@@ -38,10 +38,10 @@ _STORED = {"linear": np.int16, "label": np.uint8}
 class CachedCases(Dataset[Any]):
     """Cases for training: the output of ``ToModelGridd`` is cached on disk, later transforms run for each item.
 
-    The files are memory-mapped, and a patch reads only its part of an image: whatever the number of cases, the system
-    can reclaim the memory. A case is prepared again if its files, the transforms up to ``ToModelGridd`` or the version
-    of this package have changed when a run starts, or, see ``fill_cache``, if the cached files do not match the
-    checksums beside them (a file in the format of ``sha256sum``).
+    The files are memory-mapped, and a patch reads only its part of an image, so memory does not grow with the number of
+    cases. A case is prepared again if its files, the transforms up to ``ToModelGridd`` or the version of this package
+    have changed when a run starts, or if ``fill_cache`` finds that the cached files do not match their checksums (a
+    file in the format of ``sha256sum``).
 
     An item depends only on the seed and its key, not on the process or the time: with a ``CaseSampler`` a resumed run
     sees the same items as an uninterrupted one.
@@ -79,7 +79,7 @@ class CachedCases(Dataset[Any]):
         return len(self.data)
 
     def __getitem__(self, key: int) -> Any:
-        """Return the item of a key from ``CaseSampler``; keys below the number of cases are those of epoch 0."""
+        """Return the item for a key of ``CaseSampler``; keys below the number of cases belong to epoch 0."""
         index = key % len(self.data)
         item = _mapped(self._once_prepared(index), self._stored)
         if "labelled" in self.data[index]:
@@ -115,7 +115,7 @@ class CachedCases(Dataset[Any]):
         return self._kept(index)[0].stem
 
     def state(self, index: int) -> list[str]:
-        """Return hashes of the name of a case's CT, and of its content on the model grid, whatever the file names."""
+        """Return a hash of the name of a case's CT, and one of its content on the model grid."""
         self._once_prepared(index)
         name = os.path.basename(self.data[index]["image"])
         content = self._kept(index)[0].read_text(encoding="utf-8", errors="replace").split()[::2]  # without file names
@@ -164,8 +164,8 @@ class CachedCases(Dataset[Any]):
 class CaseSampler(DistributedSampler[Any]):
     """Yields keys for ``CachedCases``: every case once per epoch, in an order that depends only on seed and epoch.
 
-    All processes together see the same batches as one process with the batches of all. The order is repeated from its
-    start until all batches are full and every process has the same number.
+    All processes together see the same batches as one process with batches as large as theirs together. The order is
+    repeated from its start until all batches are full and every process has the same number of them.
 
     Args:
         dataset: the cases.
@@ -200,16 +200,15 @@ class CaseSampler(DistributedSampler[Any]):
 
 
 def validation_share(cases: int, rank: int = 0, processes: int = 1) -> list[int]:
-    """Return the cases that a process validates: each case belongs to one process.
+    """Return the cases that a process validates: each case is validated by one process.
 
-    If there are more processes than cases, each validates all: none may be idle, and the mean over equal repetitions is
-    still the mean.
+    If there are more processes than cases, each validates all cases, as none may be idle; the mean stays the same.
     """
     return list(range(cases)[rank::processes]) if cases >= processes else list(range(cases))
 
 
 def fill_cache(datasets: Iterable[CachedCases], rank: int = 0, num_replicas: int = 1) -> None:
-    """Prepare all cases before training starts, so that an unreadable one is found now and not hours later.
+    """Prepare all cases before training starts, so that unreadable ones are found now and not hours later.
 
     Cached cases are compared with their checksums. Each of ``num_replicas`` processes prepares its share, with a
     progress bar on a terminal, and waits for the others.
@@ -235,7 +234,9 @@ def fill_cache(datasets: Iterable[CachedCases], rank: int = 0, num_replicas: int
 def loader_workers(device: torch.device | str, processes: int = 1) -> int:
     """Return the number of processes that load patches: none if the CPU trains, else a share of the cores.
 
-    ``processes``: training processes on this machine.
+    Args:
+        device: that trains.
+        processes: training processes on this machine.
     """
     if torch.device(device).type == "cpu":
         return 0

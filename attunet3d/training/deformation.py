@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Squarings: 1/16 of the flow is less than the distance of two grid points, so that nothing folds.
+# 2^4 steps: 1/16 of the flow is less than the distance of two grid points, so that nothing folds.
 _SQUARINGS = 4
 
 

@@ -10,9 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def distributed_network(network: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """A network whose batch, in training, is that of all processes: gradients and BatchNorm are taken over all of them.
+    """Wrap a network for training on several processes: gradients and BatchNorm are computed over all their batches.
 
-    Names in ``state_dict`` of ``network`` stay as they are.
+    Names in ``state_dict`` of ``network`` do not change.
     """
     synchronize_batch_norm(network)
     return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
@@ -29,13 +29,13 @@ def synchronize_batch_norm(network: nn.Module) -> None:
 def _converted(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> nn.Module:
     if norm.weight.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-any-return]
-    # torch's own is for GPUs only.
+    # torch's SyncBatchNorm is for GPUs only.
     norm.__class__ = SyncBatchNorm3dOnCPU if isinstance(norm, nn.BatchNorm3d) else SyncBatchNorm2dOnCPU
     return norm
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes. Its gradient is theirs summed up: what one of them gives reaches all of them."""
+    """The sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def _summed(x: Tensor) -> Tensor:
 
 
 class _SyncOnCPU(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over the batches of all processes; every process must have as many voxels."""
+    """BatchNorm over the batches of all processes, which must have the same number of voxels."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

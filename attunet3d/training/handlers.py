@@ -52,13 +52,13 @@ class CheckStep:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
                 f"epoch {engine.state.epoch}, step {engine.state.iteration}: the loss is {loss}, the norm of the "
-                f'gradient {norm}; set a lower learning_rate or precision="fp32", and go on with resume=True',
+                f'gradient {norm}; set a lower learning_rate or precision="fp32", and continue with resume=True',
                 arguments=("learning_rate", "precision", "resume"),
             )
 
 
 class ReuseMemory:
-    """Keep memory that tensors free for new ones while a run lasts, see ``keep_freed_memory``."""
+    """Reuse the memory of freed tensors during a run, see ``keep_freed_memory``."""
 
     def __init__(self) -> None:
         self._kept = ExitStack()
@@ -78,13 +78,13 @@ class ReuseMemory:
 
 
 class GateWatch:
-    """Record the mean of alpha of each gated level around a pancreas after each validation, in ``History``.
+    """Record the mean alpha of each gated level around a pancreas in ``History`` after each validation.
 
-    Gates have no normalization inside: a learning rate that is too high can close them for good. The network still
-    learns its training cases, so that the loss does not show it.
+    Gates have no normalization inside: a learning rate that is too high can close them for good. The loss does not show
+    this, as the network still learns its training cases.
 
     Args:
-        evaluator: after each of its runs alpha is recorded.
+        evaluator: alpha is recorded after each of its runs.
         network: the validated network; nothing is recorded unless it is an ``AttentionUNet``.
         cases: images (1, X, Y, Z) and labels, as the network takes them; the first one is used.
         history: records the means, as "alpha_level2", ...

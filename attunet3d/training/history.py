@@ -34,7 +34,8 @@ class History:
         write: False in all processes but one.
 
     Attributes:
-        rows: {"epoch", "loss" (mean over the epoch and all processes), "learning_rate", "seconds", and metrics}.
+        rows: one per epoch, with "epoch", "loss" (mean over the epoch and all processes), "learning_rate", "seconds"
+            and metrics.
 
     Raises, in training:
         OutputError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""Soft Dice and cross-entropy over a batch, across all processes."""
+"""Soft Dice and cross-entropy over the batch of all processes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.nn import functional as F
 class DiceCELoss(nn.Module):
     """``lambda_dice`` x (1 - soft Dice) + ``lambda_ce`` x cross-entropy.
 
-    The Dice of a class is computed over the whole batch, and over the batches of all processes: a patch without
-    pancreas has no Dice of its own, and n processes have the loss and the gradient of one with n times the batch.
+    The Dice of a class is computed over the whole batch of all processes: a patch without pancreas has no meaningful
+    Dice, and n processes have the loss and the gradient of one process with n times the batch.
 
     Args:
         include_background: whether to include the Dice of background, as in the paper; it is near 1 from the start.
         lambda_dice, lambda_ce: weights of the two terms.
         smooth: added to numerator and denominator, voxels: an empty class that is predicted empty has a Dice of 1.
-        num_classes: number of the first logits, which are those of the target with its background; None: all. The
-            logits after them are of all classes of the label (target, other organs, background), with their own loss.
-        auxiliary_weight: of that loss.
+        num_classes: number of target classes, background included, to which the first logits belong; None: all. Further
+            logits belong to the auxiliary task: all classes of the label (target, other organs, background).
+        auxiliary_weight: weight of the loss of the auxiliary task.
 
     If a label is negative (see ``UnlabelledClassesd``), the voxel is background or one of the classes that are not
     annotated in this case. Then the cross-entropy takes the sum of their probabilities as that of background, and the

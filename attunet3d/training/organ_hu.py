@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from attunet3d.errors import ConfigError
 from attunet3d.training.augmentation import BRIGHT_HU, PLAIN_HU
 
-# Usual range of the mean HU without contrast medium, in the arterial and in the portal-venous phase.
+# Usual range of the mean HU of each organ: without contrast medium, in the arterial, and in the portal-venous phase.
 PHASES = ("native", "arterial", "portal")
 ORGAN_HU: dict[str, tuple[tuple[float, float], ...]] = {
     "pancreas": ((-10, 50), (80, 130), (65, 115)),
@@ -48,10 +48,10 @@ class RandOrganHUd(RandomizableTransform, MapTransform):
         organs: the organ of each class from 1 on, as named in ``ORGAN_HU`` or ``HOLLOW``; others keep their HU.
         prob: share of images that are changed.
         any_hu_prob: share of these whose organs have any HU of soft tissue.
-        flat_prob: share of these without texture: organs, fat and muscle are homogeneous, as in phantoms.
+        flat_prob: share of these without texture: homogeneous organs, fat and muscle, as in phantoms.
 
     Raises:
-        ConfigError: ``organs`` are not names.
+        ConfigError: ``organs`` is not a list of names.
     """
 
     def __init__(

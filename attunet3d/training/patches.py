@@ -1,4 +1,4 @@
-"""Random patches of a case on the model grid with spatial augmentation, in one resampling."""
+"""Random patches of a case on the model grid, cropped and spatially augmented in a single resampling."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ _FLOW_STEP = 4
 class RandPatchd(Randomizable, MapTransform):
     """Crop random patches of a case, near the organ or anywhere in the body, with random spatial augmentation.
 
-    Rotation, zoom, deformation and flip are one linear resampling of the part of the volume that the patch needs.
+    Rotation, zoom, deformation and flip are combined into one linear resampling of the part of the volume that the
+    patch needs.
 
     Args:
         keys: images (1, X, Y, Z) in HU, and label maps (1, X, Y, Z).
@@ -35,19 +36,19 @@ class RandPatchd(Randomizable, MapTransform):
         patch_size: voxels, three.
         spacing: of the model grid, mm, three; rotations are rotations in mm.
         pos, neg: ratio of patches around a voxel of the organ to patches around any voxel of the body. The voxel of the
-            organ is anywhere within the middle half of the patch, or nearer to its side at the border of the volume.
+            organ lies in the middle half of the patch along each axis, or farther out at the border of the volume.
         num_samples: patches per case; the result is a list of that length.
         rotate: largest angle about each axis, radians.
-        scale: largest zoom, a share; 0.2 is from 1/1.2 to 1.2 times the size. Each axis may differ by a quarter of it.
+        scale: largest zoom, as a fraction: 0.2 is 1/1.2 to 1.2 times the size. Each axis may differ by a quarter of it.
         elastic: standard deviation of the displacement, mm, of control points 32 mm apart, interpolated linearly.
         elastic_prob: share of patches with elastic deformation.
         flip_prob: share of patches mirrored left to right, with organs on the other side.
-        num_classes: number of target classes with the background, the first of the label map: higher ones are other
-            organs, near which no patches are centred. None: all are the target.
-        flow: pairs of a distance and a standard deviation, mm; ``scales`` of ``random_flow``.
+        num_classes: number of target classes, background included; higher classes of the label map are other organs,
+            near which no patches are centred. None: all classes are targets.
+        flow: pairs of point distance and standard deviation, mm; ``scales`` of ``random_flow``.
         organ_shift, organ_scale: of every organ of the label map, see ``random_flow``.
-        flow_prob: share of patches with such a flow.
-        cut_prob: share of patches in which the scan ends above or below: air from there on.
+        flow_prob: share of patches with this deformation.
+        cut_prob: share of patches in which the scan ends: air above or below a plane.
 
     Returns:
         Per item float32 images (1, *patch_size), air outside the volume, and uint8 labels (nearest voxel).
@@ -82,7 +83,7 @@ class RandPatchd(Randomizable, MapTransform):
         if len(patch_size) != 3 or min(patch_size) < 1:
             raise ConfigError(f"patch_size must be three numbers of voxels, got {patch_size}")
         if pos < 0 or neg < 0 or pos + neg == 0:
-            raise ConfigError(f"pos and neg must be shares of the patches, got {pos} and {neg}")
+            raise ConfigError(f"pos and neg must not be negative, nor both 0, got {pos} and {neg}")
         if min(rotate, scale, elastic) < 0:
             raise ConfigError(f"rotate, scale and elastic must not be negative, got {rotate}, {scale} and {elastic}")
         if num_samples < 1:
@@ -212,7 +213,7 @@ def _sample(
     bend: Tensor | None,
     nearest: bool,
 ) -> Tensor:
-    """Sample a patch (*size) of a volume (X, Y, Z), with its voxel o at centre + motion @ (o - middle)."""
+    """Sample a patch (*size) of a volume (X, Y, Z): voxel o of the patch is at centre + motion @ (o - middle)."""
     middle = (np.array(size) - 1) / 2
     shift = centre - motion @ middle
     reach = [0.0, 0.0, 0.0] if bend is None else [float(b.abs().max()) for b in bend]

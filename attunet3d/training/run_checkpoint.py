@@ -31,13 +31,14 @@ BEST, FINAL, STATE, PREVIOUS = "model.pt", "model_final.pt", "last.pt", "previou
 
 
 class RunCheckpoint:
-    """Saves and resumes a run; a handler for the trainer, after validation, that attaches ``average`` and ``history``
-    too.
+    """Saves and resumes a run; a handler for the trainer, after validation.
 
-    ``model.pt``: averaged weights with the best key metric in validation, or the final ones without validation.
-    ``model_final.pt``: averaged weights at the end. ``last.pt``: the state of the run, every ``interval`` epochs; the
-    previous one is kept as ``previous.pt``, in case ``last.pt`` is damaged. Writes are atomic: a run may be killed at
-    any time.
+    It attaches ``average`` and ``history`` too.
+
+    ``model.pt`` has the averaged weights with the best key metric in validation, or the final ones without validation;
+    ``model_final.pt`` those at the end. ``last.pt`` has the state of the run, saved every ``interval`` epochs; the
+    previous one is kept as ``previous.pt``, in case ``last.pt`` is damaged. Writes are atomic, so a run may be killed
+    at any time.
 
     No random state is saved: every epoch has its own seed.
 
@@ -118,7 +119,9 @@ class RunCheckpoint:
             logger.info("%s: no state to resume, so the run starts from the beginning", self.save_dir / STATE)
         epochs = {int(n) for n in idist.all_gather(engine.state.epoch)} if idist.get_world_size() > 1 else set()
         if len(epochs) > 1:
-            raise CheckpointError(f"{self.save_dir}: processes resume from different epochs: put it where all can read")
+            raise CheckpointError(
+                f"{self.save_dir}: processes resume from different epochs: put it where all of them can read it"
+            )
 
     def _seed_epoch(self, engine: Engine) -> None:
         """Seed dropout and the like: as in a run that was not interrupted, different in each process."""
@@ -195,7 +198,7 @@ class RunCheckpoint:
         fit_weights(self.average.network, state["average"]["network"], path)
         self.average.steps = state["average"]["steps"]
         if not optimizer_fits(state["optimizer"], self.optimizer):
-            raise CheckpointError(f"{path}: the optimizer is another one; resume with its presets")
+            raise CheckpointError(f"{path}: the state of the optimizer does not fit; resume with the same presets")
         self._load_optimizer(state["optimizer"], state["lr_scheduler"])
         self.best = state["best"]
         self.history.rows = list(state["history"])

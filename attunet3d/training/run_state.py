@@ -1,4 +1,4 @@
-"""Validation of a run's state: invalid content would fail only epochs later, or change the run."""
+"""Validate the state of a run: invalid content would fail only epochs later, or change the run."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 from attunet3d.datasets.numbering import ORGANS
 from attunet3d.errors import ConfigError
 
-MOST_CLASSES = 30  # bits of an int32, without the sign and that of background
+MOST_CLASSES = 30  # bits of an int32 without the sign and the bit of background
 
 
 class TargetClassesd(MapTransform):
@@ -37,9 +37,9 @@ class TargetClassesd(MapTransform):
 
 
 class UnlabelledClassesd(MapTransform):
-    """Mark background as unknown in cases in which not every organ is annotated: it may be one of the others.
+    """Mark background as unknown in partially annotated cases: it may be an organ that is not annotated.
 
-    The label of such a voxel is minus the sum of 2^c over the classes c that are not annotated, for ``DiceCELoss``.
+    For ``DiceCELoss``, the label of such a voxel is minus the sum of 2^c over the classes c that are not annotated.
     Annotated voxels keep their class. Cases without a list are fully annotated and are not changed.
 
     Args:

@@ -182,4 +182,4 @@ def test_the_program_adds_options_to_errors_of_cases_and_of_the_verb(
     (tmp_path / "run" / "last.pt").touch()
     code, _, stderr = run("train", "--dataset-dir", tmp_path, "--datalist", "none.json", "-o", tmp_path / "run")
     assert code == 2
-    assert stderr.endswith("resume=True goes on with it, or choose another folder (--resume)\n")
+    assert stderr.endswith("continue it with resume=True, or choose another folder (--resume)\n")

@@ -130,12 +130,12 @@ def test_presets_of_the_training_serve_inference_too(path: Path) -> None:
         ({"network_def::gates": 2}, "id 'network_def::gates' is not in"),
         ({"spacing::3": 2.0}, "id 'spacing::3' is not in"),
         ({"max_epochs": 3}, "id 'max_epochs' is not in the bundle's inference config"),
-        ({"inferer::overlap": 0.5}, "id 'inferer::overlap' is not a value"),
+        ({"inferer::overlap": 0.5}, "id 'inferer::overlap' is a component"),
         # References without end, or to nothing.
-        ({"overlap": "@overlap"}, "config id 'overlap': reference '@overlap' leads nowhere"),
-        ({"spacing": "@hu_window", "hu_window": "@spacing"}, "reference '@(spacing|hu_window)' leads nowhere"),
-        ({"network_def::channels": "@network_def::channels"}, "reference '@network_def::channels' leads nowhere"),
-        ({"overlap": "@overlaps"}, "config id 'overlap': reference '@overlaps' leads nowhere"),
+        ({"overlap": "@overlap"}, "config id 'overlap': reference '@overlap' cannot be resolved"),
+        ({"spacing": "@hu_window", "hu_window": "@spacing"}, "reference '@(spacing|hu_window)' cannot be resolved"),
+        ({"network_def::channels": "@network_def::channels"}, "reference '@network_def::channels' cannot be resolved"),
+        ({"overlap": "@overlaps"}, "config id 'overlap': reference '@overlaps' cannot be resolved"),
         (
             {"network_def": 5, "network_def::gate": "grid"},
             "another change has replaced 'network_def'",
@@ -153,22 +153,22 @@ def test_overrides_that_cannot_be_are_refused_by_name(overrides: dict[str, Any],
         # Wiring, which only MONAI runs.
         (
             {"postprocessing": {"_target_": "Compose"}},
-            "id 'postprocessing' is not a value, but a component of the pipeline",
+            "id 'postprocessing' is a component of the pipeline, not a value",
         ),
-        ({"run": ["$print(1)"]}, "id 'run' is not a value"),
-        ({"imports": ["$import os"]}, "id 'imports' is not a value"),
+        ({"run": ["$print(1)"]}, "id 'run' is a component"),
+        ({"imports": ["$import os"]}, "id 'imports' is a component"),
         # Code.
         ({"overlap": "$1 / 4"}, r"config id 'overlap': expressions \(\$1 / 4\) are only run by `python -m monai"),
         ({"channels": [4, "$2 * 4"]}, "config id 'channels': expressions"),
         ({"network_def::dropout": "$0.5"}, "config id 'network_def': expressions"),
-        ({"network_def::channels": "@network_def"}, "config id 'network_def': reference '@.*' leads nowhere"),
+        ({"network_def::channels": "@network_def"}, "config id 'network_def': reference '@.*' cannot be resolved"),
         ({"overlap": "@bundle_root"}, "config id 'overlap': expressions"),
     ],
 )
 def test_what_only_monai_runs_is_refused_even_where_code_is_allowed(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         inference_values([], overrides, allow_code=True)
-    with pytest.raises(ConfigError, match="is code or wiring and no value"):
+    with pytest.raises(ConfigError, match="is code or a component, not a plain value"):
         inference_values([], overrides)
 
 
@@ -177,7 +177,7 @@ def test_what_only_monai_runs_is_refused_even_where_code_is_allowed(overrides: d
     [
         ({"overlapp": 0.5}, r"mine\.yaml: id 'overlapp' is not in the bundle's configs: see "),
         ({"network_def::gates": 2}, "id 'network_def::gates' is not in"),
-        ({"inferer::overlap": 0.5}, "id 'inferer::overlap' is not a value"),
+        ({"inferer::overlap": 0.5}, "id 'inferer::overlap' is a component"),
         ([1, 2], r"mine\.yaml: a preset is a mapping of ids to values, got list"),
         ("", "a preset is a mapping of ids to values, got NoneType"),
         ("a: [1", r"mine\.yaml: the preset cannot be read"),

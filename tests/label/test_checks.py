@@ -18,7 +18,7 @@ NO_NAMES += ["x\0", "x\n", "x\r", "x\x1b[2J", "x\u202ey", "x\u2028y", "x" * 201,
 
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_what_could_be_a_path_is_no_name(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"image: .* is no name"):
+    with pytest.raises(ConfigError, match=r"image: .* is not a name"):
         checks.check_name("image", name)
 
 
@@ -46,7 +46,7 @@ def test_an_uploaded_file_loses_the_folders_of_its_sender() -> None:
     "sent", ["../mask.nii", "a/../mask.nii", "..\\mask.nii", "", "/", ".nii", "a\0.nii", "a\n.nii"]
 )
 def test_an_uploaded_file_without_a_name_is_refused(sent: str) -> None:
-    with pytest.raises(ConfigError, match="no file name"):
+    with pytest.raises(ConfigError, match="not a file name"):
         checks.check_file_name(sent, checks.LABEL_SUFFIXES)
 
 
@@ -119,7 +119,7 @@ def test_a_page_stays_in_its_folder() -> None:
     for path in ("", "app.js", "viewer/dicomweb", "assets/", "es6-shim.min.js", "_headers"):
         checks.check_page(path)
     for path in ("..", "../x", "a/../b", "/etc/passwd", "a//b", "..\\x", "C:/x", "C:x", ".hidden", "a\0"):
-        with pytest.raises(ConfigError, match="no page"):
+        with pytest.raises(ConfigError, match="not a page"):
             checks.check_page(path)
 
 

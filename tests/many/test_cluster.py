@@ -225,7 +225,7 @@ def test_a_cluster_that_wants_another_token(note: Path, monkeypatch: pytest.Monk
         raise ConnectionError("Failed to connect") from RuntimeError("RPC error: InvalidAuthToken")
 
     monkeypatch.setattr("ray.init", refused)
-    with pytest.raises(ConfigError, match="wants another token: set RAY_AUTH_MODE=token"):
+    with pytest.raises(ConfigError, match="requires another token: set RAY_AUTH_MODE=token"):
         joined([], address)
 
 

@@ -38,7 +38,7 @@ def test_csv_and_json_lines_say_the_same(tmp_path: Path) -> None:
         ("path,id\nct.nii.gz,.hidden\n", "cannot name a file"),
         ("path,id\nct.nii.gz,a\x1b[2J\n", "cannot name a file"),
         (f"path,id\nct.nii.gz,{'x' * 201}\n", "longer than 200 bytes"),
-        ("path,id\nct.nii.gz,scan_1.2.840.113619.2.55\n", "holds a DICOM UID"),
+        ("path,id\nct.nii.gz,scan_1.2.840.113619.2.55\n", "contains a DICOM UID"),
         ("path\na/ct.nii.gz\nb/ct.nii.gz\n", "2 cases have it"),
         ("path,patient\nct.nii.gz,DOE\n", "line 2: expected texts for path, id, series_uid"),
         ("id\n1\n", 'no column "path"'),

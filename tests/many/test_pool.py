@@ -98,7 +98,7 @@ def test_no_answer_is_no_proof_of_a_death(tmp_path: Path) -> None:
     silent = 1000
     outcome = simulate(tmp_path, Silent({"a": 1}), names(3), 1)
     assert outcome.by_status == {"done": ["c01", "c02"], "failed": ["c00"]}
-    assert outcome.messages["c00"] == "10 times there was no answer from its worker: unavailable"
+    assert outcome.messages["c00"] == "10 times its worker did not answer: unavailable"
 
 
 def test_a_case_that_hangs_is_set_aside_alone(tmp_path: Path) -> None:

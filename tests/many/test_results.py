@@ -104,7 +104,7 @@ def test_a_full_disk_and_a_folder_that_goes(tmp_path: Path, monkeypatch: pytest.
             return written
 
     monkeypatch.setattr(table, "_file", Full(table._file))  # type: ignore[arg-type]
-    with pytest.raises(OutputError, match=r"results.csv: cannot be written \(No space left.*the same command again"):
+    with pytest.raises(OutputError, match=r"results.csv: cannot be written \(No space left.*repeat the command"):
         table.add(Row("b", DONE))
     table.close()
     again = ResultsTable(tmp_path)

@@ -214,14 +214,14 @@ def test_full_storage_is_no_case_s_fault(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("nibabel.save", full)
-    with pytest.raises(OutputError, match=rf"{os.strerror(number)}\); make room.*the same command again"):
+    with pytest.raises(OutputError, match=rf"{os.strerror(number)}\); free space.*repeat the command"):
         loaded.segment(ManyCase("a", str(ct)))
     assert {path.name for path in out.iterdir()} == {LOCK}
 
 
 def test_a_folder_that_has_gone_is_not_made_anew(loaded: Worker, out: Path, ct: Path) -> None:
     shutil.rmtree(out)
-    with pytest.raises(OutputError, match="not there any more"):
+    with pytest.raises(OutputError, match="no longer exists"):
         loaded.segment(ManyCase("a", str(ct)))
     assert not out.exists()
 

@@ -170,8 +170,8 @@ def test_the_variant_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(ConfigError, match="backend 'tensorrt' is not known: use auto, torch, openvino"):
-        prepare(small(), "cpu", "fp32", backend="tensorrt")
+    with pytest.raises(ConfigError, match=r"backend 'no such' is not known: use auto, .*torch, openvino"):
+        prepare(small(), "cpu", "fp32", backend="no such")
     with pytest.raises(ConfigError, match=r"network_def cannot be built.*NoSuchNet"):
         build_network({"_target_": "attunet3d.networks.NoSuchNet"})
     with pytest.raises(ConfigError, match=r"network_def cannot be built.*dropout"):
@@ -280,7 +280,7 @@ def test_another_backend_takes_one_entry(monkeypatch: pytest.MonkeyPatch) -> Non
     assert network.variant.backend == "int8"
     network.release_memory()
     assert released == [True]
-    with pytest.raises(ConfigError, match="use auto, int8, torch, openvino"):
+    with pytest.raises(ConfigError, match=r"use auto, int8, .*torch, openvino"):
         FastNetwork(net, CPU, torch.float32, "int4")
 
 

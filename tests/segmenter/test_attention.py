@@ -119,10 +119,10 @@ def test_weights_that_changed_since_the_session_began_are_refused(
 ) -> None:
     session = session_of(tiny(), tmp_path)
     torch.save(tiny(seed=4).state_dict(), tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="not what it was when this session began"):
+    with pytest.raises(CheckpointError, match="has changed since this session began"):
         session.segment(write_phantom(), attention=True)
     (tmp_path / "model.pt").unlink()
-    with pytest.raises(CheckpointError, match="not what it was when this session began"):
+    with pytest.raises(CheckpointError, match="has changed since this session began"):
         session.segment(write_phantom(), attention=True)
     assert session.segment(write_phantom()).attention is None  # the session itself goes on
 

@@ -276,16 +276,16 @@ def test_holes_are_counted_where_memory_is_kept_and_it_is_where_there_is_room(mo
     """Images of several sizes leave more of them."""
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     ample, windows = plan(), 2_500_000
-    one, several = ample.holes(windows, False), ample.holes(windows, True)
+    one, several = ample.fragmentation(windows, False), ample.fragmentation(windows, True)
     assert one is not None
     assert several is not None
     assert 0 < one < several <= windows * 300
     assert ample.peak_with(windows, one) == ample.peak_bytes + one
-    assert plan(limit_bytes=ample.peak_bytes + 2 * one).holes(windows, False) == one
-    assert plan(limit_bytes=ample.peak_bytes + 2 * one - 1).holes(windows, False) is None
-    assert plan(limit_bytes=None).holes(windows, False) == one  # what there is is not known
+    assert plan(limit_bytes=ample.peak_bytes + 2 * one).fragmentation(windows, False) == one
+    assert plan(limit_bytes=ample.peak_bytes + 2 * one - 1).fragmentation(windows, False) is None
+    assert plan(limit_bytes=None).fragmentation(windows, False) == one  # what there is is not known
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
-    assert ample.holes(windows, True) == 0
+    assert ample.fragmentation(windows, True) == 0
 
 
 @pytest.mark.parametrize("error", [OSError("no such library"), TypeError("None on Windows")])
@@ -358,8 +358,8 @@ def test_the_mask_does_not_depend_on_memory(
         tight.segment(ct, tmp_path / "out")
     assert str(refused.value) == (
         f"{ct}: windows of {size[0]} x {size[1]} x {size[2]} voxels need 0.48 GiB of memory, and there are 0.48 GiB: "
-        "close other programs, use a machine with more, or allow_smaller_windows=True, whose mask is not that of full "
-        "ones"
+        "close other programs, use a machine with more, or set allow_smaller_windows=True, which changes the "
+        "mask"
     )
     assert not (tmp_path / "out").exists()
 
@@ -378,7 +378,7 @@ def test_fewer_windows_are_run_at_once_before_anything_is_refused(
         assert tight.record["windows"] == {**ample.record["windows"], "batch": batch}
         assert (tight.mask != ample.mask).mean() < 1e-4  # in float32 other kernels may round differently
         (warning,) = said_of_memory(tight.record)
-        assert warning.startswith(f"memory was short: {batch} windows were run at once in place of 3; that may round")
+        assert warning.startswith(f"memory was short: {batch} windows were run at once instead of 3; that may round")
         assert tight.record["memory_mb"]["predicted"] < ample.record["memory_mb"]["predicted"]
 
 
@@ -398,8 +398,8 @@ def test_smaller_windows_are_taken_where_that_is_allowed_and_said(
     assert tight.record["memory_mb"]["predicted"] < ample["memory_mb"]["predicted"]
     ran, full = (" x ".join(map(str, size)) for size in (windows["size"], ample["windows"]["size"]))
     assert said_of_memory(tight.record) == [
-        f"memory was short: windows of {ran} voxels were run in place of {full}; they see less around each voxel, and "
-        "the mask is not that of full windows"
+        f"memory was short: windows of {ran} voxels were run instead of {full}; they have less context around each "
+        "voxel, so the mask differs from that of full windows"
     ]
     small = limited(tiny_checkpoint, None, max_window_voxels=third).segment(ct)
     assert small.record["windows"] == windows

@@ -82,7 +82,7 @@ def test_memory_is_that_of_the_format_that_takes_most(raw: OutputFormat) -> None
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("rtstruct", r"^output format 'rtstruct': unknown; there are nifti, dicom-seg, dicom-seg-labelmap$"),
+        ("tiff", rf"^output format 'tiff': unknown; there are {', '.join(FORMATS)}$"),
         (("nifti", "stl"), "'stl': unknown"),
         ((), "none given"),
         (None, "None: unknown"),

@@ -459,7 +459,7 @@ def test_where_memory_runs_out_fewer_windows_are_run_at_once(
     found = session.segment(write_phantom())
     assert (whole.record["windows"]["batch"], found.record["windows"]["batch"]) == (5, 2)
     assert found.record["windows"] == {**whole.record["windows"], "batch": 2}
-    assert found.record["warnings"][0].startswith("memory was short: 2 windows were run at once in place of 5;")
+    assert found.record["warnings"][0].startswith("memory was short: 2 windows were run at once instead of 5;")
     assert (found.mask != whole.mask).mean() < 1e-4
 
 
@@ -483,7 +483,7 @@ def test_smaller_windows_are_tried_where_they_are_allowed(
         f"out of memory on cpu with windows of {full} voxels: smaller ones are tried"
     ]
     (warning,) = found.record["warnings"]
-    assert warning.startswith(f"memory was short: windows of {ran} voxels were run in place of {full};")
+    assert warning.startswith(f"memory was short: windows of {ran} voxels were run instead of {full};")
     # As with windows that were set to be no larger than half of what failed.
     limited = Segmenter(
         tiny_checkpoint, "cpu", "fp32", **TINY, **PLAIN, max_window_voxels=math.prod(whole["size"]) // 2

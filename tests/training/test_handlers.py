@@ -385,7 +385,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     [
         ({"seed": 1}, "seed 1, not 0"),
         ({"network": {"weight": torch.zeros(1, 2)}}, "does not fit this network"),
-        ({"optimizer": {"state": {}, "param_groups": []}}, "the optimizer is another one"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "the state of the optimizer does not fit"),
         ({"more": 0}, "not the state of a run"),
     ],
 )

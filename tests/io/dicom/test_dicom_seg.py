@@ -240,8 +240,8 @@ def test_unsuitable_cases_are_refused_before_voxels_are_read(
     session: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     nowhere = tmp_path / "nowhere"
-    with pytest.raises(ConfigError, match="'rtstruct': unknown; there are nifti, dicom-seg, dicom-seg-labelmap"):
-        session.segment(nowhere, tmp_path, output_format="rtstruct")
+    with pytest.raises(ConfigError, match="'tiff': unknown; there are nifti, dicom-seg, dicom-seg-labelmap"):
+        session.segment(nowhere, tmp_path, output_format="tiff")
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(ConfigError, match=r"pip install 'attunet3d\[seg\]'"):
         next(session.segment_all([nowhere], tmp_path, output_format="dicom-seg"))
