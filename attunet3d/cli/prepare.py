@@ -13,7 +13,7 @@ from attunet3d.cli.app import app
 from attunet3d.cli.options import Seed, Verbose, products, progress_bar, refuse_bad_folder, refuse_unprintable
 from attunet3d.cli.verbs import Program, with_options
 from attunet3d.console import set_up_logging
-from attunet3d.io.printable import one_line
+from attunet3d.io.printable import one_line, say
 
 if TYPE_CHECKING:
     from attunet3d.datasets.prepare import RawData
@@ -143,7 +143,7 @@ def join(
     from attunet3d.datasets.joined import find_cases
 
     _start(output, verbose)
-    data = find_cases(datalists, output, warn=lambda text: typer.echo(f"warning: {one_line(text)}", err=True))
+    data = find_cases(datalists, output, warn=lambda text: say(f"warning: {one_line(text)}"))
     _prepare(context, data, output, folds, seed, test, joined=True)
 
 
