@@ -67,9 +67,13 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     from safetensors.torch import save
 
     dense = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
-    digest = _digest(save(dense, metadata=dict(metadata)))
-    content: bytes = save(dense, metadata={**metadata, _CHECKSUM: digest})
-    return content
+    content = save(dense, metadata=dict(metadata))
+    # The header anew: the library writes metadata in an order of chance, and the same weights are to be the same file.
+    header = {**_header(content), _METADATA: {**metadata, _CHECKSUM: _digest(content)}}
+    text = json_text(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH)  # tensors are aligned
+    values = memoryview(content)[_LENGTH + _header_length(content, len(content)) :]
+    return b"".join((len(text).to_bytes(_LENGTH, "little"), text, values))
 
 
 def _digest(content: bytes) -> str:
