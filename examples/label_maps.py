@@ -33,6 +33,8 @@ NOISE_HU, NOISE_VOXELS = 18.0, 0.7  # on tissue that is filled in, so that it is
 EDGE_VOXELS = 0.6  # standard deviation of the smoothing across new boundaries
 SOLID_VOXELS = 2000  # of organs above this size, tissue is taken from inside their surface
 
+Donor = tuple[dict[str, str], dict[int, np.ndarray]]  # a case, and the centroids of its organs
+
 
 def centroids(label: np.ndarray, affine: np.ndarray) -> dict[int, np.ndarray]:
     """Return the centroid of each labelled organ, RAS+ mm."""
@@ -103,13 +105,13 @@ def fill(ct: np.ndarray, donor: np.ndarray, label: np.ndarray, spacing: np.ndarr
     return np.asarray(new, np.float32)
 
 
-def synthesize(path: Path, donors: list[dict[str, str]], output: Path, seed: int) -> str:
+def synthesize(path: Path, donors: list[Donor], output: Path, seed: int) -> str:
     """Write a CT for one label map; describe it in a line."""
     label, affine = read_label(path)
     organs = centroids(label, affine)
     found = []
-    for case in donors:
-        matched = match(organs, centroids(*read_label(case["label"])))
+    for case, donor_organs in donors:
+        matched = match(organs, donor_organs)
         if matched is not None:
             found.append((matched[0], case, matched[1]))
     if not found:
@@ -142,9 +144,10 @@ def main() -> None:
     arguments = parser.parse_args()
     output = make_folder(arguments.output)
     donors = load_cases(arguments.donors, arguments.donors.parent, "training")
-    unique = list({case["image"]: case for case in donors}.values())
+    unique = {case["image"]: case for case in donors}.values()
+    matchable = [(case, centroids(*read_label(case["label"]))) for case in unique]
     for seed, path in enumerate(arguments.labels):
-        print(synthesize(path, unique, output, seed), flush=True)
+        print(synthesize(path, matchable, output, seed), flush=True)
 
 
 if __name__ == "__main__":

@@ -200,14 +200,10 @@ class SlidingWindow:
         Raises:
             CancelledError: ``cancel`` returned true.
         """
-        return stitch(
+        return self._stitch(
             image,
             network,
-            plan.roi,
-            plan.jobs,
-            region=plan.box,
-            sw_batch_size=plan.batch,
-            sigma_scale=self.sigma_scale,
+            plan,
             single_logit=self.single_logit,
             progress=progress,
             cancel=cancel,
@@ -224,6 +220,9 @@ class SlidingWindow:
         cancel: Cancel | None = None,
     ) -> Tensor:
         """Run a network that returns maps instead of logits, like ``run``; all channels are kept, 0 outside windows."""
+        return self._stitch(image, network, plan, single_logit=False, background=0.0, progress=progress, cancel=cancel)
+
+    def _stitch(self, image: Tensor, network: Callable[..., Tensor], plan: WindowPlan, **options: Any) -> Tensor:
         return stitch(
             image,
             network,
@@ -232,10 +231,7 @@ class SlidingWindow:
             region=plan.box,
             sw_batch_size=plan.batch,
             sigma_scale=self.sigma_scale,
-            single_logit=False,
-            background=0.0,
-            progress=progress,
-            cancel=cancel,
+            **options,
         )
 
     def _roi(self, size: Sequence[int]) -> list[int]:
